@@ -1,0 +1,57 @@
+"""The artifact folder and its manifest: what training wrote, checked before use.
+
+``manifest.json`` is the folder's index. A file that it does not name, or whose SHA-256 differs, is never opened.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from inference.files import InputError, sha256_of
+
+MANIFEST = "manifest.json"
+#: Raised by one whenever a kernel of the older format could not read the newer.
+FORMAT = "slice-3d-fusion/1"
+
+Manifest = dict[str, Any]
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """The manifest of an artifact folder; the files that it names are checked one by one as they are opened.
+
+    Raises:
+        InputError: there is none, it is no JSON, or it is of another format.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} has no {MANIFEST}; run train.tabular into it, or give the artifact folder.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not JSON ({error}); train or copy the artifacts again.") from error
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise InputError(f"{path} is of format {found!r}, this code reads {FORMAT!r}; train again with this version.")
+    return manifest
+
+
+def checked_file(folder: Path, manifest: Manifest, name: str) -> Path:
+    """The path of an artifact, once its bytes are known to be those that training wrote.
+
+    Raises:
+        InputError: the manifest does not name the file, or the file is missing or differs.
+    """
+    expected = manifest["files"].get(name)
+    if expected is None:
+        raise InputError(f"{folder / MANIFEST} does not name {name!r}; only files named there are opened.")
+    path = folder / name
+    if not path.is_file():
+        raise InputError(f"{name} is named in {MANIFEST} and missing in {folder}; copy the whole artifact folder.")
+    actual = sha256_of(path)
+    if actual != expected:
+        raise InputError(
+            f"{path} has SHA-256 {actual[:12]}..., {MANIFEST} says {expected[:12]}...; copy the artifacts again or retrain."
+        )
+    return path

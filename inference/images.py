@@ -1,0 +1,94 @@
+"""HDF5 of JPEG bytes -> decoded, resized batches.
+
+Training and the kernel decode with the same ``decode_crop``, so a pixel that the network learned from is the pixel that it
+is asked about. A lesion without a readable image simply does not come out: the caller sees whom it has not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+#: Images read from the file before they are handed to the decoder; about 3 MB of JPEG.
+CHUNK = 1024
+
+
+class ImageStore:
+    """JPEG bytes by isic_id, out of the competition's HDF5 file or a folder of ``<isic_id>.jpg``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = None if path.is_dir() else h5py.File(path, "r")
+
+    def __contains__(self, isic_id: str) -> bool:
+        """Whether the file itself holds an image of this lesion, readable or not."""
+        if self._file is None:
+            return (self.path / f"{isic_id}.jpg").is_file()
+        # An external or soft link could point out of the file: only what the file itself holds counts.
+        return isinstance(self._file.get(isic_id, getlink=True), h5py.HardLink)
+
+    def read(self, isic_id: str) -> bytes:
+        """The JPEG bytes of one lesion; empty when there are none or they cannot be read."""
+        if isic_id not in self:
+            return b""
+        try:
+            if self._file is None:
+                return (self.path / f"{isic_id}.jpg").read_bytes()
+            value = self._file[isic_id][()]
+            return bytes(value) if isinstance(value, bytes) else np.asarray(value).tobytes()
+        except (OSError, ValueError, TypeError, RuntimeError):
+            return b""
+
+    def close(self) -> None:
+        """Closes the HDF5 file; harmless for a folder."""
+        if self._file is not None:
+            self._file.close()
+
+
+def find_images(competition: Path, split: str) -> Path | None:
+    """Where a competition folder keeps the images of ``split`` ("train" or "test"): the HDF5 file, else the folder."""
+    for candidate in (competition / f"{split}-image.hdf5", competition / f"{split}-image" / "image"):
+        if candidate.exists():
+            return candidate
+    return None
+
+
+def decode_crop(jpeg, image_size: int):
+    """One JPEG as a square crop: uint8 tensor of shape (image_size, image_size, 3).
+
+    ``INTEGER_ACCURATE`` gives Pillow's pixels exactly (TensorFlow's default differs by up to 3 levels).
+    """
+    import tensorflow as tf
+
+    pixels = tf.io.decode_jpeg(jpeg, channels=3, dct_method="INTEGER_ACCURATE")
+    crop = tf.image.resize(pixels, (image_size, image_size), antialias=True)
+    return tf.cast(tf.clip_by_value(tf.round(crop), 0.0, 255.0), tf.uint8)
+
+
+def image_batches(store: ImageStore, isic_ids: Sequence[str], image_size: int, batch_size: int):
+    """Decoded crops in the order of ``isic_ids``, read in the background while the network works.
+
+    Returns:
+        A ``tf.data.Dataset`` of (positions, crops): int64 of shape (batch,), indices into ``isic_ids``; uint8 of shape
+        (batch, image_size, image_size, 3). Lesions whose image is missing or unreadable are left out.
+    """
+    import tensorflow as tf
+
+    def chunks() -> Iterator[tuple[np.ndarray, list[bytes]]]:
+        for start in range(0, len(isic_ids), CHUNK):
+            found = [(i, store.read(isic_ids[i])) for i in range(start, min(start + CHUNK, len(isic_ids)))]
+            found = [(i, jpeg) for i, jpeg in found if jpeg]
+            yield np.array([i for i, _ in found], dtype="int64"), np.array([jpeg for _, jpeg in found], dtype=object)
+
+    signature = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None,), tf.string))
+    return (
+        tf.data.Dataset.from_generator(chunks, output_signature=signature)
+        .unbatch()
+        .map(lambda i, jpeg: (i, decode_crop(jpeg, image_size)), num_parallel_calls=tf.data.AUTOTUNE)
+        .ignore_errors()
+        .batch(batch_size)
+        .prefetch(tf.data.AUTOTUNE)
+    )

@@ -1,0 +1,60 @@
+"""CatBoost fold models -> one malignancy log-odds per lesion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from catboost import CatBoostClassifier, CatBoostError, Pool
+
+from inference.artifacts import Manifest, checked_file
+from inference.files import InputError
+from inference.schema import MISSING
+
+
+def load_tabular_models(folder: Path, manifest: Manifest) -> tuple[list[tuple[CatBoostClassifier, float]], list[str]]:
+    """The fold models, each with the shift that brings its raw score to log-odds at the natural prevalence.
+
+    Returns:
+        The usable models, and one sentence per model that had to be left out.
+
+    Raises:
+        InputError: not one model is usable.
+    """
+    models, complaints = [], []
+    for entry in manifest["tabular"]["models"]:
+        try:
+            model = CatBoostClassifier().load_model(str(checked_file(folder, manifest, entry["file"])))
+            models.append((model, float(entry["log_odds_shift"])))
+        except (InputError, CatBoostError) as error:
+            complaints.append(f"tabular model {entry['file']} left out: {error}")
+    if not models:
+        raise InputError(f"no usable tabular model in {folder}: {'; '.join(complaints) or 'the manifest names none'}.")
+    return models, complaints
+
+
+def select_features(features: pd.DataFrame, names: Sequence[str], categories: Sequence[str]) -> pd.DataFrame:
+    """The model's columns in the model's order; one that the table lacks is unknown for every lesion."""
+    absent = {name: MISSING if name in categories else np.float32(np.nan) for name in names if name not in features}
+    return features.assign(**absent)[list(names)]
+
+
+def tabular_log_odds(
+    models: Sequence[tuple[CatBoostClassifier, float]], features: pd.DataFrame, categories: Sequence[str]
+) -> np.ndarray:
+    """Mean log-odds over the models.
+
+    Args:
+        models: pairs of model and log-odds shift, as ``load_tabular_models`` gives them.
+        features: exactly the models' columns, in their order (``select_features``).
+        categories: which of the columns are categorical; values unseen in training are allowed.
+
+    Returns:
+        Shape (rows,), float64, natural log-odds.
+    """
+    if not len(features):
+        return np.zeros(0)
+    pool = Pool(features, cat_features=list(categories))
+    return np.mean([model.predict(pool, prediction_type="RawFormulaVal") + shift for model, shift in models], axis=0)

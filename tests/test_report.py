@@ -1,0 +1,162 @@
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from inference.files import InputError
+from inference.report import roc_curve, write_report
+from utils import bootstrap_scores, partial_auc
+
+FACTS = {"rows": "400", "commands": "make dry-run\nmake report"}
+
+
+@pytest.fixture
+def run():
+    """Labels, patients and scores as a dry run has them; the submission is the fusion."""
+    rng = np.random.default_rng(0)
+    labels = (np.arange(400) % 10 == 0).astype(int)
+    tabular, network = rng.normal(size=(2, 400)) + np.outer((1, 3), labels)
+    scores = {"submission": tabular + network, "fusion": tabular + network, "tabular": tabular, "best possible": labels}
+    return labels, np.arange(400) // 8, scores
+
+
+def page_of(path, labels, patients, scores, title="Dry run", facts=FACTS, samples=50):
+    table = bootstrap_scores(labels, patients, scores, samples=samples)
+    write_report(path / "report.html", title, table, labels, scores, facts)
+    return (path / "report.html").read_text(encoding="utf-8"), table
+
+
+class Page(HTMLParser):
+    """Checks that tags are closed in order and gathers tables, text and attributes."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.rows, self.words, self.attributes, self.tags = [], [], [], [], []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attributes]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.attributes += [(tag, *pair) for pair in attributes]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        self.words.append(text)
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += text
+
+
+def test_the_page_says_what_the_submission_scores(tmp_path, run):
+    page, table = page_of(tmp_path, *run)
+    pauc = table.scores["submission"].pauc
+    read = Page(page)
+    text = "".join(read.words).replace("\xa0", " ")
+    assert f"The submission reaches a pAUC of {pauc.value:.4f} (95 % interval {pauc.low:.4f} to {pauc.high:.4f})" in text
+    assert "on 400 lesions of 50 patients, 40 of them malignant; the best possible on these rows is 0.2000." in text
+    row = next(row for row in read.rows if row[0] == "tabular")
+    assert row[1] == f"{partial_auc(run[0], run[2]['tabular']):.4f}"
+    assert len(row) == 7
+    assert ["commands", "make dry-run\nmake report"] in read.rows
+
+
+def test_differences_are_paired_and_put_into_words(tmp_path, run):
+    page, table = page_of(tmp_path, *run)
+    rows = {row[0]: row[1:] for row in Page(page).rows}
+    apart = table.difference("fusion", "tabular")
+    assert rows["fusion − tabular"][:2] == [f"{apart.value:+.4f}", f"{apart.low:+.4f} to {apart.high:+.4f}"]  # noqa: RUF001
+    assert rows["submission − tabular"][2] == "higher"  # noqa: RUF001
+    assert rows["submission − fusion"][2] == "the same in every resample"  # noqa: RUF001
+    assert rows["submission − best possible"][2] == "lower"  # noqa: RUF001
+
+
+def test_one_score_of_any_name_is_enough(tmp_path, run):
+    labels, patients, scores = run
+    page, _ = page_of(tmp_path, labels, patients, {"tabular": scores["tabular"]}, facts={})
+    text = "".join(Page(page).words)
+    assert "The score tabular reaches a pAUC" in text
+    assert "Paired differences" not in text
+
+
+def test_every_value_is_escaped(tmp_path, run):
+    labels, patients, scores = run
+    evil = "<script>alert('x')</script>&\""
+    page, _ = page_of(tmp_path, labels, patients, {evil: scores["tabular"]}, title=evil, facts={evil: evil})
+    assert "<script" not in page
+    read = Page(page)
+    assert "script" not in read.tags
+    assert [evil, evil] in read.rows
+
+
+def test_the_page_needs_nothing_from_outside(tmp_path, run):
+    page, _ = page_of(tmp_path, *run)
+    assert "default-src 'none'" in page
+    assert not re.search(r"https?:|//|@import|url\((?!#)|<script|<link|<img|<iframe", page)
+    names = {name for _, name, _ in Page(page).attributes}
+    assert not names & {"src", "href", "xlink:href"}
+    assert not any(name.startswith("on") for name in names)
+
+
+def test_the_page_can_be_read_aloud(tmp_path, run):
+    page, _ = page_of(tmp_path, *run)
+    attributes = Page(page).attributes
+    assert ("html", "lang", "en") in attributes
+    assert ("th", "scope", "col") in attributes
+    assert ("th", "scope", "row") in attributes
+    ids = [value for _, name, value in attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    plots = [ElementTree.fromstring(plot) for plot in re.findall(r"<svg[^>]*role=.*?</svg>", page, re.DOTALL)]
+    assert len(plots) == 2
+    for plot in plots:
+        for reference in plot.get("aria-labelledby").split():
+            assert plot.find(f".//*[@id='{reference}']").text
+
+
+def test_roc_curve_has_the_area_of_the_metric():
+    rng = np.random.default_rng(1)
+    labels = rng.random(300) < 0.2
+    scores = rng.integers(0, 12, 300)
+    false, true = roc_curve(labels, scores).T
+    assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
+    assert len(false) == 13
+    area = np.sum(np.diff(true) * (1 - (false[1:] + false[:-1]) / 2))
+    assert area == pytest.approx(partial_auc(labels, scores, 0.0))
+
+
+def test_the_curve_of_a_perfect_score_goes_through_the_corner(tmp_path):
+    labels = np.array([0, 0, 1, 1])
+    page, _ = page_of(tmp_path, labels, [1, 2, 3, 4], {"perfect": labels}, samples=5)
+    whole, part = re.findall(r'<path d="(M[^"]*)"[^>]*><title>perfect', page)
+    assert whole == "M58.0 332.0L58.0 30.0L406.0 30.0"  # the corners of the plot, y downwards
+    assert part.endswith("L58.0 30.0L406.0 30.0")
+
+
+def test_a_hospital_of_lesions_makes_a_small_page(tmp_path):
+    rng = np.random.default_rng(2)
+    labels = rng.random(100_000) < 0.02
+    scores = {f"score {number}": rng.normal(size=100_000) + labels for number in range(6)}
+    page, _ = page_of(tmp_path, labels, np.arange(100_000) // 100, scores, samples=2)
+    assert len(page) < 300_000
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, run, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(InputError, match=r"report\.html cannot be written"):
+        page_of(tmp_path, *run)
+    assert list(tmp_path.iterdir()) == []

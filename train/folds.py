@@ -1,0 +1,130 @@
+"""Patient-grouped folds and the holdout, written once to folds.csv and read by every stage.
+
+    python -m train.folds --data data/isic-2024-challenge --artifacts artifacts
+
+A patient is never on both sides of a fold, and malignant lesions are spread evenly over the folds
+(scikit-learn's StratifiedGroupKFold). Holdout rows have fold -1: no stage trains on them, the dry run scores them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold
+
+from inference.files import InputError
+from inference.schema import HOSPITAL, ID, PATIENT, TARGET, read_metadata
+from train.manifest import record_stage
+from utils import add_data_options, add_seed_option, run_command, say, write_csv
+
+FOLDS = "folds.csv"
+HOLDOUT = -1
+
+
+def assign_folds(metadata: pd.DataFrame, folds: int, holdout: np.ndarray, seed: int) -> np.ndarray:
+    """The fold of every row, int64: 0..folds-1, or ``HOLDOUT`` where ``holdout`` is true.
+
+    Raises:
+        InputError: there are fewer patients with a malignant lesion outside the holdout than folds.
+    """
+    fold = np.full(len(metadata), HOLDOUT, dtype="int64")
+    rest = np.flatnonzero(~holdout)
+    affected = metadata.iloc[rest].loc[lambda rows: rows[TARGET] == 1, PATIENT].nunique()
+    if affected < folds:
+        raise InputError(f"{affected} patients with a malignant lesion cannot fill {folds} folds; give fewer --folds.")
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    splits = splitter.split(rest, metadata[TARGET].iloc[rest], metadata[PATIENT].iloc[rest])
+    for number, (_, inside) in enumerate(splits):
+        fold[rest[inside]] = number
+    return fold
+
+
+def holdout_by_share(metadata: pd.DataFrame, share: float, seed: int) -> np.ndarray:
+    """Which rows are held out, bool: about ``share`` of them, whole patients, stratified by label. A share of 0 holds none.
+
+    Raises:
+        InputError: the share is not in [0, 0.5], or too few patients have a malignant lesion.
+    """
+    if not 0 <= share <= 0.5:
+        raise InputError(f"--holdout {share} is not a share of the rows; give one from 0 (none) to 0.5.")
+    if share == 0:
+        return np.zeros(len(metadata), dtype=bool)
+    return assign_folds(metadata, round(1 / share), np.zeros(len(metadata), dtype=bool), seed) == 0
+
+
+def holdout_by_hospital(metadata: pd.DataFrame, name: str) -> np.ndarray:
+    """Which rows are held out, bool: all lesions of every patient seen in the hospital ``name``.
+
+    Args:
+        metadata: rows with the column ``attribution``.
+        name: the hospital, or a part of its name that no other shares.
+
+    Raises:
+        InputError: no hospital or several have that name; the sentence lists those there are.
+    """
+    if HOSPITAL not in metadata:
+        raise InputError(f"--holdout-hospital needs the column {HOSPITAL!r}, which train-metadata.csv lacks; use --holdout.")
+    hospitals = sorted(metadata[HOSPITAL].dropna().unique())
+    found = [hospital for hospital in hospitals if name.lower() in hospital.lower()]
+    found = [name] if name in hospitals else found
+    if len(found) != 1:
+        raise InputError(f"--holdout-hospital {name!r} fits {len(found)} hospitals; give one of: {'; '.join(hospitals)}.")
+    patients = metadata.loc[metadata[HOSPITAL] == found[0], PATIENT].unique()
+    return metadata[PATIENT].isin(patients).to_numpy()
+
+
+def read_folds(artifacts: Path, metadata: pd.DataFrame) -> np.ndarray:
+    """The fold of every row of ``metadata``, by isic_id.
+
+    Raises:
+        InputError: folds.csv is missing, or was made from other rows.
+    """
+    path = artifacts / FOLDS
+    if not path.is_file():
+        raise InputError(f"{path} is missing; run: python -m train.folds --data DIR --artifacts {artifacts}")
+    table = pd.read_csv(path, dtype={ID: "str"}).set_index(ID)["fold"]
+    if set(table.index) != set(metadata[ID]):
+        raise InputError(f"{path} was made from other rows than train-metadata.csv; use a new artifact folder for new data.")
+    return table.loc[metadata[ID]].to_numpy("int64")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes folds.csv and the manifest's first section."""
+    parser = argparse.ArgumentParser(description="Patient-grouped folds and the holdout -> folds.csv")
+    add_data_options(parser)
+    add_seed_option(parser)
+    parser.add_argument("--folds", type=int, default=5, help="cross-validation folds (default: %(default)s)")
+    kept_out = parser.add_mutually_exclusive_group()
+    kept_out.add_argument("--holdout", type=float, default=0.2, help="share of rows held out (default: %(default)s)")
+    kept_out.add_argument("--holdout-hospital", metavar="NAME", help="hold this whole hospital out instead")
+    options = parser.parse_args(arguments)
+    if options.folds < 2:
+        raise InputError(f"--folds {options.folds} is too few; give 2 or more.")
+    metadata = read_metadata(options.data / "train-metadata.csv", labelled=True)
+    if options.holdout_hospital:
+        holdout = holdout_by_hospital(metadata, options.holdout_hospital)
+    else:
+        holdout = holdout_by_share(metadata, options.holdout, options.seed)
+    table = metadata[[ID, PATIENT, TARGET]].assign(fold=assign_folds(metadata, options.folds, holdout, options.seed))
+    path = options.artifacts / FOLDS
+    if path.is_file() and not pd.read_csv(path, dtype={ID: "str", PATIENT: "str"}).equals(table):
+        raise InputError(f"{path} exists with other folds, and models may rest on them; use a new artifact folder.")
+    if not path.is_file():
+        write_csv(path, table)
+        described = {"folds": options.folds, "seed": options.seed, "holdout rows": int(holdout.sum())}
+        described["holdout hospital"] = options.holdout_hospital
+        record_stage(options.artifacts, "folds", described, [FOLDS])
+    counts = table[table["fold"] != HOLDOUT].groupby("fold")[TARGET].agg(["size", "sum"])
+    say(
+        f"{path}: {options.folds} folds of {counts['size'].min():,} to {counts['size'].max():,} lesions "
+        f"({counts['sum'].min()} to {counts['sum'].max()} malignant), holdout {int(holdout.sum()):,} "
+        f"({int(table.loc[holdout, TARGET].sum())} malignant)"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

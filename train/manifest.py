@@ -1,0 +1,47 @@
+"""Writes the manifest: the index of the artifact folder that ``inference.artifacts`` reads.
+
+A stage replaces its own section whole and drops those of the stages that were made from what it has just replaced. So a
+manifest never describes models that do not belong together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from inference.artifacts import FORMAT, MANIFEST, Manifest, load_manifest
+from inference.files import sha256_of
+from inference.submission import versions
+from utils import write_json
+
+#: Stage -> the stages that it reads.
+READS = {
+    "folds": (),
+    "tabular": ("folds",),
+    "network": ("folds", "tabular"),
+    "image_alone": ("folds",),
+}
+
+
+def record_stage(folder: Path, stage: str, content: dict, files: Sequence[str]) -> Manifest:
+    """Puts ``content`` into the manifest as section ``stage``, with the hashes of the ``files`` that the stage wrote.
+
+    Args:
+        folder: the artifact folder; the files lie in it.
+        stage: a key of ``READS``.
+        content: the section, JSON values only.
+        files: names of the files that the stage wrote.
+
+    Returns:
+        The manifest as written.
+    """
+    manifest = load_manifest(folder) if (folder / MANIFEST).is_file() else {}
+    kept = [name for name in READS if name in manifest and name != stage and stage not in READS[name]]
+    owners = {name: owner for name, owner in manifest.get("owners", {}).items() if owner in kept}
+    hashes = {name: manifest["files"][name] for name in owners}
+    hashes |= {name: sha256_of(folder / name) for name in files}
+    owners |= dict.fromkeys(files, stage)
+    renewed = {"format": FORMAT, "versions": versions(), "files": hashes, "owners": owners}
+    renewed |= {name: manifest[name] for name in kept} | {stage: content}
+    write_json(folder / MANIFEST, renewed)
+    return renewed

@@ -1,0 +1,59 @@
+"""Which lesions an epoch sees, and the batches it sees them in.
+
+All malignant lesions and a fresh draw of benign ones every epoch: over the epochs the network meets far more of the benign
+lesions than it could learn from at once.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from inference.images import ImageStore, image_batches
+
+
+def draw_epoch(labels: np.ndarray, per_positive: float, rng: np.random.Generator) -> np.ndarray:
+    """Positions of one epoch's lesions, shuffled: all malignant ones, ``per_positive`` times as many benign ones.
+
+    Args:
+        labels: 0/1, shape (rows,).
+        per_positive: benign lesions per malignant one; all of them when there are fewer.
+        rng: draws and shuffles.
+    """
+    positives, negatives = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
+    drawn = rng.choice(negatives, negatives_drawn(labels, per_positive), replace=False)
+    return rng.permutation(np.concatenate([positives, drawn]))
+
+
+def negatives_drawn(labels: np.ndarray, per_positive: float) -> int:
+    """How many benign lesions an epoch draws."""
+    return min(int((labels == 0).sum()), round(per_positive * int((labels == 1).sum())))
+
+
+def prior_shift(labels: np.ndarray, per_positive: float) -> float:
+    """By how much the draw raises the log-odds: ln(benign lesions / benign lesions drawn).
+
+    The loss adds it to the network's log-odds, so that what the network learns are log-odds at the natural prevalence, on
+    the scale of the tabular score (King and Zeng 2001, Logistic Regression in Rare Events Data).
+    """
+    return math.log(int((labels == 0).sum()) / negatives_drawn(labels, per_positive))
+
+
+def training_batches(
+    store: ImageStore, isic_ids: np.ndarray, labels: np.ndarray, tabular: np.ndarray, image_size: int, batch_size: int
+):
+    """The crops in the given order with what training needs beside them.
+
+    Returns:
+        A ``tf.data.Dataset`` of ({"crop": uint8 (batch, size, size, 3), "tabular": float32 (batch, 1)}, float32 (batch, 1)).
+    """
+    import tensorflow as tf
+
+    opinions = tf.constant(tabular[:, None], tf.float32)
+    targets = tf.constant(labels[:, None], tf.float32)
+
+    def join(positions, crops):
+        return {"crop": crops, "tabular": tf.gather(opinions, positions)}, tf.gather(targets, positions)
+
+    return image_batches(store, isic_ids.tolist(), image_size, batch_size).map(join).prefetch(2)
