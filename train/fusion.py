@@ -27,7 +27,7 @@ from inference.network import build_network, network_log_odds
 from inference.schema import ID, PATIENT, TARGET, read_metadata
 from train.folds import HOLDOUT, read_folds
 from train.manifest import record_stage
-from train.sampling import draw_epoch, negatives_drawn, prior_shift, training_batches
+from train.sampling import draw_epoch, prior_shift, readable_images, training_batches
 from train.tabular import OOF as OOF_TABULAR
 from utils import (
     add_data_options,
@@ -58,11 +58,12 @@ class Lesions:
     has_image: np.ndarray
 
 
-def read_lesions(data: Path, artifacts: Path, store: ImageStore) -> Lesions:
+def read_lesions(data: Path, artifacts: Path, store: ImageStore, missing_images: str) -> Lesions:
     """Labels, folds and out-of-fold log-odds side by side. Holdout rows have tabular log-odds 0, and nothing reads them.
 
     Raises:
-        InputError: a stage before this one has not run, or ran on other rows.
+        InputError: a stage before this one has not run, or ran on other rows; a lesion has no readable image and
+            ``missing_images`` is "refuse".
     """
     metadata = read_metadata(data / "train-metadata.csv", labelled=True)
     fold = read_folds(artifacts, metadata)
@@ -70,13 +71,22 @@ def read_lesions(data: Path, artifacts: Path, store: ImageStore) -> Lesions:
     scores = pd.read_csv(path, dtype={ID: "str"}).set_index(ID)["log_odds"].reindex(metadata[ID])
     if scores[fold != HOLDOUT].isna().any():
         raise InputError(f"{path} lacks rows of {artifacts}/folds.csv; run train.tabular again.")
+    isic_ids = metadata[ID].to_numpy()
+    has_image = readable_images(store, isic_ids)
+    if missing_images == "refuse" and not has_image.all():
+        first = isic_ids[~has_image][0]
+        trouble = "holds an image that cannot be decoded" if first in store else "holds no image"
+        raise InputError(
+            f"{store.path} {trouble} for {first} ({int((~has_image).sum())} lesions without a readable image in all); "
+            "fetch the images again, or give --missing-images pass to let those lesions keep their tabular score."
+        )
     return Lesions(
-        isic_ids=metadata[ID].to_numpy(),
+        isic_ids=isic_ids,
         patients=metadata[PATIENT].to_numpy(),
         labels=metadata[TARGET].to_numpy(),
         fold=fold,
         tabular=scores.fillna(0.0).to_numpy(),
-        has_image=np.array([isic_id in store for isic_id in metadata[ID]]),
+        has_image=has_image,
     )
 
 
@@ -154,29 +164,23 @@ def train_fold(network, lesions: Lesions, number: int, store: ImageStore, option
     labels = lesions.labels[train]
     if not 0 < labels.sum() < len(labels):
         raise InputError(f"outside fold {number} there are {labels.sum()} malignant of {len(labels)} lesions with an image.")
-    images = int(labels.sum()) + negatives_drawn(labels, options.negatives_per_positive)
-    steps = -(-images // options.batch_size)
-    shift = prior_shift(labels, options.negatives_per_positive)
-    unfreeze(network, options.unfreeze, from_scratch=options.weights == "none")
-    model = training_model(network, steps * options.epochs, options.learning_rate, shift)
     rng = np.random.default_rng([options.seed, number])
-    losses = []
+    rows = [train[draw_epoch(labels, options.negatives_per_positive, rng)] for _ in range(options.epochs)]
+    steps = -(-len(rows[0]) // options.batch_size)
+    rows = np.concatenate(rows)
+    batches = training_batches(
+        store, lesions.isic_ids[rows], lesions.labels[rows], lesions.tabular[rows], options.image_size, options.batch_size
+    )
+    unfreeze(network, options.unfreeze, from_scratch=options.weights == "none")
+    shift = prior_shift(labels, options.negatives_per_positive)
+    model = training_model(network, steps * options.epochs, options.learning_rate, shift)
     with tqdm(total=steps * options.epochs, desc=f"fold {number}", unit="step") as bar:
-        step_done = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.update())
-        for epoch in range(options.epochs):
-            rows = train[draw_epoch(labels, options.negatives_per_positive, rng)]
-            batches = training_batches(
-                store,
-                lesions.isic_ids[rows],
-                lesions.labels[rows],
-                lesions.tabular[rows],
-                options.image_size,
-                options.batch_size,
-            )
-            history = model.fit(batches, initial_epoch=epoch, epochs=epoch + 1, callbacks=[step_done], verbose=0)
-            losses.append(float(history.history["loss"][-1]))
-            bar.set_postfix(loss=f"{losses[-1]:.4f}")
-    return losses
+        progress = keras.callbacks.LambdaCallback(
+            on_train_batch_end=lambda batch, logs: bar.update(),
+            on_epoch_end=lambda epoch, logs: bar.set_postfix(loss=f"{logs['loss']:.4f}"),
+        )
+        history = model.fit(batches, epochs=options.epochs, steps_per_epoch=steps, callbacks=[progress], verbose=0)
+    return [float(loss) for loss in history.history["loss"]]
 
 
 def score_rows(network, lesions: Lesions, rows: np.ndarray, store: ImageStore, options: argparse.Namespace) -> np.ndarray:
@@ -238,6 +242,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--negatives-per-positive", type=float, default=10, help="benign lesions drawn each epoch (default: %(default)s)"
     )
+    parser.add_argument(
+        "--missing-images", choices=("refuse", "pass"), default="refuse", help="pass: such lesions keep their tabular score"
+    )
     options = parser.parse_args(arguments)
     for name in ("epochs", "batch_size", "learning_rate", "negatives_per_positive"):
         if not getattr(options, name) > 0:
@@ -254,7 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"{options.data} has neither train-image.hdf5 nor train-image/image; fetch the competition's images."
         )
     store = ImageStore(source)
-    lesions = read_lesions(options.data, options.artifacts, store)
+    lesions = read_lesions(options.data, options.artifacts, store, options.missing_images)
     trained = lesions.fold != HOLDOUT
     say(f"{int(trained.sum()):,} lesions, {int((trained & lesions.has_image).sum()):,} with an image in {source}")
 

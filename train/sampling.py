@@ -9,8 +9,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from tqdm import tqdm
 
 from inference.images import ImageStore, image_batches
+
+#: When images are only checked, they are shrunk to this many pixels and handed on this many at a time.
+CHECK_SIZE, CHECK_BATCH = 8, 256
 
 
 def draw_epoch(labels: np.ndarray, per_positive: float, rng: np.random.Generator) -> np.ndarray:
@@ -40,10 +44,20 @@ def prior_shift(labels: np.ndarray, per_positive: float) -> float:
     return math.log(int((labels == 0).sum()) / negatives_drawn(labels, per_positive))
 
 
+def readable_images(store: ImageStore, isic_ids: np.ndarray) -> np.ndarray:
+    """Which lesions have an image that can be decoded, bool of shape (lesions,); every image is decoded once to know."""
+    readable = np.zeros(len(isic_ids), dtype=bool)
+    with tqdm(total=len(isic_ids), desc="checking images", unit="image") as bar:
+        for positions, _ in image_batches(store, isic_ids.tolist(), CHECK_SIZE, CHECK_BATCH):
+            readable[positions.numpy()] = True
+            bar.update(len(positions))
+    return readable
+
+
 def training_batches(
     store: ImageStore, isic_ids: np.ndarray, labels: np.ndarray, tabular: np.ndarray, image_size: int, batch_size: int
 ):
-    """The crops in the given order with what training needs beside them.
+    """The crops in the given order with what training needs beside them, again and again without an end.
 
     Returns:
         A ``tf.data.Dataset`` of ({"crop": uint8 (batch, size, size, 3), "tabular": float32 (batch, 1)}, float32 (batch, 1)).
@@ -56,4 +70,4 @@ def training_batches(
     def join(positions, crops):
         return {"crop": crops, "tabular": tf.gather(opinions, positions)}, tf.gather(targets, positions)
 
-    return image_batches(store, isic_ids.tolist(), image_size, batch_size).map(join).prefetch(2)
+    return image_batches(store, isic_ids.tolist(), image_size, batch_size).map(join).repeat().prefetch(2)

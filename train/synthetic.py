@@ -111,7 +111,7 @@ def make_tables(
     Rows are in the order of their ids, as the competition's are, so that a patient's lesions lie scattered. The texture,
     standard normal, has shape (train rows + test rows,) and depends on no column.
     """
-    rng = np.random.default_rng([seed, lesions])
+    rng = np.random.default_rng(seed)
     ids = lesion_ids(lesions + len(TEST_HOSPITALS), rng)
     counts = choose_lesion_counts(patients, lesions, rng)
     people = make_patients(
@@ -165,7 +165,9 @@ def _write_scalar(file: h5py.File, name: str, jpeg: bytes) -> None:
     kind.set_size(len(jpeg))
     kind.set_strpad(h5py.h5t.STR_NULLPAD)
     space = h5py.h5s.create(h5py.h5s.SCALAR)
-    h5py.h5d.create(file.id, name.encode(), kind, space).write(space, space, np.array(jpeg))
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_obj_track_times(False)  # no time of writing, as h5py's own assignment
+    h5py.h5d.create(file.id, name.encode(), kind, space, plan).write(space, space, np.array(jpeg))
 
 
 def _rendered(
@@ -183,7 +185,8 @@ def _rendered(
                 yield first, _render_chunk(*part)
         return
     waiting: deque[tuple[int, Future[list[bytes]]]] = deque()
-    # One thread for the small matrix products of each process; more would wait for each other most of the time.
+    # One thread for the small matrix products of each process; more would mostly wait for each other. (scikit-learn brings
+    # threadpoolctl.)
     with ProcessPoolExecutor(jobs, initializer=threadpool_limits, initargs=(1,)) as pool:
         for first, part in parts:
             waiting.append((first, pool.submit(_render_chunk, *part)))
@@ -205,8 +208,9 @@ def _render_chunk(ids: list[str], numbers: NDArray[np.float32], texture: NDArray
 
 def _check(out: Path, patients: int, lesions: int, prevalence: float, images: str, jobs: int, seed: int) -> None:
     """Refuses arguments out of their range, in one sentence."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file; name a folder.")
+    for folder in (out, *out.parents):
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"--out is {out}, but {folder} is a file; name a folder.")
     if patients < 1:
         raise InputError(f"--patients is {patients}; give at least 1.")
     if lesions < patients:

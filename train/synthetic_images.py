@@ -29,13 +29,16 @@ SIZE_LEVELS = (0.0, 0.01, 0.05, 0.25, 0.50, 0.75, 0.95, 0.99, 1.0)
 SIZES_PX = (61.0, 91.0, 107.0, 125.0, 131.0, 139.0, 155.0, 169.0, 239.0)
 JPEG_QUALITY = 75  # gives the quantisation tables of the competition's files
 
-#: Furrows: wavelength in mm; standard deviation in grey levels is FURROW_SCALE * log(1 + exp(0.9 * (strength + 1.6))). At
-#: strength 0 that is 3.5, the median at these wavelengths in 197 of the competition's crops.
-FURROW_MM = (1.8, 2.6)
-FURROW_SCALE = 2.1
+#: Furrows: wavelength in mm, and standard deviation in grey levels FURROW_CONTRAST * exp(FURROW_GROWTH * texture). The
+#: competition's crops have 2.3 to 5.5 grey levels (10 to 90 %, 197 crops) at these wavelengths, most of it from the skin.
+FURROW_MM = (1.9, 2.5)
+FURROW_CONTRAST, FURROW_GROWTH = 6.0, 0.38
 COLOUR_LIMITS = (24.0, 230.0)  # grey levels of skin and lesion, leaving room for the furrows on both sides
-#: Smooth random fields by the knots across the crop. None has much to say at the wavelengths of the furrows.
-BLOTCH_KNOTS, BORDER_KNOTS, GRAIN_KNOTS = 6, 11, 60
+#: Smooth random fields, by their knots across the crop, and fine ones, which lack what is coarser than a few knots. None has
+#: much to say at the wavelengths of the furrows, 6 to 8 to a crop, whose contrast must stay readable.
+BLOTCH_KNOTS, BORDER_KNOTS = 4, 10
+PATCH_KNOTS, GRAIN_KNOTS = 24, 48
+SHADE_GAIN = (0.85, 1.0, 1.05)  # red, green, blue: what is darker is browner
 HAIRY = 0.4  # share of crops with hairs
 
 
@@ -49,20 +52,21 @@ def render(lesion: Mapping[str, float], texture: float, rng: np.random.Generator
     """
     size = _draw_size(rng)
     blotches, *folds = _smooth_fields(size, BLOTCH_KNOTS, 3, rng)
-    wobble, patches = _smooth_fields(size, BORDER_KNOTS, 2, rng)
-    (grain,) = _smooth_fields(size, GRAIN_KNOTS, 1, rng)
+    (wobble,) = _smooth_fields(size, BORDER_KNOTS, 1, rng)
+    patches = _fine_field(size, PATCH_KNOTS, rng)
+    grain = _fine_field(size, GRAIN_KNOTS, rng)
     mask = _lesion_mask(lesion, wobble)
     skin, inside = _colours(lesion)
     shade = _furrows(texture, folds, rng)
     shade += _lighting(blotches, rng)
-    shade += np.float32(rng.uniform(2.5, 6.5)) * grain
+    shade += np.float32(rng.uniform(5.0, 11.0)) * grain
     shade += _neighbours(size, rng)
-    patches *= mask * np.float32(4.0 * math.sqrt(lesion["tbp_lv_color_std_mean"]))
+    patches *= mask * np.float32(3.0 * math.sqrt(lesion["tbp_lv_color_std_mean"]))
     shade += patches
     pixels = np.empty((size, size, 3), np.uint8)
-    for channel, (outer, inner) in enumerate(zip(skin, inside, strict=True)):
+    for channel, (outer, inner, gain) in enumerate(zip(skin, inside, SHADE_GAIN, strict=True)):
         levels = mask * np.float32(inner - outer)
-        levels += shade
+        levels += shade * np.float32(gain)
         levels += np.float32(outer)
         pixels[:, :, channel] = np.clip(levels, 0.0, 255.0, out=levels)
     image = Image.fromarray(pixels)
@@ -96,24 +100,26 @@ def _lesion_mask(lesion: Mapping[str, float], wobble: Floats) -> Floats:
     across *= across
     along += across
     distance = np.sqrt(along, out=along)  # 1 on the ellipse
-    distance *= 1.0 + np.float32(0.03 + 0.022 * lesion["tbp_lv_norm_border"]) * wobble
-    softness_mm = 0.35 + 0.06 * semi_minor
-    steepness = np.float32(math.sqrt(semi_major * semi_minor) / (2.0 * softness_mm))
+    radius = math.sqrt(semi_major * semi_minor)
+    bend_mm = (0.03 + 0.022 * lesion["tbp_lv_norm_border"]) * min(radius, 2.5)
+    distance *= 1.0 + np.float32(bend_mm / radius) * wobble
+    softness_mm = 0.3 + 0.1 * radius
+    steepness = np.float32(radius / (2.0 * softness_mm))
     inside = np.clip((1.0 - distance) * steepness + np.float32(0.5), 0.0, 1.0)
     return inside * inside * (3.0 - 2.0 * inside)
 
 
 def _furrows(texture: float, folds: list[Floats], rng: np.random.Generator) -> Floats:
     """Crossing furrows of random direction in grey levels around 0, bent by ``folds``; texture sets their contrast."""
-    deviation = FURROW_SCALE * math.log1p(math.exp(0.9 * (texture + 1.6)))
+    deviation = FURROW_CONTRAST * math.exp(FURROW_GROWTH * texture)
     axis = _axis(len(folds[0]))
     direction = rng.uniform(0.0, math.pi)
     crossing = direction + rng.uniform(0.8, 1.6)
     furrows = np.zeros_like(folds[0])
-    for angle, share, bends in zip((direction, crossing), (0.85, math.sqrt(1.0 - 0.85**2)), folds, strict=True):
+    for angle, share, bends in zip((direction, crossing), (0.92, math.sqrt(1.0 - 0.92**2)), folds, strict=True):
         frequency = 2.0 * math.pi / rng.uniform(*FURROW_MM)
         phase = np.float32(rng.uniform(0.0, 2.0 * math.pi))
-        waves = (axis * np.float32(frequency * math.cos(angle)))[None, :] + np.float32(0.9) * bends
+        waves = (axis * np.float32(frequency * math.cos(angle)))[None, :] + np.float32(1.5) * bends
         waves += (axis * np.float32(frequency * math.sin(angle)) + phase)[:, None]
         furrows += np.float32(math.sqrt(2.0) * share * deviation) * np.sin(waves, out=waves)
     return furrows
@@ -122,7 +128,7 @@ def _furrows(texture: float, folds: list[Floats], rng: np.random.Generator) -> F
 def _lighting(blotches: Floats, rng: np.random.Generator) -> Floats:
     """Uneven light and blotchy skin, in grey levels around 0."""
     axis = _axis(len(blotches)) / np.float32(FIELD_MM / 2.0)
-    tilt = rng.normal(0.0, 5.0, 2).astype(np.float32)
+    tilt = rng.normal(0.0, 4.0, 2).astype(np.float32)
     light = blotches * np.float32(rng.uniform(1.5, 7.0))
     light += (tilt[0] * axis)[None, :]
     light += (tilt[1] * axis)[:, None]
@@ -164,7 +170,7 @@ def _axis(size: int) -> Floats:
 
 @lru_cache(maxsize=1024)
 def _knot_weights(size: int, knots: int) -> Floats:
-    """Weights of ``knots`` evenly spaced values at each pixel, shape (size, knots); squares sum to 1, so variance is kept."""
+    """Weights of ``knots`` evenly spaced values at each pixel, shape (size, knots), that keep the variance."""
     position = (np.arange(size) + 0.5) / size * knots - 0.5
     weights = np.exp(-((position[:, None] - np.arange(knots)) ** 2) / (2.0 * 0.65**2))
     return (weights / np.linalg.norm(weights, axis=1, keepdims=True)).astype(np.float32)
@@ -174,6 +180,14 @@ def _smooth_fields(size: int, knots: int, count: int, rng: np.random.Generator) 
     """Smooth random fields of mean 0 and variance 1, shape (count, size, size)."""
     weights = _knot_weights(size, knots)
     return weights @ rng.standard_normal((count, knots, knots), dtype=np.float32) @ weights.T
+
+
+def _fine_field(size: int, knots: int, rng: np.random.Generator) -> Floats:
+    """A random field of mean 0 and variance about 1 in which every knot is set off against its neighbours."""
+    values = rng.standard_normal((knots + 2, knots + 2), dtype=np.float32)
+    around = values[:-2, 1:-1] + values[2:, 1:-1] + values[1:-1, :-2] + values[1:-1, 2:]
+    weights = _knot_weights(size, knots)
+    return weights @ (values[1:-1, 1:-1] - np.float32(0.25) * around) @ weights.T
 
 
 def _colours(lesion: Mapping[str, float]) -> tuple[Colour, Colour]:

@@ -1,0 +1,42 @@
+# Everything runs in a virtual environment that `make` makes itself; all it needs is Python 3.11, 3.12 or 3.13.
+PYTHON ?= python3
+VENV   ?= .venv
+RUN    := $(VENV)/bin/python
+DEMO   ?= demo
+
+.PHONY: demo test lint kernel clean
+
+# A virtual environment with the pinned packages; made again when the pins change.
+$(VENV)/installed: requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
+	  "TensorFlow 2.20 needs Python 3.11, 3.12 or 3.13, this is %d.%d; run: make PYTHON=python3.12" % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+# The whole walk on made data: twin, folds, CatBoost, networks, kernel, dry run. About 9 minutes on 2 cores.
+demo: $(VENV)/installed
+	$(RUN) -m train.synthetic --out $(DEMO)/data --patients 160 --lesions 8000 --prevalence 0.1
+	$(RUN) -m train.folds --data $(DEMO)/data --artifacts $(DEMO)/artifacts --folds 2
+	$(RUN) -m train.tabular --data $(DEMO)/data --artifacts $(DEMO)/artifacts --seeds 2
+	$(RUN) -m train.fusion --data $(DEMO)/data --artifacts $(DEMO)/artifacts $(DEMO_NETWORK)
+	$(RUN) -m train.fusion --data $(DEMO)/data --artifacts $(DEMO)/artifacts $(DEMO_NETWORK) --inputs image
+	$(RUN) -m inference.build_kernel
+	$(RUN) -m inference.dry_run --data $(DEMO)/data --artifacts $(DEMO)/artifacts --report $(DEMO)/report
+
+# Small crops, random initial weights (nothing is downloaded), a few epochs.
+DEMO_NETWORK := --weights none --image-size 48 --epochs 5 --batch-size 32 --negatives-per-positive 3 --learning-rate 1e-3
+
+test: $(VENV)/installed lint
+	$(RUN) -m inference.build_kernel --check
+	$(RUN) -m pytest
+
+lint: $(VENV)/installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+kernel: $(VENV)/installed
+	$(RUN) -m inference.build_kernel
+
+clean:
+	rm -rf $(DEMO) $(VENV)

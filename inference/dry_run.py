@@ -1,0 +1,205 @@
+"""Runs the BUILT kernel.py offline on labelled rows, and scores what it submits.
+
+    python -m inference.dry_run --data data/isic-2024-challenge --artifacts artifacts --report report
+
+The holdout becomes the folder that Kaggle would mount: test metadata without label and train-only columns, test images, a
+sample submission. kernel.py runs on it in its own process, from an empty folder, without the repository and, where the
+system allows it, without a network. What it writes is checked as Kaggle checks it and scored. A local tool.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from inference.artifacts import MANIFEST, checked_file, load_manifest
+from inference.build_kernel import ROOT, build
+from inference.files import InputError, sha256_of
+from inference.images import ImageStore, find_images
+from inference.report import BEST, FUSION, TABULAR, write_report
+from inference.schema import ID, PATIENT, TARGET, TEST_COLUMNS, read_metadata
+from utils import Estimate, ScoreTable, add_data_options, bootstrap_scores, format_table, run_command, say
+
+IMAGE = "image alone"
+HOLDOUT = -1  # the fold of held-out rows in folds.csv
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run of the kernel left, besides its files."""
+
+    seconds: float
+    isolation: str
+    facts: dict
+
+
+def rows_to_score(data: Path, artifacts: Path, which: str) -> pd.DataFrame:
+    """Labelled rows, as ``read_metadata`` gives them: the holdout of folds.csv, or all.
+
+    Raises:
+        InputError: there is no holdout, or folds.csv is of other rows.
+    """
+    metadata = read_metadata(data / "train-metadata.csv", labelled=True)
+    if which == "all":
+        return metadata
+    path = checked_file(artifacts, load_manifest(artifacts), "folds.csv")
+    fold = pd.read_csv(path, dtype={ID: "str"}).set_index(ID)["fold"].reindex(metadata[ID]).to_numpy()
+    if np.isnan(fold).any():
+        raise InputError(f"{path} lacks rows of train-metadata.csv; give the --data that the artifacts were trained on.")
+    if not (fold == HOLDOUT).any():
+        raise InputError(f"{path} holds no rows out; run train.folds with --holdout, or give --rows all.")
+    return metadata[fold == HOLDOUT].reset_index(drop=True)
+
+
+def mount_test_folder(data: Path, isic_ids: list[str], folder: Path) -> None:
+    """Writes the test folder that Kaggle would mount for these lesions, their metadata cells as published, as text."""
+    folder.mkdir(parents=True)
+    text = pd.read_csv(data / "train-metadata.csv", dtype=str, keep_default_na=False).set_index(ID, drop=False).loc[isic_ids]
+    text[[name for name in TEST_COLUMNS if name in text]].to_csv(folder / "test-metadata.csv", index=False)
+    pd.DataFrame({ID: isic_ids, TARGET: 0.3}).to_csv(folder / "sample_submission.csv", index=False)
+    source = find_images(data, "train")
+    with h5py.File(folder / "test-image.hdf5", "w") as file:
+        if source is None:
+            return
+        store = ImageStore(source)
+        for isic_id in tqdm(isic_ids, desc="test images", unit="image"):
+            jpeg = store.read(isic_id)
+            if jpeg:
+                file.create_dataset(isic_id, data=np.bytes_(jpeg))
+        store.close()
+
+
+def without_network() -> tuple[list[str], str]:
+    """The command that takes the network away from a process, empty where the system allows none, and its description."""
+    command = ["unshare", "--map-root-user", "--net"]
+    if shutil.which("unshare") and subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0:
+        return command, "network namespace without a network"
+    return [], "none: this system lets us make no network namespace"
+
+
+def run_kernel(kernel: Path, competition: Path, artifacts: Path, report: Path) -> Outcome:
+    """Runs a copy of the kernel from an empty folder; its submission.csv, run.json and scores.csv go to ``report``.
+
+    Raises:
+        InputError: the kernel ends with another status than 0.
+    """
+    prefix, isolation = without_network()
+    with tempfile.TemporaryDirectory() as empty:
+        copy = Path(shutil.copy(kernel, empty)) if kernel.parent != Path(empty) else kernel
+        command = [*prefix, sys.executable, "-I", str(copy), "--competition", str(competition.resolve())]
+        command += ["--artifacts", str(artifacts.resolve()), "--output", str(report.resolve() / "submission.csv")]
+        command += ["--scores", str(report.resolve() / "scores.csv")]
+        say(f"kernel.py, isolation: {isolation}")
+        start = time.monotonic()
+        status = subprocess.run(command, cwd=empty, check=False).returncode
+    if status != 0:
+        raise InputError(f"kernel.py ended with status {status}; its last line above says why.")
+    facts = json.loads((report / "run.json").read_text(encoding="utf-8"))
+    return Outcome(time.monotonic() - start, isolation, facts)
+
+
+def checked_submission(path: Path, isic_ids: list[str]) -> pd.Series:
+    """The submitted scores by isic_id.
+
+    Raises:
+        InputError: the file is not what Kaggle accepts: columns, ids and their order, finite numbers.
+    """
+    submission = pd.read_csv(path, dtype={ID: "str"})
+    if list(submission.columns) != [ID, TARGET]:
+        raise InputError(f"{path} has the columns {list(submission.columns)}, not {[ID, TARGET]}; the kernel is broken.")
+    if submission[ID].tolist() != isic_ids:
+        raise InputError(f"{path} does not hold the {len(isic_ids)} ids of sample_submission.csv in their order.")
+    scores = pd.to_numeric(submission[TARGET], errors="coerce")
+    if not np.isfinite(scores).all():
+        raise InputError(f"{path} holds {int((~np.isfinite(scores)).sum())} scores that are no finite number.")
+    return pd.Series(scores.to_numpy("float64"), index=isic_ids)
+
+
+def gather_scores(
+    rows: pd.DataFrame, submission: pd.Series, data: Path, artifacts: Path, report: Path
+) -> dict[str, np.ndarray]:
+    """Name -> scores of ``rows``: CatBoost and the submission, and where they are known the image alone and the truth."""
+    isic_ids = rows[ID].tolist()
+    parts = pd.read_csv(report / "scores.csv", dtype={ID: "str"}).set_index(ID)
+    scores = {TABULAR: parts["tabular"].reindex(isic_ids)}
+    manifest = load_manifest(artifacts)
+    if "image_alone" in manifest:
+        image = pd.read_csv(checked_file(artifacts, manifest, "oof_image.csv"), dtype={ID: "str"}).set_index(ID)["log_odds"]
+        scores[IMAGE] = image.reindex(isic_ids).fillna(image.median())
+    scores[FUSION] = submission
+    if (data / "truth.csv").is_file():
+        truth = pd.read_csv(data / "truth.csv", dtype={ID: "str"}).set_index(ID)["log_odds"]
+        scores[BEST] = truth.reindex(isic_ids)
+    return {name: values.to_numpy("float64") for name, values in scores.items()}
+
+
+def described(difference: Estimate) -> str:
+    """A paired difference with its interval."""
+    return f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
+
+
+def page_facts(options: argparse.Namespace, table: ScoreTable, outcome: Outcome) -> dict[str, str]:
+    """What the page says of how it was made."""
+    return {
+        "rows": f"{options.rows}: {table.rows:,} lesions, {table.malignant:,} malignant, {table.patients:,} patients",
+        "command": "python -m inference.dry_run " + " ".join(sys.argv[1:]),
+        "isolation": outcome.isolation,
+        "kernel seconds": f"{outcome.seconds:.1f}, of these {outcome.facts['seconds']}",
+        "scored by image": f"{outcome.facts['scored by image']:,} of {outcome.facts['lesions']:,}",
+        "fall-backs": json.dumps(outcome.facts["fallbacks"]) if outcome.facts["fallbacks"] else "none",
+        "versions": ", ".join(f"{name} {version}" for name, version in outcome.facts["versions"].items()),
+        "kernel.py": f"SHA-256 {sha256_of(options.kernel)}",
+        MANIFEST: f"SHA-256 {sha256_of(options.artifacts / MANIFEST)}",
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Mounts, runs, checks, scores; prints the table and writes the page."""
+    parser = argparse.ArgumentParser(description="Runs the built kernel.py offline on labelled rows and scores it")
+    add_data_options(parser)
+    parser.add_argument("--rows", choices=("holdout", "all"), default="holdout", help="all: also rows that training saw")
+    parser.add_argument(
+        "--report", type=Path, default=Path("report"), metavar="DIR", help="what to write into (%(default)s)"
+    )
+    parser.add_argument("--kernel", type=Path, default=ROOT / "kernel.py", metavar="FILE", help="the kernel (%(default)s)")
+    options = parser.parse_args(arguments)
+    if not options.kernel.is_file() or (
+        options.kernel == ROOT / "kernel.py" and options.kernel.read_text(encoding="utf-8") != build(ROOT / "inference")
+    ):
+        raise InputError(f"{options.kernel} is missing or out of date; run: python -m inference.build_kernel")
+    rows = rows_to_score(options.data, options.artifacts, options.rows)
+    isic_ids = rows[ID].tolist()
+    options.report.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as mount:
+        competition = Path(mount) / "isic-2024-challenge"
+        mount_test_folder(options.data, isic_ids, competition)
+        outcome = run_kernel(options.kernel, competition, options.artifacts, options.report)
+    submission = checked_submission(options.report / "submission.csv", isic_ids)
+    scores = gather_scores(rows, submission, options.data, options.artifacts, options.report)
+    labels = rows[TARGET].to_numpy()
+    table = bootstrap_scores(labels, rows[PATIENT].to_numpy(), scores)
+    page = options.report / "index.html"
+    write_report(page, "Dry run of the submission kernel", table, labels, scores, page_facts(options, table, outcome))
+    if options.rows == "all":
+        say("rows that training has seen are among these: the scores below are too good; --rows holdout gives honest ones")
+    say(f"\n{table.rows:,} lesions, {table.malignant:,} malignant, {table.patients:,} patients; 95 % patient bootstrap\n")
+    say(format_table(table))
+    say(f"\nfusion - tabular, paired: {described(table.difference(FUSION, TABULAR))} pAUC")
+    say(f"submission {options.report / 'submission.csv'}, report {page}, artifacts {options.artifacts}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,1109 @@
+"""ISIC 2024 (SLICE-3D) submission kernel: CatBoost on the metadata, ResNet50 on the crop, one submission.csv.
+
+Built by `python -m inference.build_kernel` from the files of inference/ in this order:
+files.py, schema.py, features.py, artifacts.py, tabular.py, images.py, network.py, submission.py.
+Edit those and build again; a test compares. The file needs the Kaggle image, the competition's files and one artifact
+folder written by this project's training; it opens no network connection. On Kaggle it is run without arguments:
+
+    python kernel.py [--competition DIR] [--artifacts DIR] [--output FILE]
+
+Read it from the end: `main` in the last part, inference/submission.py, tells the story.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata as installed
+from pathlib import Path
+from typing import Any, TYPE_CHECKING
+
+import h5py
+import numpy as np
+import pandas as pd
+from catboost import CatBoostClassifier, CatBoostError, Pool
+
+if TYPE_CHECKING:
+    import keras
+
+
+# ===========================================================================================================================
+# inference/files.py
+# ===========================================================================================================================
+
+"""Whole files: one-sentence errors, replacing a file in one step, and SHA-256.
+
+Nothing here knows what a file holds. Every room that reads or writes one says what went wrong through ``InputError`` and
+writes through ``replacing``, so that a reader never meets half a file.
+"""
+
+
+class InputError(ValueError):
+    """Bad input, told in one sentence: the file, column or row, what was found there, and the mend.
+
+    Commands print the sentence and exit with status 2.
+    """
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary name beside ``path``; on success moves it over ``path``, on failure removes it.
+
+    The temporary name keeps the suffixes of ``path`` because h5py, Keras and Pillow choose a format by them.
+
+    Raises:
+        InputError: the folder of ``path`` cannot be written to.
+    """
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); choose a folder that you may write to.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of the bytes of ``path``, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ===========================================================================================================================
+# inference/schema.py
+# ===========================================================================================================================
+
+"""The columns of the competition's files: names, kinds, units, and which exist only in train.
+
+The order is the one in which the competition ships them. ``TRAIN_ONLY`` columns tell the diagnosis or come from it
+(``lesion_id`` alone marks every malignant lesion and 5 % of the benign ones), so no feature may be made of them.
+"""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: ``kind`` is "id", "label", "number" or "category"; ``unit`` is "" where there is none."""
+
+    name: str
+    kind: str
+    unit: str = ""
+    train_only: bool = False
+
+
+ID = "isic_id"
+PATIENT = "patient_id"
+TARGET = "target"
+HOSPITAL = "attribution"
+#: What a missing category is called in the feature table. CatBoost takes no NaN in a categorical column.
+MISSING = "missing"
+
+COLUMNS = (
+    Column(ID, "id"),
+    Column(TARGET, "label", train_only=True),
+    Column(PATIENT, "id"),
+    Column("age_approx", "number", "years, multiples of 5"),
+    Column("sex", "category"),
+    Column("anatom_site_general", "category"),
+    Column("clin_size_long_diam_mm", "number", "mm"),
+    Column("image_type", "category"),
+    Column("tbp_tile_type", "category"),
+    Column("tbp_lv_A", "number", "CIELAB a* inside the lesion"),
+    Column("tbp_lv_Aext", "number", "CIELAB a* of the skin around it"),
+    Column("tbp_lv_B", "number", "CIELAB b* inside"),
+    Column("tbp_lv_Bext", "number", "CIELAB b* outside"),
+    Column("tbp_lv_C", "number", "chroma inside, sqrt(A^2 + B^2)"),
+    Column("tbp_lv_Cext", "number", "chroma outside"),
+    Column("tbp_lv_H", "number", "hue inside, atan2(B, A) in degrees"),
+    Column("tbp_lv_Hext", "number", "hue outside, degrees"),
+    Column("tbp_lv_L", "number", "CIELAB L* inside"),
+    Column("tbp_lv_Lext", "number", "CIELAB L* outside"),
+    Column("tbp_lv_areaMM2", "number", "mm^2"),
+    Column("tbp_lv_area_perim_ratio", "number", "perimeter^2 / area"),
+    Column("tbp_lv_color_std_mean", "number", "CIELAB"),
+    Column("tbp_lv_deltaA", "number", "A - Aext"),
+    Column("tbp_lv_deltaB", "number", "B - Bext"),
+    Column("tbp_lv_deltaL", "number", "L - Lext"),
+    Column("tbp_lv_deltaLB", "number", "CIELAB contrast"),
+    Column("tbp_lv_deltaLBnorm", "number", "CIELAB contrast"),
+    Column("tbp_lv_eccentricity", "number", "0 to 1"),
+    Column("tbp_lv_location", "category"),
+    Column("tbp_lv_location_simple", "category"),
+    Column("tbp_lv_minorAxisMM", "number", "mm"),
+    Column("tbp_lv_nevi_confidence", "number", "0 to 100"),
+    Column("tbp_lv_norm_border", "number", "0 to 10"),
+    Column("tbp_lv_norm_color", "number", "0 to 10"),
+    Column("tbp_lv_perimeterMM", "number", "mm"),
+    Column("tbp_lv_radial_color_std_max", "number", "CIELAB"),
+    Column("tbp_lv_stdL", "number", "CIELAB"),
+    Column("tbp_lv_stdLExt", "number", "CIELAB"),
+    Column("tbp_lv_symm_2axis", "number", "0 to 1"),
+    Column("tbp_lv_symm_2axis_angle", "number", "degrees, multiples of 5"),
+    Column("tbp_lv_x", "number", "mm in body coordinates"),
+    Column("tbp_lv_y", "number", "mm in body coordinates"),
+    Column("tbp_lv_z", "number", "mm in body coordinates"),
+    Column(HOSPITAL, "category"),
+    Column("copyright_license", "category"),
+    Column("lesion_id", "id", train_only=True),
+    Column("iddx_full", "category", train_only=True),
+    Column("iddx_1", "category", train_only=True),
+    Column("iddx_2", "category", train_only=True),
+    Column("iddx_3", "category", train_only=True),
+    Column("iddx_4", "category", train_only=True),
+    Column("iddx_5", "category", train_only=True),
+    Column("mel_mitotic_index", "category", train_only=True),
+    Column("mel_thick_mm", "number", "mm", train_only=True),
+    Column("tbp_lv_dnn_lesion_confidence", "number", "0 to 100", train_only=True),
+)
+
+TRAIN_COLUMNS = tuple(column.name for column in COLUMNS)
+TEST_COLUMNS = tuple(column.name for column in COLUMNS if not column.train_only)
+TRAIN_ONLY = frozenset(column.name for column in COLUMNS if column.train_only)
+NUMBERS = tuple(column.name for column in COLUMNS if column.kind == "number" and not column.train_only)
+CATEGORIES = tuple(column.name for column in COLUMNS if column.kind == "category" and not column.train_only)
+#: Measured by the 3D total-body system: a file has the whole block or, as the earlier archives, none of it.
+BODY_SCAN = tuple(name for name in TEST_COLUMNS if name.startswith("tbp_lv_"))
+
+
+def read_metadata(path: Path, *, labelled: bool) -> pd.DataFrame:
+    """Reads and checks a metadata file for training: anything doubtful is refused.
+
+    Args:
+        path: a CSV file shaped as ``train-metadata.csv`` or ``test-metadata.csv``.
+        labelled: whether the ``target`` column must be there, all 0 or 1.
+
+    Returns:
+        One row per lesion, in the order of the file: numbers as float64, categories and ids as str or NaN, ``target`` as
+        int64. Columns that the schema does not know are left out.
+
+    Raises:
+        InputError: the file is missing or is no CSV; a column is missing or renamed; an isic_id is duplicated; an isic_id
+            or patient_id is empty; a number is no number; a label is not 0 or 1.
+    """
+    frame = _read_csv(path)
+    required = [ID, PATIENT] + ([TARGET] if labelled else [])
+    _check_columns(frame, required, path.name)
+    frame = frame[[name for name in TRAIN_COLUMNS if name in frame and (labelled or name != TARGET)]].copy()
+    for name in (ID, PATIENT):
+        _refuse_rows(frame, frame[name].isna(), name, path.name, "is empty; give every lesion one")
+    _refuse_rows(frame, frame[ID].duplicated(), ID, path.name, "occurs twice; keep one row per lesion")
+    if labelled:
+        labels = pd.to_numeric(frame[TARGET], errors="coerce")
+        _refuse_rows(frame, ~labels.isin([0, 1]), TARGET, path.name, "is not 0 (benign) or 1 (malignant)")
+        frame[TARGET] = labels.astype("int64")
+    for name in NUMBERS:
+        if name in frame:
+            numbers = pd.to_numeric(frame[name], errors="coerce")
+            _refuse_rows(frame, numbers.isna() & frame[name].notna(), name, path.name, "is no number; mend or empty it")
+            frame[name] = numbers.astype("float64")
+    return frame
+
+
+def read_metadata_leniently(path: Path) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Reads test metadata for the kernel, which must score whatever it is given.
+
+    What cannot be used is repaired and counted: a cell that is no number becomes missing, a lesion without a patient_id
+    becomes its own patient, of a duplicated isic_id the first row stays, a row without an isic_id is left out.
+
+    Returns:
+        The rows, as ``read_metadata`` gives them, with every column of ``TEST_COLUMNS`` (missing ones all empty), and
+        how often each repair was made, by name; repairs that were not needed are absent.
+
+    Raises:
+        InputError: the file is missing, is no CSV, or has no isic_id column.
+    """
+    frame = _read_csv(path)
+    if ID not in frame:
+        raise InputError(f"{path.name} has no column {ID!r}; its columns are {_listed(frame.columns)}.")
+    repairs = {"columns missing": sum(name not in frame for name in TEST_COLUMNS)}
+    frame = frame.reindex(columns=list(TEST_COLUMNS))
+    keep = frame[ID].notna()
+    repairs["rows without isic_id"] = int((~keep).sum())
+    duplicated = keep & frame[ID].duplicated()
+    repairs["duplicated isic_id"] = int(duplicated.sum())
+    frame = frame[keep & ~duplicated].reset_index(drop=True)
+    alone = frame[PATIENT].isna()
+    repairs["rows without patient_id"] = int(alone.sum())
+    frame[PATIENT] = frame[PATIENT].astype(object).where(~alone, "alone:" + frame[ID].astype(str))
+    cells = 0
+    for name in NUMBERS:
+        numbers = pd.to_numeric(frame[name], errors="coerce").astype("float64")
+        numbers = numbers.where(np.isfinite(numbers))
+        cells += int((numbers.isna() & frame[name].notna()).sum())
+        frame[name] = numbers
+    repairs["cells that are no number"] = cells
+    return frame, {name: count for name, count in repairs.items() if count}
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """The file as text in id and category columns, whatever pandas makes of the others."""
+    text = {column.name: "str" for column in COLUMNS if column.kind in ("id", "category")}
+    try:
+        return pd.read_csv(path, dtype=text, low_memory=False)
+    except FileNotFoundError as error:
+        raise InputError(f"{path.name} is not in {path.parent}; give the folder of the competition's files.") from error
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{path} cannot be read as CSV ({reason}); fetch it again.") from error
+
+
+def _check_columns(frame: pd.DataFrame, required: Iterable[str], file_name: str) -> None:
+    """Refuses a missing column, naming the one that looks like it under another name."""
+    needed = list(required)
+    if any(name in frame for name in BODY_SCAN):
+        needed += [name for name in TEST_COLUMNS if name not in needed]
+    absent = [name for name in needed if name not in frame]
+    if not absent:
+        return
+    strangers = [str(name) for name in frame.columns if name not in TRAIN_COLUMNS]
+    lookalike = difflib.get_close_matches(absent[0], strangers, n=1, cutoff=0.75)
+    mend = f"rename {lookalike[0]!r} to it" if lookalike else "restore it from the competition's file"
+    more = f" (and {len(absent) - 1} more: {_listed(absent[1:])})" if len(absent) > 1 else ""
+    raise InputError(f"{file_name} has no column {absent[0]!r}{more}; {mend}.")
+
+
+def _refuse_rows(frame: pd.DataFrame, bad: pd.Series, name: str, file_name: str, complaint: str) -> None:
+    """Raises for the first row where ``bad`` is true, by its line in the file (the header is line 1)."""
+    if not bad.any():
+        return
+    position = int(np.flatnonzero(bad.to_numpy())[0])
+    value = frame[name].iloc[position]
+    lesion = frame[ID].iloc[position]
+    raise InputError(
+        f"{file_name} line {position + 2} ({ID} {lesion}): {name} {value!r} {complaint} ({int(bad.sum())} such rows in all)."
+    )
+
+
+def _listed(names: Iterable[str], at_most: int = 5) -> str:
+    """The first few names in quotes, for an error sentence."""
+    names = [repr(str(name)) for name in names]
+    return ", ".join(names[:at_most]) + (", ..." if len(names) > at_most else "")
+
+
+# ===========================================================================================================================
+# inference/features.py
+# ===========================================================================================================================
+
+"""Metadata rows -> feature table: each lesion by itself, then beside the patient's other lesions (the "ugly duckling").
+
+Training and the kernel call the same ``build_features``. A lesion's features depend on the rows of its own patient only,
+so they are the same whether the patient comes alone or among a thousand others.
+"""
+
+
+#: Categories that help: ``image_type`` is constant and ``copyright_license`` is a function of the hospital.
+MODEL_CATEGORIES = tuple(name for name in CATEGORIES if name not in ("image_type", "copyright_license"))
+
+#: Name -> (columns, formula). Sources: the public notebooks of the competition and its prize winners; columns that only
+#: repeat another one (C, H, area_perim_ratio and the deltas are functions of others already) are left out.
+ENGINEERED: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray]]] = {
+    "size_ratio": (("tbp_lv_minorAxisMM", "clin_size_long_diam_mm"), lambda minor, size: minor / size),
+    "hue_contrast": (("tbp_lv_H", "tbp_lv_Hext"), lambda h, h_ext: h - h_ext),
+    "color_difference": (
+        ("tbp_lv_deltaA", "tbp_lv_deltaB", "tbp_lv_deltaL"),
+        lambda d_a, d_b, d_l: np.sqrt(d_a**2 + d_b**2 + d_l**2),
+    ),
+    "border_complexity": (("tbp_lv_norm_border", "tbp_lv_symm_2axis"), lambda border, symm: border + symm),
+    "color_uniformity": (
+        ("tbp_lv_color_std_mean", "tbp_lv_radial_color_std_max"),
+        lambda mean, radial: mean / (radial + 1e-5),
+    ),
+    "position_distance": (("tbp_lv_x", "tbp_lv_y", "tbp_lv_z"), lambda x, y, z: np.sqrt(x**2 + y**2 + z**2)),
+    "perimeter_to_area": (("tbp_lv_perimeterMM", "tbp_lv_areaMM2"), lambda perimeter, area: perimeter / area),
+    "visibility": (("tbp_lv_deltaLBnorm", "tbp_lv_norm_color"), lambda contrast, color: contrast + color),
+    "symmetry_border": (("tbp_lv_symm_2axis", "tbp_lv_norm_border"), lambda symm, border: symm * border),
+    "color_consistency": (("tbp_lv_stdL", "tbp_lv_Lext"), lambda std, l_ext: std / l_ext),
+    "size_age": (("clin_size_long_diam_mm", "age_approx"), lambda size, age: size * age),
+    "hue_color_std": (("tbp_lv_H", "tbp_lv_color_std_mean"), lambda h, std: h * std),
+    "severity": (
+        ("tbp_lv_norm_border", "tbp_lv_norm_color", "tbp_lv_eccentricity"),
+        lambda border, color, ecc: (border + color + ecc) / 3,
+    ),
+    "color_contrast_index": (
+        ("tbp_lv_deltaA", "tbp_lv_deltaB", "tbp_lv_deltaL", "tbp_lv_deltaLBnorm"),
+        lambda d_a, d_b, d_l, norm: d_a + d_b + d_l + norm,
+    ),
+    "size_for_age": (("clin_size_long_diam_mm", "age_approx"), lambda size, age: size / age),
+    "orientation": (("tbp_lv_y", "tbp_lv_x"), lambda y, x: np.arctan2(y, x)),
+    "color_variance_ratio": (("tbp_lv_color_std_mean", "tbp_lv_stdLExt"), lambda std, std_ext: std / std_ext),
+    "border_color": (("tbp_lv_norm_border", "tbp_lv_norm_color"), lambda border, color: border * color),
+    "size_contrast_ratio": (("clin_size_long_diam_mm", "tbp_lv_deltaLBnorm"), lambda size, norm: size / norm),
+    "nevi_confidence_for_age": (("tbp_lv_nevi_confidence", "age_approx"), lambda nevi, age: nevi / age),
+    "color_asymmetry": (("tbp_lv_radial_color_std_max", "tbp_lv_symm_2axis"), lambda radial, symm: radial * symm),
+    "color_range": (
+        ("tbp_lv_deltaL", "tbp_lv_deltaA", "tbp_lv_deltaB"),
+        lambda d_l, d_a, d_b: np.abs(d_l) + np.abs(d_a) + np.abs(d_b),
+    ),
+    "shape_color": (("tbp_lv_eccentricity", "tbp_lv_color_std_mean"), lambda ecc, std: ecc * std),
+}
+
+#: Columns that are judged against the patient's other lesions: hue, colour, contrast, size and border, those by which the
+#: organisers' paper and the prize winners found the odd one out.
+CONTEXT = (
+    "tbp_lv_H",
+    "tbp_lv_Hext",
+    "tbp_lv_L",
+    "tbp_lv_A",
+    "tbp_lv_B",
+    "tbp_lv_deltaB",
+    "tbp_lv_deltaLBnorm",
+    "tbp_lv_stdL",
+    "tbp_lv_color_std_mean",
+    "tbp_lv_norm_color",
+    "tbp_lv_norm_border",
+    "tbp_lv_nevi_confidence",
+    "clin_size_long_diam_mm",
+    "tbp_lv_areaMM2",
+    "tbp_lv_minorAxisMM",
+    "tbp_lv_perimeterMM",
+    "hue_contrast",
+    "color_difference",
+)
+#: Fewer lesions than this are no norm to stand out from. On the 5,115 public rows, seven per patient, the features of
+#: smaller groups cost 0.002 pAUC.
+SMALLEST_NORM = 20
+SITE = "anatom_site_general"
+
+
+def build_features(metadata: pd.DataFrame) -> pd.DataFrame:
+    """The feature table of every lesion.
+
+    Args:
+        metadata: rows as ``read_metadata`` gives them. Columns that only train has are never looked at.
+
+    Returns:
+        One row per lesion, same order and index. Numbers are float32 (NaN where unknown), categories str (``MISSING``
+        where unknown). Features whose columns are absent from ``metadata`` are absent.
+    """
+    numbers = {name: metadata[name].to_numpy("float64") for name in NUMBERS if name in metadata}
+    numbers |= engineered_features(numbers)
+    features = numbers | context_features(numbers, metadata)
+    table = pd.DataFrame({name: finite_float32(values) for name, values in features.items()}, index=metadata.index)
+    for name in MODEL_CATEGORIES:
+        if name in metadata:
+            table[name] = metadata[name].astype(object).fillna(MISSING).astype(str)
+    return table
+
+
+def engineered_features(numbers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The formulas of ``ENGINEERED`` whose columns are there; division by zero gives infinity, made NaN at the end."""
+    with np.errstate(all="ignore"):
+        return {
+            name: formula(*(numbers[column] for column in columns))
+            for name, (columns, formula) in ENGINEERED.items()
+            if all(column in numbers for column in columns)
+        }
+
+
+def context_features(numbers: dict[str, np.ndarray], metadata: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Each lesion beside the patient's others: standard scores per patient and per body site, percentile ranks per patient.
+
+    In a group of fewer than ``SMALLEST_NORM`` lesions every standard score is 0 and every rank 0.5.
+    """
+    patient = group_codes(metadata[PATIENT])
+    groups = {"patient": patient}
+    if SITE in metadata:
+        groups["site"] = group_codes(metadata[PATIENT].astype(str) + "\t" + metadata[SITE].astype(str))
+    names = [name for name in CONTEXT if name in numbers]
+    features: dict[str, np.ndarray] = {f"{group}_lesions": group_sizes(codes) for group, codes in groups.items()}
+    if not names:
+        return features
+    values = np.column_stack([numbers[name] for name in names])
+    values[~np.isfinite(values)] = np.nan
+    for group, codes in groups.items():
+        large = features[f"{group}_lesions"][:, None] >= SMALLEST_NORM
+        scores = np.where(large, standard_scores(values, codes), 0.0)
+        features |= {f"{name}_z_{group}": scores[:, i] for i, name in enumerate(names)}
+    large = features["patient_lesions"][:, None] >= SMALLEST_NORM
+    ranks = np.where(large, percentile_ranks(values, patient), 0.5)
+    features |= {f"{name}_rank_patient": ranks[:, i] for i, name in enumerate(names)}
+    return features
+
+
+def group_codes(keys: pd.Series) -> np.ndarray:
+    """Integer codes 0..groups-1, one per row, in order of first appearance."""
+    return pd.factorize(keys)[0]
+
+
+def group_sizes(codes: np.ndarray) -> np.ndarray:
+    """How many rows share each row's group, shape (rows,), float64."""
+    return np.bincount(codes)[codes].astype("float64")
+
+
+def standard_scores(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """(value - group mean) / group standard deviation, column by column at once.
+
+    Args:
+        values: shape (rows, columns), float64; NaN is unknown and stays NaN.
+        codes: shape (rows,), the group of each row.
+
+    Returns:
+        Shape (rows, columns). 0 where the group does not vary (one lesion, or all alike).
+    """
+    order = np.argsort(codes, kind="stable")
+    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+    known = np.isfinite(values)
+    filled = np.where(known, values, 0.0)[order]
+    count = np.maximum(np.add.reduceat(known[order].astype("float64"), starts), 1)
+    mean = np.add.reduceat(filled, starts) / count
+    position = np.empty(len(codes), dtype=np.intp)
+    position[order] = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(codes))))
+    # The second pass over the centred values keeps the variance exact where the mean is large beside it.
+    centred = np.where(known, values - mean[position], 0.0)
+    deviation = np.sqrt(np.add.reduceat((centred**2)[order], starts) / count)[position]
+    scale = np.abs(mean)[position] * 1e-9 + 1e-9
+    return np.where(known, np.where(deviation > scale, centred / np.maximum(deviation, scale), 0.0), np.nan)
+
+
+def percentile_ranks(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """(rank - 0.5) / known values of the group, ties sharing their mean rank: 0.5 for a lesion alone.
+
+    Args:
+        values: shape (rows, columns), float64; NaN is unknown, is not counted, and stays NaN.
+        codes: shape (rows,), the group of each row.
+    """
+    ranks = np.full(values.shape, np.nan)
+    for column in range(values.shape[1]):
+        known = np.flatnonzero(np.isfinite(values[:, column]))
+        if not len(known):
+            continue
+        order = known[np.lexsort((values[known, column], codes[known]))]
+        group, value = codes[order], values[order, column]
+        group_start = np.flatnonzero(np.diff(group, prepend=-1))
+        tie_start = np.flatnonzero((np.diff(group, prepend=-1) != 0) | (np.diff(value, prepend=np.nan) != 0))
+        tie_size = np.diff(np.append(tie_start, len(order)))
+        mean_position = np.repeat(tie_start + (tie_size - 1) / 2, tie_size)
+        size = np.diff(np.append(group_start, len(order)))
+        ranks[order, column] = (mean_position - np.repeat(group_start, size) + 0.5) / np.repeat(size, size)
+    return ranks
+
+
+def finite_float32(values: np.ndarray) -> np.ndarray:
+    """float32 with NaN for whatever is not finite there."""
+    with np.errstate(over="ignore"):
+        values = values.astype("float32")
+    return np.where(np.isfinite(values), values, np.float32(np.nan))
+
+
+# ===========================================================================================================================
+# inference/artifacts.py
+# ===========================================================================================================================
+
+"""The artifact folder and its manifest: what training wrote, checked before use.
+
+``manifest.json`` is the folder's index. A file that it does not name, or whose SHA-256 differs, is never opened.
+"""
+
+
+MANIFEST = "manifest.json"
+#: Raised by one whenever a kernel of the older format could not read the newer.
+FORMAT = "slice-3d-fusion/1"
+
+Manifest = dict[str, Any]
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """The manifest of an artifact folder; the files that it names are checked one by one as they are opened.
+
+    Raises:
+        InputError: there is none, it is no JSON, or it is of another format.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} has no {MANIFEST}; run train.tabular into it, or give the artifact folder.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not JSON ({error}); train or copy the artifacts again.") from error
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise InputError(f"{path} is of format {found!r}, this code reads {FORMAT!r}; train again with this version.")
+    return manifest
+
+
+def checked_file(folder: Path, manifest: Manifest, name: str) -> Path:
+    """The path of an artifact, once its bytes are known to be those that training wrote.
+
+    Raises:
+        InputError: the manifest does not name the file, or the file is missing or differs.
+    """
+    expected = manifest["files"].get(name)
+    if expected is None:
+        raise InputError(f"{folder / MANIFEST} does not name {name!r}; only files named there are opened.")
+    path = folder / name
+    if not path.is_file():
+        raise InputError(f"{name} is named in {MANIFEST} and missing in {folder}; copy the whole artifact folder.")
+    actual = sha256_of(path)
+    if actual != expected:
+        raise InputError(
+            f"{path} has SHA-256 {actual[:12]}..., {MANIFEST} says {expected[:12]}...; copy the artifacts again or retrain."
+        )
+    return path
+
+
+# ===========================================================================================================================
+# inference/tabular.py
+# ===========================================================================================================================
+
+"""CatBoost fold models -> one malignancy log-odds per lesion."""
+
+
+def load_tabular_models(folder: Path, manifest: Manifest) -> tuple[list[tuple[CatBoostClassifier, float]], list[str]]:
+    """The fold models, each with the shift that brings its raw score to log-odds at the natural prevalence.
+
+    Returns:
+        The usable models, and one sentence per model that had to be left out.
+
+    Raises:
+        InputError: not one model is usable.
+    """
+    models, complaints = [], []
+    for entry in manifest["tabular"]["models"]:
+        try:
+            model = CatBoostClassifier().load_model(str(checked_file(folder, manifest, entry["file"])))
+            models.append((model, float(entry["log_odds_shift"])))
+        except (InputError, CatBoostError) as error:
+            complaints.append(f"tabular model {entry['file']} left out: {error}")
+    if not models:
+        raise InputError(f"no usable tabular model in {folder}: {'; '.join(complaints) or 'the manifest names none'}.")
+    return models, complaints
+
+
+def select_features(features: pd.DataFrame, names: Sequence[str], categories: Sequence[str]) -> pd.DataFrame:
+    """The model's columns in the model's order; one that the table lacks is unknown for every lesion."""
+    absent = {name: MISSING if name in categories else np.float32(np.nan) for name in names if name not in features}
+    return features.assign(**absent)[list(names)]
+
+
+def tabular_log_odds(
+    models: Sequence[tuple[CatBoostClassifier, float]], features: pd.DataFrame, categories: Sequence[str]
+) -> np.ndarray:
+    """Mean log-odds over the models.
+
+    Args:
+        models: pairs of model and log-odds shift, as ``load_tabular_models`` gives them.
+        features: exactly the models' columns, in their order (``select_features``).
+        categories: which of the columns are categorical; values unseen in training are allowed.
+
+    Returns:
+        Shape (rows,), float64, natural log-odds.
+    """
+    if not len(features):
+        return np.zeros(0)
+    pool = Pool(features, cat_features=list(categories))
+    return np.mean([model.predict(pool, prediction_type="RawFormulaVal") + shift for model, shift in models], axis=0)
+
+
+# ===========================================================================================================================
+# inference/images.py
+# ===========================================================================================================================
+
+"""HDF5 of JPEG bytes -> decoded, resized batches.
+
+Training and the kernel decode with the same ``decode_crop``, so a pixel that the network learned from is the pixel that it
+is asked about. A lesion without a readable image simply does not come out: the caller sees whom it has not seen.
+"""
+
+
+#: Images read from the file before they are handed to the decoder; about 3 MB of JPEG.
+CHUNK = 1024
+
+
+class ImageStore:
+    """JPEG bytes by isic_id, out of the competition's HDF5 file or a folder of ``<isic_id>.jpg``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = None if path.is_dir() else h5py.File(path, "r")
+
+    def __contains__(self, isic_id: str) -> bool:
+        """Whether the file itself holds an image of this lesion, readable or not."""
+        if self._file is None:
+            return (self.path / f"{isic_id}.jpg").is_file()
+        # An external or soft link could point out of the file: only what the file itself holds counts.
+        return isinstance(self._file.get(isic_id, getlink=True), h5py.HardLink)
+
+    def read(self, isic_id: str) -> bytes:
+        """The JPEG bytes of one lesion; empty when there are none or they cannot be read."""
+        if isic_id not in self:
+            return b""
+        try:
+            if self._file is None:
+                return (self.path / f"{isic_id}.jpg").read_bytes()
+            value = self._file[isic_id][()]
+            return bytes(value) if isinstance(value, bytes) else np.asarray(value).tobytes()
+        except (OSError, ValueError, TypeError, RuntimeError):
+            return b""
+
+    def close(self) -> None:
+        """Closes the HDF5 file; harmless for a folder."""
+        if self._file is not None:
+            self._file.close()
+
+
+def find_images(competition: Path, split: str) -> Path | None:
+    """Where a competition folder keeps the images of ``split`` ("train" or "test"): the HDF5 file, else the folder."""
+    for candidate in (competition / f"{split}-image.hdf5", competition / f"{split}-image" / "image"):
+        if candidate.exists():
+            return candidate
+    return None
+
+
+def decode_crop(jpeg, image_size: int):
+    """One JPEG as a square crop: uint8 tensor of shape (image_size, image_size, 3).
+
+    ``INTEGER_ACCURATE`` gives Pillow's pixels exactly (TensorFlow's default differs by up to 3 levels).
+    """
+    import tensorflow as tf
+
+    pixels = tf.io.decode_jpeg(jpeg, channels=3, dct_method="INTEGER_ACCURATE")
+    crop = tf.image.resize(pixels, (image_size, image_size), antialias=True)
+    return tf.cast(tf.clip_by_value(tf.round(crop), 0.0, 255.0), tf.uint8)
+
+
+def image_batches(store: ImageStore, isic_ids: Sequence[str], image_size: int, batch_size: int):
+    """Decoded crops in the order of ``isic_ids``, read in the background while the network works.
+
+    Returns:
+        A ``tf.data.Dataset`` of (positions, crops): int64 of shape (batch,), indices into ``isic_ids``; uint8 of shape
+        (batch, image_size, image_size, 3). Lesions whose image is missing or unreadable are left out.
+    """
+    import tensorflow as tf
+
+    def chunks() -> Iterator[tuple[np.ndarray, list[bytes]]]:
+        for start in range(0, len(isic_ids), CHUNK):
+            found = [(i, store.read(isic_ids[i])) for i in range(start, min(start + CHUNK, len(isic_ids)))]
+            found = [(i, jpeg) for i, jpeg in found if jpeg]
+            yield np.array([i for i, _ in found], dtype="int64"), np.array([jpeg for _, jpeg in found], dtype=object)
+
+    signature = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None,), tf.string))
+    return (
+        tf.data.Dataset.from_generator(chunks, output_signature=signature)
+        .unbatch()
+        .map(lambda i, jpeg: (i, decode_crop(jpeg, image_size)), num_parallel_calls=tf.data.AUTOTUNE)
+        .ignore_errors()
+        .batch(batch_size)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+# ===========================================================================================================================
+# inference/network.py
+# ===========================================================================================================================
+
+"""The fusion network: ResNet50 looks at the crop, and corrects CatBoost's opinion.
+
+    final log-odds = tabular log-odds + correction(crop, tabular log-odds)
+
+The correction's last layer starts at zero, so before the first training step the network *is* the tabular model and can
+only move away from it where pixels say so. Its weights are loaded into this code, never a saved configuration: those break
+between Keras versions.
+"""
+
+
+# TensorFlow and Keras are imported where they are used: they take seconds, and the kernel must reach its tabular
+# submission even where they cannot be imported. Both settings are read at that first import.
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+#: ResNet50 was trained on BGR pixels less the ImageNet mean (keras.applications, "caffe" mode).
+IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
+SMALLEST_IMAGE = 32
+
+
+def build_network(
+    image_size: int,
+    *,
+    inputs: Sequence[str] = ("crop", "tabular"),
+    tabular_mean: float = 0.0,
+    tabular_std: float = 1.0,
+    head_units: int = 64,
+    base_log_odds: float = 0.0,
+    backbone_weights: str | None = None,
+) -> keras.Model:
+    """Builds the network, uncompiled.
+
+    Args:
+        image_size: width and height of the crops, pixels; at least 32.
+        inputs: ("crop", "tabular") for the fusion; ("crop",) for the image alone.
+        tabular_mean: mean of the tabular log-odds in training, for the head's copy of it.
+        tabular_std: their standard deviation.
+        head_units: width of the head.
+        base_log_odds: where the image alone starts: the log-odds of the prevalence. The fusion starts from the tabular
+            score and ignores it.
+        backbone_weights: None for random weights, "imagenet", or the path of a ResNet50 weights file without its top.
+
+    Returns:
+        A model from {"crop": uint8 (batch, image_size, image_size, 3), "tabular": float32 (batch, 1)} to log-odds,
+        float32 of shape (batch, 1).
+
+    Raises:
+        InputError: image_size is below 32.
+    """
+    import keras
+    from keras import layers
+
+    if image_size < SMALLEST_IMAGE:
+        raise InputError(f"image size {image_size} is too small for ResNet50; use at least {SMALLEST_IMAGE}.")
+    crop = keras.Input((image_size, image_size, 3), name="crop", dtype="uint8")
+    pixels = layers.Rescaling(1.0, name="float_pixels")(crop)
+    bgr = keras.ops.flip(pixels, axis=-1)
+    centred = layers.Rescaling(1.0, offset=[-mean for mean in IMAGENET_MEAN_BGR], name="less_imagenet_mean")(bgr)
+    backbone = keras.applications.ResNet50(
+        include_top=False, weights=backbone_weights, input_shape=(image_size, image_size, 3), pooling="avg", name="resnet50"
+    )
+    seen = backbone(centred)
+    start = keras.initializers.Constant(0.0 if "tabular" in inputs else base_log_odds)
+    tabular = keras.Input((1,), name="tabular", dtype="float32")
+    if "tabular" in inputs:
+        opinion = layers.Rescaling(1.0 / tabular_std, offset=-tabular_mean / tabular_std, name="standardised_opinion")(
+            tabular
+        )
+        seen = layers.Concatenate(name="crop_and_opinion")([seen, opinion])
+    hidden = layers.Dense(head_units, activation="relu", name="head")(seen)
+    hidden = layers.Dropout(0.2, name="head_dropout")(hidden)
+    correction = layers.Dense(1, kernel_initializer="zeros", bias_initializer=start, dtype="float32", name="correction")(
+        hidden
+    )
+    if "tabular" not in inputs:
+        return keras.Model({"crop": crop}, correction, name="image_alone")
+    log_odds = layers.Add(dtype="float32", name="log_odds")([tabular, correction])
+    return keras.Model({"crop": crop, "tabular": tabular}, log_odds, name="fusion")
+
+
+def load_network(settings: dict, weights: Path) -> keras.Model:
+    """Rebuilds a trained network from the manifest's settings and loads its weights.
+
+    Raises:
+        InputError: the weights do not fit the network.
+    """
+    network = build_network(**settings)
+    try:
+        network.load_weights(weights)
+    except (ValueError, OSError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{weights.name} does not fit the network of the manifest ({reason}); train again.") from error
+    return network
+
+
+def network_log_odds(
+    networks: Sequence[keras.Model], batches: Iterable, tabular: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Mean log-odds of the networks, batch by batch; each crop is decoded once for all of them.
+
+    Args:
+        networks: of the same inputs, as ``build_network`` makes them.
+        batches: (positions, crops), as ``image_batches`` gives them.
+        tabular: log-odds of every lesion, shape (rows,); ``positions`` point into it.
+
+    Yields:
+        Positions, int64, and log-odds, float64, both of shape (batch,).
+    """
+    import tensorflow as tf
+
+    names = [tensor.name for tensor in networks[0].inputs]
+
+    @tf.function(reduce_retracing=True)
+    def ensemble(crops, opinion):
+        batch = {name: {"crop": crops, "tabular": opinion}[name] for name in names}
+        return tf.add_n([network(batch, training=False) for network in networks]) / len(networks)
+
+    for positions, crops in batches:
+        positions = positions.numpy()
+        opinion = tf.constant(tabular[positions, None], tf.float32)
+        yield positions, ensemble(crops, opinion).numpy()[:, 0].astype("float64")
+
+
+# ===========================================================================================================================
+# inference/submission.py
+# ===========================================================================================================================
+
+"""The story from test folder to submission.csv, with the fall-backs.
+
+1. Find the competition folder and the artifact folder.   Without them there is nothing to do: exit 2.
+2. Score every lesion by its metadata (CatBoost).         Without one usable model: exit 2.
+3. Write that as submission.csv.                          From here on nothing can come home empty-handed.
+4. Let the networks correct the lesions whose crop can be read; the others keep the tabular score.
+5. Write the final submission.csv, and run.json: what was scored how, what fell back and why, versions, seconds.
+"""
+
+
+COMPETITION = "isic-2024-challenge"
+TEST_METADATA = "test-metadata.csv"
+SAMPLE = "sample_submission.csv"
+#: Folders below /kaggle/input that are looked into for the two inputs: the deepest mount known is models/*/*/*/*.
+SEARCH_DEPTH = 5
+BATCH_SIZE = 64
+
+
+@dataclass
+class Run:
+    """What happened, for the log and for run.json."""
+
+    started: float = field(default_factory=time.monotonic)
+    facts: dict = field(default_factory=dict)
+    fallbacks: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def say(self, text: str) -> None:
+        """Prints one line with the seconds since the start."""
+        print(f"[{time.monotonic() - self.started:7.1f} s] {text}", flush=True)
+
+    def fall_back(self, what: str, count: int, note: str) -> None:
+        """Counts a step down and says so; never silent."""
+        self.fallbacks[what] = self.fallbacks.get(what, 0) + count
+        self.notes.append(note)
+        self.say(f"FALL-BACK ({what}: {count}) {note}")
+
+    def finish(self, stage: str) -> None:
+        """Notes the seconds that ``stage`` took since the last one ended."""
+        self.seconds[stage] = round(time.monotonic() - self.started - sum(self.seconds.values()), 3)
+
+    def write(self, path: Path) -> None:
+        """Writes run.json."""
+        content = self.facts | {"fallbacks": self.fallbacks, "notes": self.notes, "seconds": self.seconds}
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the kernel; returns the exit status: 0 done, 2 bad input (one sentence on stderr)."""
+    parser = argparse.ArgumentParser(description="Scores a test folder of the ISIC 2024 challenge; no arguments on Kaggle.")
+    parser.add_argument("--competition", type=Path, help=f"folder with {TEST_METADATA} (default: found below --input-root)")
+    parser.add_argument("--artifacts", type=Path, help=f"folder with {MANIFEST} (default: found below --input-root)")
+    parser.add_argument("--output", type=Path, default=Path("submission.csv"), help="file to write (default: %(default)s)")
+    parser.add_argument("--scores", type=Path, help="also write each lesion's tabular and final log-odds to this CSV file")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="crops at a time (default: %(default)s)")
+    parser.add_argument("--input-root", type=Path, default=Path("/kaggle/input"), help="where Kaggle mounts inputs")
+    options = parser.parse_args(arguments)
+    try:
+        if options.batch_size < 1:
+            raise InputError(f"--batch-size {options.batch_size} is not a number of crops; give 1 or more.")
+        score_folder(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def score_folder(options: argparse.Namespace) -> None:
+    """From the options to the written submission."""
+    run = Run()
+    competition = options.competition or find_competition(options.input_root)
+    artifacts = options.artifacts or find_artifacts(options.input_root)
+    manifest = load_manifest(artifacts)
+    run.facts = {"competition": str(competition), "artifacts": str(artifacts), "versions": versions()}
+    run.say(f"test folder {competition}, artifacts {artifacts}, " + ", ".join(f"{k} {v}" for k, v in versions().items()))
+
+    rows, repairs = read_metadata_leniently(competition / TEST_METADATA)
+    for what, count in repairs.items():
+        run.fall_back(what, count, f"{TEST_METADATA}: {what}: {count}, repaired.")
+    tabular = score_tabular(rows, artifacts, manifest, run)
+    order = submission_order(competition, rows, run)
+    write_submission(options.output, order, rows[ID], tabular, manifest)
+    run.say(f"{len(order):,} lesions have their tabular score; {options.output} is written and can only get better")
+    run.finish("tabular")
+
+    final, seen = correct_by_image(rows, tabular, competition, artifacts, manifest, options.batch_size, run)
+    run.finish("images")
+    write_submission(options.output, order, rows[ID], final, manifest)
+    if options.scores:
+        write_scores(options.scores, rows[ID], tabular, final, seen)
+    run.facts |= {"lesions": len(rows), "scored by image": int(seen.sum()), "submission rows": len(order)}
+    run.finish("writing")
+    run.write(options.output.with_name("run.json"))
+    run.say(f"{options.output}: {len(order):,} rows, {int(seen.sum()):,} of {len(rows):,} lesions scored by image")
+
+
+# --- finding the inputs -------------------------------------------------------------------------------------------------
+
+
+def find_competition(root: Path) -> Path:
+    """The competition folder: Kaggle's classic mount, its new one, else wherever test-metadata.csv lies below ``root``.
+
+    Raises:
+        InputError: it is nowhere; the sentence lists what is mounted.
+    """
+    for folder in (root / COMPETITION, root / "competitions" / COMPETITION):
+        if (folder / TEST_METADATA).is_file():
+            return folder
+    found = [folder for folder in folders_below(root) if (folder / TEST_METADATA).is_file()]
+    if len(found) != 1:
+        raise InputError(
+            f"{TEST_METADATA} is in {len(found)} folders below {root} ({mounted(root)}); attach "
+            f"the competition {COMPETITION} once, or give --competition."
+        )
+    return found[0]
+
+
+def find_artifacts(root: Path) -> Path:
+    """The one folder below ``root`` that holds a manifest of our format: a dataset, or a training kernel's output.
+
+    Raises:
+        InputError: there is none, or more than one.
+    """
+    found = [folder for folder in folders_below(root) if is_artifact_folder(folder)]
+    if len(found) != 1:
+        raise InputError(
+            f"{len(found)} folders below {root} hold a {MANIFEST} of format {FORMAT} ({mounted(root)}); attach "
+            "the artifact dataset once, or give --artifacts."
+        )
+    return found[0]
+
+
+def is_artifact_folder(folder: Path) -> bool:
+    """Whether the folder holds a manifest that this kernel can read."""
+    try:
+        load_manifest(folder)
+    except (InputError, OSError):
+        return False
+    return True
+
+
+def folders_below(root: Path) -> Iterable[Path]:
+    """The folders at most ``SEARCH_DEPTH`` levels below ``root``, in a fixed order; files are not walked one by one."""
+    for folder, subfolders, _ in os.walk(root):
+        depth = len(Path(folder).relative_to(root).parts)
+        subfolders[:] = sorted(subfolders) if depth < SEARCH_DEPTH else []
+        yield Path(folder)
+
+
+def mounted(root: Path) -> str:
+    """What lies directly below ``root``, for an error sentence."""
+    if not root.is_dir():
+        return "which does not exist"
+    return "it holds " + (", ".join(sorted(path.name for path in root.iterdir())[:10]) or "nothing")
+
+
+# --- scoring ------------------------------------------------------------------------------------------------------------
+
+
+def score_tabular(rows: pd.DataFrame, artifacts: Path, manifest: Manifest, run: Run) -> np.ndarray:
+    """Tabular log-odds of every lesion, float64 of shape (rows,); says how they lie beside those of training."""
+    models, complaints = load_tabular_models(artifacts, manifest)
+    for complaint in complaints:
+        run.fall_back("tabular models left out", 1, complaint)
+    settings = manifest["tabular"]
+    features = select_features(build_features(rows), settings["features"], settings["categories"])
+    log_odds = tabular_log_odds(models, features, settings["categories"])
+    if len(log_odds):
+        trained = settings["out_of_fold"]
+        run.facts["tabular log-odds"] = {"median": float(np.median(log_odds)), "in training": trained["median"]}
+        run.say(f"tabular log-odds: median {np.median(log_odds):.2f} (out of fold in training {trained['median']:.2f})")
+    return log_odds
+
+
+def correct_by_image(
+    rows: pd.DataFrame,
+    tabular: np.ndarray,
+    competition: Path,
+    artifacts: Path,
+    manifest: Manifest,
+    batch_size: int,
+    run: Run,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lets the fold networks correct the tabular score where there is a crop.
+
+    Returns:
+        Final log-odds, float64 of shape (rows,), and whether each row was scored by its image, bool.
+    """
+    final, seen = tabular.copy(), np.zeros(len(rows), dtype=bool)
+    if "network" not in manifest:
+        run.fall_back("no network", len(rows), "the artifacts hold no network; every lesion keeps its tabular score.")
+        return final, seen
+    try:
+        networks = load_fold_networks(artifacts, manifest, run)
+        source = find_images(competition, "test")
+        if source is None:
+            raise InputError(f"{competition} has no test-image.hdf5")
+        store = ImageStore(source)
+        image_size = manifest["network"]["settings"]["image_size"]
+        batches = image_batches(store, rows[ID].tolist(), image_size, batch_size)
+        for positions, log_odds in network_log_odds(networks, batches, tabular):
+            finite = np.isfinite(log_odds)
+            final[positions[finite]], seen[positions[finite]] = log_odds[finite], True
+    # Whatever breaks here, a tabular submission is better than none: this is the one place that catches everything.
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        run.fall_back("network stopped", 1, f"{type(error).__name__}: {reason}; the rest keeps its tabular score.")
+    unseen = int((~seen).sum())
+    if unseen:
+        run.fall_back("lesions without image score", unseen, f"{unseen:,} of {len(rows):,} keep their tabular score.")
+    return final, seen
+
+
+def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> list:
+    """The fold networks whose files check out.
+
+    Raises:
+        InputError: none does.
+    """
+    networks = []
+    for name in manifest["network"]["weights"]:
+        try:
+            networks.append(load_network(manifest["network"]["settings"], checked_file(artifacts, manifest, name)))
+        except InputError as error:
+            run.fall_back("fold networks left out", 1, str(error))
+    if not networks:
+        raise InputError("no fold network is usable")
+    run.say(f"{len(networks)} fold networks loaded")
+    return networks
+
+
+# --- writing ------------------------------------------------------------------------------------------------------------
+
+
+def submission_order(competition: Path, rows: pd.DataFrame, run: Run) -> list[str]:
+    """The isic_ids to submit, in the order of sample_submission.csv, else of the metadata."""
+    try:
+        sample = pd.read_csv(competition / SAMPLE, dtype={ID: "str"})[ID].dropna().drop_duplicates().tolist()
+    except (OSError, KeyError, ValueError) as error:
+        run.fall_back("no sample submission", 1, f"{SAMPLE} is not usable ({error}); the order is that of {TEST_METADATA}.")
+        return rows[ID].tolist()
+    if set(sample) != set(rows[ID]):
+        unknown = len(set(sample) - set(rows[ID]))
+        run.fall_back("ids only in sample submission", unknown, f"{SAMPLE} and {TEST_METADATA} name different lesions.")
+    return sample
+
+
+def write_submission(path: Path, order: list[str], isic_ids: pd.Series, log_odds: np.ndarray, manifest: Manifest) -> None:
+    """Probabilities in the given order; an id without metadata gets training's median, so that the file is complete."""
+    scores = pd.Series(log_odds, index=isic_ids.to_numpy()).reindex(order)
+    scores = scores.fillna(manifest["tabular"]["out_of_fold"]["median"]).to_numpy("float64")
+    probabilities = 1.0 / (1.0 + np.exp(-np.clip(scores, -700, 700)))
+    with replacing(path) as temporary:
+        pd.DataFrame({ID: order, TARGET: probabilities}).to_csv(temporary, index=False)
+
+
+def write_scores(path: Path, isic_ids: pd.Series, tabular: np.ndarray, final: np.ndarray, seen: np.ndarray) -> None:
+    """Each lesion's parts, for the dry run: log-odds, and whether the image was seen."""
+    with replacing(path) as temporary:
+        frame = pd.DataFrame({ID: isic_ids, "tabular": tabular, "fusion": final, "image_seen": seen.astype(int)})
+        frame.to_csv(temporary, index=False)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the scores."""
+    names = ("tensorflow", "keras", "catboost", "numpy", "pandas", "h5py")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = installed.version(name)
+        except installed.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

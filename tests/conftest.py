@@ -1,0 +1,52 @@
+"""What several rooms' tests need: a small made competition folder, and the real one where it is there."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from inference.schema import read_metadata
+from train.folds import main as make_folds
+from train.fusion import main as train_fusion
+from train.synthetic import main as synthesise
+from train.tabular import main as train_tabular
+
+
+@pytest.fixture(scope="session")
+def twin(tmp_path_factory):
+    """A competition folder of 60 made lesions of 8 patients, 12 of them malignant. Shared: read it, do not write into it."""
+    folder = tmp_path_factory.mktemp("twin") / "competition"
+    synthesise(["--out", str(folder), "--patients", "8", "--lesions", "60", "--prevalence", "0.2", "--jobs", "1"])
+    return folder
+
+
+@pytest.fixture
+def metadata(twin):
+    """The twin's train rows, fresh for every test."""
+    return read_metadata(twin / "train-metadata.csv", labelled=True)
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The real competition folder: ISIC_DATA, else ../shared/data/isic-2024-challenge beside the repository."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data" / "isic-2024-challenge"
+    folder = Path(os.environ.get("ISIC_DATA", beside))
+    if not (folder / "train-metadata.csv").is_file():
+        pytest.skip(f"there is no real data in {folder}; name the competition's folder in ISIC_DATA to run this test")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The whole training, small: `.data` (a twin) and `.artifacts` (two folds, one seed, 32-px networks). Read only."""
+    folder = tmp_path_factory.mktemp("trained")
+    data, artifacts, parameters = folder / "data", folder / "artifacts", folder / "few_trees.json"
+    parameters.write_text('{"iterations": 20}')
+    synthesise(["--out", str(data), "--patients", "16", "--lesions", "160", "--prevalence", "0.2", "--jobs", "1"])
+    where = ["--data", str(data), "--artifacts", str(artifacts)]
+    make_folds([*where, "--folds", "2", "--holdout", "0.25"])
+    train_tabular([*where, "--seeds", "1", "--params", str(parameters)])
+    network = ["--weights", "none", "--image-size", "32", "--epochs", "1", "--batch-size", "16"]
+    train_fusion([*where, *network, "--learning-rate", "0.003"])
+    return SimpleNamespace(data=data, artifacts=artifacts)

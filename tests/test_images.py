@@ -1,0 +1,214 @@
+import io
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from inference.images import CHUNK, ImageStore, decode_crop, find_images, image_batches
+from inference.schema import ID, read_metadata
+
+
+@pytest.fixture(scope="module")
+def ids(twin):
+    return read_metadata(twin / "train-metadata.csv", labelled=True)[ID].tolist()
+
+
+@pytest.fixture
+def store(twin):
+    store = ImageStore(twin / "train-image.hdf5")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def copy(twin, tmp_path):
+    """A copy of the twin's HDF5 file that may be changed."""
+    return shutil.copy(twin / "train-image.hdf5", tmp_path / "train-image.hdf5")
+
+
+def crops_of(store, ids, image_size=32, batch_size=7):
+    """isic_id -> crop, in the order in which the batches give them."""
+    found = {}
+    for positions, crops in image_batches(store, ids, image_size, batch_size):
+        assert positions.dtype == "int64"
+        assert crops.dtype == "uint8"
+        assert crops.shape[1:] == (image_size, image_size, 3)
+        assert len(positions) == len(crops) <= batch_size
+        found |= {ids[position]: crop for position, crop in zip(positions.numpy(), crops.numpy(), strict=True)}
+    return found
+
+
+def same_crops(found, expected, without=()):
+    """Whether ``found`` has the crops of ``expected``, in that order, except for some lesions."""
+    expected = {name: crop for name, crop in expected.items() if name not in without}
+    return list(found) == list(expected) and all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+# Decoding
+
+
+def equals_pillow(jpeg):
+    image = Image.open(io.BytesIO(jpeg)).convert("RGB")
+    assert image.width == image.height
+    return np.array_equal(decode_crop(jpeg, image.width), np.asarray(image))
+
+
+def test_pixels_are_those_of_pillow_where_nothing_is_resized(store, ids):
+    assert all(equals_pillow(store.read(isic_id)) for isic_id in ids)
+
+
+def test_pixels_of_real_crops_are_those_of_pillow(real_data):
+    with h5py.File(real_data / "train-image.hdf5") as file:
+        jpegs = [file[name][()] for name in list(file)[:60]]
+    assert all(equals_pillow(jpeg) for jpeg in jpegs)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_grey_and_oblong_images_become_square_crops_of_three_channels(mode):
+    buffer = io.BytesIO()
+    Image.new(mode, (50, 20), 90 if mode == "L" else (90, 90, 90)).save(buffer, "JPEG")
+    crop = decode_crop(buffer.getvalue(), 32).numpy()
+    assert (crop.shape, crop.dtype) == ((32, 32, 3), np.dtype("uint8"))
+    assert (crop == 90).all()
+
+
+def test_shrinking_averages_and_does_not_pick_pixels():
+    board = np.indices((64, 64)).sum(axis=0) % 2 * 255
+    buffer = io.BytesIO()
+    Image.fromarray(board.astype("uint8")).save(buffer, "JPEG", quality=100)
+    assert np.abs(decode_crop(buffer.getvalue(), 16).numpy()[2:-2, 2:-2] - 127.5).max() < 20
+
+
+# Where images are kept
+
+
+def test_the_hdf5_file_comes_before_the_folder(tmp_path):
+    assert find_images(tmp_path, "train") is None
+    (tmp_path / "train-image" / "image").mkdir(parents=True)
+    assert find_images(tmp_path, "train") == tmp_path / "train-image" / "image"
+    (tmp_path / "train-image.hdf5").touch()
+    assert find_images(tmp_path, "train") == tmp_path / "train-image.hdf5"
+    assert find_images(tmp_path, "test") is None
+
+
+def test_a_folder_of_jpegs_equals_the_hdf5_file(tmp_path, store, ids):
+    for isic_id in ids[:9]:
+        (tmp_path / f"{isic_id}.jpg").write_bytes(store.read(isic_id))
+    folder = ImageStore(tmp_path)
+    assert [isic_id in folder for isic_id in ids[7:11]] == [True, True, False, False]
+    assert folder.read(ids[10]) == b""
+    assert same_crops(crops_of(folder, ids), crops_of(store, ids[:9]))
+    folder.close()
+
+
+def test_the_real_folder_equals_the_real_hdf5_file(real_data):
+    folder, file = ImageStore(real_data / "train-image" / "image"), ImageStore(real_data / "train-image.hdf5")
+    ids = [path.stem for path in sorted((real_data / "train-image" / "image").glob("*.jpg"))]
+    assert len(ids) > 100
+    assert all(folder.read(isic_id) == file.read(isic_id) != b"" for isic_id in ids)
+
+
+def test_bytes_may_be_kept_as_a_string_or_as_an_array(tmp_path, store, ids):
+    jpeg = store.read(ids[0])
+    with h5py.File(tmp_path / "image.hdf5", "w") as file:
+        file["string"] = np.bytes_(jpeg)
+        file["array"] = np.frombuffer(jpeg, "uint8")
+    other = ImageStore(tmp_path / "image.hdf5")
+    assert other.read("string") == other.read("array") == jpeg
+
+
+# Batches
+
+
+def test_crops_come_in_the_order_asked_for(store, ids):
+    asked = ids[::-1]
+    crops = crops_of(store, asked)
+    assert list(crops) == asked
+    assert all(np.array_equal(crops[isic_id], decode_crop(store.read(isic_id), 32)) for isic_id in ids[:5])
+
+
+def test_more_lesions_than_are_read_at_a_time(store, ids):
+    asked = [ids[number % 3] for number in range(CHUNK + 5)]
+    positions = np.concatenate([positions for positions, _ in image_batches(store, asked, 8, 100)])
+    assert positions.tolist() == list(range(CHUNK + 5))
+
+
+def test_lesions_without_a_readable_image_are_absent_and_the_others_unaffected(copy, store, ids):
+    whole = crops_of(store, ids)
+    with h5py.File(copy, "a") as file:
+        jpeg = file[ids[1]][()]
+        for isic_id, content in {
+            ids[0]: jpeg[: len(jpeg) // 4],  # cut off
+            ids[1]: b"no JPEG at all",
+            ids[2]: b"\xff\xd8\xff\xe0" + bytes(50),
+        }.items():
+            del file[isic_id]
+            file[isic_id] = np.bytes_(content)
+        del file[ids[5]]
+        del file[ids[6]]
+        file[ids[6]] = h5py.Empty("S10")
+        del file[ids[9]]
+        file.create_group(ids[9])
+        del file[ids[10]]
+        file[ids[10]] = 3.5
+    broken = ImageStore(copy)
+    assert ids[5] not in broken
+    assert [broken.read(ids[5]), broken.read(ids[6]), broken.read(ids[9])] == [b"", b"", b""]
+    assert same_crops(crops_of(broken, ids), whole, without=[ids[number] for number in (0, 1, 2, 5, 6, 9, 10)])
+    broken.close()
+
+
+def test_a_file_that_is_damaged_in_one_place_still_gives_the_other_lesions(copy, store, ids):
+    whole = crops_of(store, ids)
+    with h5py.File(copy) as file:
+        start = h5py.h5o.get_info(file[ids[3]].id).addr
+    content = bytearray(copy.read_bytes())
+    content[start : start + 8] = b"\xff" * 8
+    copy.write_bytes(content)
+    damaged = ImageStore(copy)
+    assert damaged.read(ids[3]) == b""
+    assert same_crops(crops_of(damaged, ids), whole, without=[ids[3]])
+    damaged.close()
+
+
+@pytest.mark.parametrize("strange", ["/", ".", "..", "", "a/b", "\0", "ISIC_é"])
+def test_a_strange_id_is_simply_absent(store, ids, strange):
+    assert list(crops_of(store, [ids[0], strange, ids[1]])) == [ids[0], ids[1]]
+
+
+def test_nobody_asked_nobody_seen(store):
+    assert crops_of(store, []) == {}
+    assert crops_of(store, ["ISIC_9999999"]) == {}
+
+
+# What lies outside
+
+
+def test_links_out_of_the_file_are_not_followed(tmp_path, store, ids):
+    with h5py.File(tmp_path / "outside.hdf5", "w") as file:
+        file["secret"] = np.bytes_(store.read(ids[0]))
+    with h5py.File(tmp_path / "image.hdf5", "w") as file:
+        file["own"] = np.bytes_(store.read(ids[0]))
+        file["external"] = h5py.ExternalLink("outside.hdf5", "/secret")
+        file["soft"] = h5py.SoftLink("/own")
+        file["dangling"] = h5py.SoftLink("/nowhere")
+    linked = ImageStore(tmp_path / "image.hdf5")
+    assert list(crops_of(linked, ["external", "soft", "dangling", "own"])) == ["own"]
+    linked.close()
+
+
+def test_bytes_kept_outside_the_file_are_not_read(tmp_path):
+    (tmp_path / "secret").write_bytes(b"0123456789")
+    with h5py.File(tmp_path / "image.hdf5", "w") as file:
+        file.create_dataset("raw", (10,), "uint8", external=[(str(tmp_path / "secret"), 0, 10)])
+    linked = ImageStore(tmp_path / "image.hdf5")
+    assert linked.read("raw") == b""
+    linked.close()
+
+
+def test_an_id_does_not_lead_out_of_the_folder(tmp_path, store, ids):
+    (tmp_path / "image").mkdir()
+    (tmp_path / "secret.jpg").write_bytes(store.read(ids[0]))
+    assert ImageStore(tmp_path / "image").read("../secret") == b""
