@@ -16,7 +16,7 @@ $(VENV)/installed: requirements.txt requirements-dev.txt
 
 # The whole walk on made data: twin, folds, CatBoost, networks, kernel, dry run. About 9 minutes on 2 cores.
 demo: $(VENV)/installed
-	$(RUN) -m train.synthetic --out $(DEMO)/data --patients 160 --lesions 8000 --prevalence 0.1
+	$(RUN) -m train.synthetic --out $(DEMO)/data --patients 150 --lesions 7500 --prevalence 0.1
 	$(RUN) -m train.folds --data $(DEMO)/data --artifacts $(DEMO)/artifacts --folds 2
 	$(RUN) -m train.tabular --data $(DEMO)/data --artifacts $(DEMO)/artifacts --seeds 2
 	$(RUN) -m train.fusion --data $(DEMO)/data --artifacts $(DEMO)/artifacts $(DEMO_NETWORK)
@@ -25,7 +25,7 @@ demo: $(VENV)/installed
 	$(RUN) -m inference.dry_run --data $(DEMO)/data --artifacts $(DEMO)/artifacts --report $(DEMO)/report
 
 # Small crops, random initial weights (nothing is downloaded), a few epochs.
-DEMO_NETWORK := --weights none --image-size 48 --epochs 5 --batch-size 32 --negatives-per-positive 3 --learning-rate 1e-3
+DEMO_NETWORK := --weights none --image-size 48 --epochs 4 --batch-size 32 --negatives-per-positive 3 --learning-rate 1e-3
 
 test: $(VENV)/installed lint
 	$(RUN) -m inference.build_kernel --check

@@ -66,6 +66,9 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}: {path.parent}); choose another folder.") from error
+    try:
         yield temporary
         temporary.replace(path)
     except PermissionError as error:
@@ -620,11 +623,18 @@ CHUNK = 1024
 
 
 class ImageStore:
-    """JPEG bytes by isic_id, out of the competition's HDF5 file or a folder of ``<isic_id>.jpg``."""
+    """JPEG bytes by isic_id, out of the competition's HDF5 file or a folder of ``<isic_id>.jpg``.
+
+    Raises:
+        InputError: the file is no HDF5 file, or is cut off.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = None if path.is_dir() else h5py.File(path, "r")
+        try:
+            self._file = None if path.is_dir() else h5py.File(path, "r")
+        except OSError as error:
+            raise InputError(f"{path} cannot be opened as HDF5 ({error}); fetch it again.") from error
 
     def __contains__(self, isic_id: str) -> bool:
         """Whether the file itself holds an image of this lesion, readable or not."""
@@ -641,7 +651,9 @@ class ImageStore:
             if self._file is None:
                 return (self.path / f"{isic_id}.jpg").read_bytes()
             value = self._file[isic_id][()]
-            return bytes(value) if isinstance(value, bytes) else np.asarray(value).tobytes()
+            if isinstance(value, np.ndarray | np.void):
+                return value.tobytes()
+            return bytes(value) if isinstance(value, bytes) else b""
         except (OSError, ValueError, TypeError, RuntimeError):
             return b""
 

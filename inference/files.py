@@ -32,6 +32,9 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}: {path.parent}); choose another folder.") from error
+    try:
         yield temporary
         temporary.replace(path)
     except PermissionError as error:

@@ -179,7 +179,8 @@ def train_fold(network, lesions: Lesions, number: int, store: ImageStore, option
             on_train_batch_end=lambda batch, logs: bar.update(),
             on_epoch_end=lambda epoch, logs: bar.set_postfix(loss=f"{logs['loss']:.4f}"),
         )
-        history = model.fit(batches, epochs=options.epochs, steps_per_epoch=steps, callbacks=[progress], verbose=0)
+        # Repeated, because unreadable images could leave the last epoch short of batches.
+        history = model.fit(batches.repeat(), epochs=options.epochs, steps_per_epoch=steps, callbacks=[progress], verbose=0)
     return [float(loss) for loss in history.history["loss"]]
 
 

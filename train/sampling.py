@@ -57,7 +57,7 @@ def readable_images(store: ImageStore, isic_ids: np.ndarray) -> np.ndarray:
 def training_batches(
     store: ImageStore, isic_ids: np.ndarray, labels: np.ndarray, tabular: np.ndarray, image_size: int, batch_size: int
 ):
-    """The crops in the given order with what training needs beside them, again and again without an end.
+    """The crops in the given order with what training needs beside them.
 
     Returns:
         A ``tf.data.Dataset`` of ({"crop": uint8 (batch, size, size, 3), "tabular": float32 (batch, 1)}, float32 (batch, 1)).
@@ -70,4 +70,4 @@ def training_batches(
     def join(positions, crops):
         return {"crop": crops, "tabular": tf.gather(opinions, positions)}, tf.gather(targets, positions)
 
-    return image_batches(store, isic_ids.tolist(), image_size, batch_size).map(join).repeat().prefetch(2)
+    return image_batches(store, isic_ids.tolist(), image_size, batch_size).map(join).prefetch(2)

@@ -31,8 +31,8 @@ JPEG_QUALITY = 75  # gives the quantisation tables of the competition's files
 
 #: Furrows: wavelength in mm, and standard deviation in grey levels FURROW_CONTRAST * exp(FURROW_GROWTH * texture). The
 #: competition's crops have 2.3 to 5.5 grey levels (10 to 90 %, 197 crops) at these wavelengths, most of it from the skin.
-FURROW_MM = (1.9, 2.5)
-FURROW_CONTRAST, FURROW_GROWTH = 6.0, 0.38
+FURROW_MM = (2.4, 3.2)
+FURROW_CONTRAST, FURROW_GROWTH = 8.0, 0.6
 COLOUR_LIMITS = (24.0, 230.0)  # grey levels of skin and lesion, leaving room for the furrows on both sides
 #: Smooth random fields, by their knots across the crop, and fine ones, which lack what is coarser than a few knots. None has
 #: much to say at the wavelengths of the furrows, 6 to 8 to a crop, whose contrast must stay readable.

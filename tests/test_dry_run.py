@@ -1,0 +1,118 @@
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+from inference.build_kernel import ROOT
+from inference.dry_run import checked_submission, main, mount_test_folder, rows_to_score, without_network
+from inference.files import InputError
+from inference.schema import ID, PATIENT, TARGET, TEST_COLUMNS
+from utils import partial_auc
+
+
+def test_the_mounted_folder_is_what_kaggle_would_mount(trained, tmp_path):
+    rows = rows_to_score(trained.data, trained.artifacts, "holdout")
+    folder = tmp_path / "competition"
+    mount_test_folder(trained.data, rows[ID].tolist(), folder)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "sample_submission.csv",
+        "test-image.hdf5",
+        "test-metadata.csv",
+    ]
+    header = (folder / "test-metadata.csv").read_text(encoding="utf-8").splitlines()[0]
+    assert header.split(",") == list(TEST_COLUMNS)
+    # Cells are passed on as text: what the kernel reads is what training read, to the last digit.
+    published = pd.read_csv(trained.data / "train-metadata.csv", dtype=str, keep_default_na=False).set_index(ID)
+    mounted = pd.read_csv(folder / "test-metadata.csv", dtype=str, keep_default_na=False).set_index(ID)
+    pd.testing.assert_frame_equal(mounted, published.loc[mounted.index, mounted.columns])
+    with h5py.File(folder / "test-image.hdf5") as copy, h5py.File(trained.data / "train-image.hdf5") as original:
+        assert sorted(copy) == sorted(rows[ID])
+        assert all(copy[i][()] == original[i][()] and copy[i].dtype == original[i].dtype for i in copy)
+
+
+def test_holdout_rows_are_those_that_training_held_out(trained):
+    rows = rows_to_score(trained.data, trained.artifacts, "holdout")
+    folds = pd.read_csv(trained.artifacts / "folds.csv").set_index(ID)
+    assert (folds.loc[rows[ID], "fold"] == -1).all()
+    assert not set(rows[PATIENT]) & set(folds.loc[folds["fold"] >= 0, "patient_id"])
+    assert len(rows_to_score(trained.data, trained.artifacts, "all")) == len(folds)
+
+
+@pytest.fixture(scope="module")
+def report(trained, tmp_path_factory):
+    """The report folder of a dry run made by its command, and what the command printed."""
+    folder = tmp_path_factory.mktemp("dry_run") / "report"
+    command = [sys.executable, "-m", "inference.dry_run", "--data", str(trained.data), "--artifacts", str(trained.artifacts)]
+    done = subprocess.run([*command, "--report", str(folder)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_the_table_is_the_metric_of_the_submission(trained, report):
+    folder, printed = report
+    rows = rows_to_score(trained.data, trained.artifacts, "holdout")
+    submission = pd.read_csv(folder / "submission.csv").set_index(ID).loc[rows[ID], TARGET]
+    scored = dict(re.findall(r"^\| (\w[\w ]*?) +\| +([\d.]+)", printed, flags=re.MULTILINE))
+    assert list(scored) == ["tabular", "fusion", "best possible"]
+    assert scored["fusion"] == f"{partial_auc(rows[TARGET], submission):.4f}"
+    truth = pd.read_csv(trained.data / "truth.csv").set_index(ID).loc[rows[ID], "probability"]
+    assert scored["best possible"] == f"{partial_auc(rows[TARGET], truth):.4f}"
+    assert re.search(r"fusion - tabular, paired: [+-]0\.\d{4} \[[+-]0\.\d{4}, [+-]0\.\d{4}\] pAUC", printed)
+
+
+def test_the_page_says_how_it_was_made(report):
+    folder, printed = report
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    isolation = without_network()[1]
+    assert isolation in page
+    assert isolation in printed
+    facts = json.loads((folder / "run.json").read_text())
+    assert facts["versions"]["tensorflow"] in page
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http-equiv", "")
+
+
+def test_the_isolation_takes_the_network_away():
+    prefix, _ = without_network()
+    if not prefix:
+        pytest.skip("this system lets us make no network namespace, so the kernel runs here with a network")
+    look = "import socket; print([name for _, name in socket.if_nameindex()])"
+    done = subprocess.run([*prefix, sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['lo']"
+
+
+@pytest.mark.parametrize(
+    ("table", "complaint"),
+    [
+        ({ID: ["a", "b"], "score": [0.1, 0.2]}, "has the columns"),
+        ({ID: ["b", "a"], TARGET: [0.1, 0.2]}, "in their order"),
+        ({ID: ["a"], TARGET: [0.1]}, "does not hold the 2 ids"),
+        ({ID: ["a", "b"], TARGET: [0.1, np.inf]}, "holds 1 scores that are no finite number"),
+        ({ID: ["a", "b"], TARGET: ["0.1", "high"]}, "holds 1 scores that are no finite number"),
+    ],
+)
+def test_a_submission_that_kaggle_would_refuse_is_refused(tmp_path, table, complaint):
+    pd.DataFrame(table).to_csv(tmp_path / "submission.csv", index=False)
+    with pytest.raises(InputError, match=complaint):
+        checked_submission(tmp_path / "submission.csv", ["a", "b"])
+
+
+def test_a_kernel_that_fails_is_reported_with_its_status(trained, tmp_path):
+    kernel = tmp_path / "kernel.py"
+    kernel.write_text("raise SystemExit(3)\n")
+    where = ["--data", str(trained.data), "--artifacts", str(trained.artifacts), "--report", str(tmp_path / "report")]
+    with pytest.raises(InputError, match=r"kernel\.py ended with status 3"):
+        main([*where, "--kernel", str(kernel)])
+
+
+def test_without_a_holdout_there_is_nothing_to_score(trained, tmp_path):
+    artifacts = shutil.copytree(trained.artifacts, tmp_path / "artifacts")
+    folds = pd.read_csv(artifacts / "folds.csv")
+    folds.assign(fold=folds["fold"].clip(lower=0)).to_csv(artifacts / "folds.csv", index=False)
+    with pytest.raises(InputError, match="SHA-256"):  # not even read: it is not what training wrote
+        rows_to_score(trained.data, artifacts, "holdout")

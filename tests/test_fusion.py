@@ -1,0 +1,219 @@
+import json
+import shutil
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+from inference.files import InputError, sha256_of
+from inference.network import build_network
+from inference.schema import ID, TARGET
+from train.fusion import UNFREEZE, fingerprint, main, parse, starting_network, training_model, unfreeze
+
+SMALL = ["--weights", "none", "--image-size", "32", "--epochs", "1", "--batch-size", "16"]
+
+
+def command(data, artifacts, *more):
+    """The command line of a small training."""
+    return ["--data", str(data), "--artifacts", str(artifacts), *SMALL, *more]
+
+
+@pytest.fixture
+def artifacts(trained, tmp_path):
+    """A copy of the trained artifacts to write into."""
+    return shutil.copytree(trained.artifacts, tmp_path / "artifacts")
+
+
+def layers_that_learn(network):
+    return {layer.name for layer in network.get_layer("resnet50").layers if layer.trainable and layer.weights}
+
+
+# What training leaves
+
+
+def test_every_row_outside_the_holdout_has_out_of_fold_log_odds(trained):
+    oof = pd.read_csv(trained.artifacts / "oof_fusion.csv")
+    folds = pd.read_csv(trained.artifacts / "folds.csv").query("fold >= 0")
+    assert oof[ID].tolist() == folds[ID].tolist()
+    assert np.isfinite(oof["log_odds"]).all()
+    assert oof["image_seen"].all()
+    tabular = pd.read_csv(trained.artifacts / "oof_tabular.csv")
+    np.testing.assert_allclose(oof["tabular"], tabular["log_odds"], rtol=1e-8)
+    assert (oof["log_odds"] != oof["tabular"]).all()
+
+
+def test_the_manifest_describes_the_networks(trained):
+    manifest = json.loads((trained.artifacts / "manifest.json").read_text())
+    network = manifest["network"]
+    assert network["weights"] == ["fusion_fold0.weights.h5", "fusion_fold1.weights.h5"]
+    for name in [*network["weights"], "oof_fusion.csv"]:
+        assert manifest["files"][name] == sha256_of(trained.artifacts / name)
+    oof = pd.read_csv(trained.artifacts / "oof_tabular.csv")["log_odds"]
+    assert network["settings"]["tabular_mean"] == pytest.approx(oof.mean())
+    assert network["settings"]["tabular_std"] == pytest.approx(oof.std(ddof=0))
+
+
+def test_the_folder_is_flat_and_holds_no_pickle(trained):
+    assert {path.suffix for path in trained.artifacts.iterdir()} == {".cbm", ".csv", ".h5", ".json"}
+    assert all(path.is_file() for path in trained.artifacts.iterdir())
+
+
+def test_weights_files_hold_weights_only(trained):
+    with h5py.File(trained.artifacts / "fusion_fold0.weights.h5") as file:
+        assert "optimizer" not in file
+    parameters = build_network(32).count_params()
+    assert (trained.artifacts / "fusion_fold0.weights.h5").stat().st_size < 4.1 * parameters
+
+
+# How it trains
+
+
+@pytest.mark.parametrize("choice", sorted(UNFREEZE))
+def test_only_the_chosen_stages_learn(choice):
+    network = build_network(32)
+    unfreeze(network, choice, from_scratch=False)
+    stages = {name.split("_")[0] for name in layers_that_learn(network)}
+    expected = {"none": set(), "conv5": {"conv5"}, "conv4": {"conv4", "conv5"}}
+    assert stages == expected.get(choice, {"conv1", "conv2", "conv3", "conv4", "conv5"})
+
+
+def test_frozen_batch_norms_keep_their_statistics():
+    network = build_network(32)
+    unfreeze(network, "none", from_scratch=False)
+    norm = network.get_layer("resnet50").get_layer("conv5_block3_3_bn")
+    before = norm.moving_mean.numpy().copy()
+    crops = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), dtype=np.uint8)
+    network({"crop": crops, "tabular": np.zeros((4, 1), "float32")}, training=True)
+    np.testing.assert_array_equal(norm.moving_mean.numpy(), before)
+    unfreeze(network, "conv5", from_scratch=False)
+    network({"crop": crops, "tabular": np.zeros((4, 1), "float32")}, training=True)
+    assert np.abs(norm.moving_mean.numpy() - before).max() > 0
+
+
+def test_before_the_first_step_the_trained_model_is_the_tabular_model():
+    network = build_network(32)
+    model = training_model(network, steps=1, learning_rate=1e-3, shift=0.0)
+    tabular = np.array([[-4.0], [0.5]], "float32")
+    crops = np.random.default_rng(1).integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(model({"crop": crops, "tabular": tabular}, training=True).numpy(), tabular)
+
+
+def test_the_loss_counts_the_sampling_of_benign_lesions_in():
+    model = training_model(build_network(32), steps=1, learning_rate=1e-3, shift=1.5)
+    labels, log_odds = np.array([[1.0], [0.0]], "float32"), np.array([[-1.0], [-2.0]], "float32")
+    probability = 1 / (1 + np.exp(-(log_odds + 1.5)))
+    expected = -np.log(np.where(labels == 1, probability, 1 - probability))[:, 0]
+    np.testing.assert_allclose(model.loss(labels, log_odds).numpy(), expected, rtol=1e-5)
+
+
+# Finished folds are kept
+
+
+def test_a_finished_fold_is_not_trained_again(trained, artifacts, monkeypatch):
+    options = parse(command(trained.data, artifacts))
+    manifest = json.loads((artifacts / "manifest.json").read_text())
+    kept = artifacts / f".fusion-{fingerprint(options, manifest)}"
+    kept.mkdir()
+    fold = pd.read_csv(artifacts / "folds.csv")["fold"]
+    for number in (0, 1):
+        shutil.copy(artifacts / f"fusion_fold{number}.weights.h5", kept / f"fold{number}.weights.h5")
+        rows = np.flatnonzero(fold == number)
+        pd.DataFrame({"row": rows, "log_odds": rows / 100}).to_csv(kept / f"fold{number}.csv", index=False)
+    monkeypatch.setattr("train.fusion.train_fold", lambda *_: pytest.fail("a finished fold was trained again"))
+    assert main(command(trained.data, artifacts)) == 0
+    oof = pd.read_csv(artifacts / "oof_fusion.csv")
+    np.testing.assert_allclose(oof["log_odds"], np.flatnonzero(fold >= 0) / 100)
+    assert not kept.exists()
+
+
+def test_other_settings_or_other_inputs_are_another_training(trained):
+    manifest = json.loads((trained.artifacts / "manifest.json").read_text())
+    same = fingerprint(parse(command(trained.data, trained.artifacts)), manifest)
+    assert fingerprint(parse(command(trained.data, "elsewhere")), manifest) == same
+    assert fingerprint(parse(command(trained.data, trained.artifacts, "--seed", "7")), manifest) != same
+    manifest["files"]["oof_tabular.csv"] = "0" * 64
+    assert fingerprint(parse(command(trained.data, trained.artifacts)), manifest) != same
+
+
+# The image alone
+
+
+def test_image_alone_is_recorded_beside_the_fusion(trained, artifacts, monkeypatch):
+    asked = []
+    monkeypatch.setattr("train.fusion.train_fold", lambda network, *_: asked.append([i.name for i in network.inputs]))
+    assert main(command(trained.data, artifacts, "--inputs", "image")) == 0
+    assert asked == [["crop"], ["crop"]]
+    manifest = json.loads((artifacts / "manifest.json").read_text())
+    assert "network" in manifest
+    assert manifest["files"]["oof_image.csv"] == sha256_of(artifacts / "oof_image.csv")
+    alone = pd.read_csv(artifacts / "oof_image.csv")
+    assert alone[ID].tolist() == pd.read_csv(artifacts / "folds.csv")[ID].tolist()  # the holdout too
+    rate = alone.query("fold >= 0")[TARGET].mean()
+    np.testing.assert_allclose(alone["log_odds"], np.log(rate / (1 - rate)), atol=1e-4)  # untrained: the base rate
+    assert not list(artifacts.glob(".image*"))
+
+
+# Bad input
+
+
+def test_a_lesion_without_image_is_refused_unless_it_may_pass(trained, artifacts, tmp_path, monkeypatch):
+    data = shutil.copytree(trained.data, tmp_path / "data")
+    fold = pd.read_csv(artifacts / "folds.csv").set_index(ID)["fold"]
+    missing, broken = fold[fold >= 0].index[:2]
+    with h5py.File(data / "train-image.hdf5", "r+") as file:
+        del file[missing]
+        del file[broken]
+        file[broken] = np.bytes_(b"no picture")
+    before = (artifacts / "manifest.json").read_bytes()
+    with pytest.raises(InputError, match=rf"holds no image for {missing} \(2 lesions .* --missing-images pass"):
+        main(command(data, artifacts))
+    assert (artifacts / "manifest.json").read_bytes() == before
+    monkeypatch.setattr("train.fusion.train_fold", lambda *_: None)
+    assert main(command(data, artifacts, "--missing-images", "pass")) == 0
+    oof = pd.read_csv(artifacts / "oof_fusion.csv").set_index(ID)
+    assert oof.loc[[missing, broken], "image_seen"].tolist() == [0, 0]
+    assert (oof.loc[[missing, broken], "log_odds"] == oof.loc[[missing, broken], "tabular"]).all()
+
+
+def test_an_undecodable_image_is_named(trained, artifacts, tmp_path):
+    data = shutil.copytree(trained.data, tmp_path / "data")
+    isic_id = pd.read_csv(artifacts / "folds.csv")[ID][5]
+    with h5py.File(data / "train-image.hdf5", "r+") as file:
+        del file[isic_id]
+        file[isic_id] = np.bytes_(b"\xff\xd8\xff\xe0 cut off")
+    with pytest.raises(InputError, match=rf"cannot be decoded for {isic_id} \(1 lesions"):
+        main(command(data, artifacts))
+
+
+def test_a_changed_artifact_is_refused(trained, artifacts):
+    path = artifacts / "oof_tabular.csv"
+    path.write_text(path.read_text().replace("-", "", 1))
+    with pytest.raises(InputError, match="SHA-256"):
+        main(command(trained.data, artifacts))
+
+
+def test_weights_that_cannot_be_had_name_the_other_choices(tmp_path):
+    settings = {"image_size": 32}
+    with pytest.raises(InputError, match=r"is no file; give --weights PATH .* or --weights none"):
+        starting_network(settings, str(tmp_path / "absent.h5"))
+    (tmp_path / "broken.weights.h5").write_bytes(b"no weights")
+    with pytest.raises(InputError, match=r"cannot be had .* or --weights none"):
+        starting_network(settings, str(tmp_path / "broken.weights.h5"))
+
+
+def test_imagenet_without_a_network_says_what_to_do(monkeypatch):
+    def no_network(*_, **__):
+        raise OSError("URL fetch failure: name resolution")
+
+    monkeypatch.setattr("keras.src.applications.resnet.file_utils.get_file", no_network)
+    with pytest.raises(
+        InputError, match=r"'imagenet' cannot be had \(URL fetch failure.*--weights PATH .* or --weights none"
+    ):
+        starting_network({"image_size": 32}, "imagenet")
+
+
+@pytest.mark.parametrize("option", ["--epochs", "--batch-size", "--learning-rate", "--negatives-per-positive"])
+def test_an_option_out_of_range_is_named(option):
+    with pytest.raises(InputError, match=f"{option} 0"):
+        parse(["--data", "d", "--artifacts", "a", option, "0"])

@@ -1,0 +1,256 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import logit
+
+from inference.artifacts import checked_file, load_manifest
+from inference.features import build_features
+from inference.files import InputError
+from inference.schema import ID, PATIENT, TARGET, TRAIN_ONLY
+from inference.tabular import load_tabular_models, select_features, tabular_log_odds
+from train.folds import HOLDOUT, read_folds
+from train.folds import main as make_folds
+from train.tabular import (
+    FIXED,
+    OOF,
+    PARAMETERS,
+    check_scale,
+    main,
+    read_parameters,
+    refuse_train_only,
+    sample_negatives,
+    summary,
+    train_model,
+)
+from utils import partial_auc
+
+SMALL = {"iterations": 12, "depth": 3, "learning_rate": 0.3}
+
+
+def train(data, artifacts, *options):
+    """Folds and tabular models, both small; the commands as a user gives them."""
+    folder = ["--data", str(data), "--artifacts", str(artifacts)]
+    make_folds([*folder, "--folds", "2", "--holdout", "0.25"])
+    parameters = artifacts.with_name(f"{artifacts.name}-params.json")
+    parameters.write_text(json.dumps(SMALL))
+    return main([*folder, "--seeds", "1", "--params", str(parameters), "--negatives-per-positive", "2", *options])
+
+
+@pytest.fixture(scope="module")
+def artifacts(twin, tmp_path_factory):
+    """An artifact folder after one training. Shared: read it, do not write into it."""
+    folder = tmp_path_factory.mktemp("tabular") / "artifacts"
+    assert train(twin, folder) == 0
+    return folder
+
+
+@pytest.fixture
+def manifest(artifacts):
+    return load_manifest(artifacts)
+
+
+@pytest.fixture
+def oof(artifacts):
+    return pd.read_csv(artifacts / OOF)
+
+
+# Its parts
+
+
+@pytest.mark.parametrize("column", sorted(TRAIN_ONLY))
+def test_features_of_columns_that_only_train_has_are_refused(column):
+    for name in (column, f"{column}_z_patient", f"{column}_count"):
+        with pytest.raises(InputError, match=f"feature '{name}' comes from '{column}'"):
+            refuse_train_only(["age_approx", name, "sex"])
+
+
+def test_features_of_the_project_are_not_refused(metadata):
+    refuse_train_only(list(build_features(metadata)))
+    refuse_train_only([])
+
+
+def test_sampling_keeps_all_malignant_rows_and_a_share_of_the_benign_ones():
+    labels = (np.arange(1000) % 40 == 0).astype(int)
+    kept, share = sample_negatives(labels, 7.8, np.random.default_rng(0))
+    assert (np.diff(kept) > 0).all()
+    assert labels[kept].sum() == 25
+    assert len(kept) == 25 + 195
+    assert share == 195 / 975
+    assert np.array_equal(kept, sample_negatives(labels, 7.8, np.random.default_rng(0))[0])
+    assert not np.array_equal(kept, sample_negatives(labels, 7.8, np.random.default_rng(1))[0])
+    kept, share = sample_negatives(labels, 100, np.random.default_rng(0))
+    assert (len(kept), share) == (1000, 1)
+
+
+def test_the_share_brings_log_odds_back_to_the_natural_prevalence():
+    labels = (np.random.default_rng(0).random(100_000) < 0.01).astype(int)
+    kept, share = sample_negatives(labels, 3, np.random.default_rng(1))
+    assert logit(labels[kept].mean()) + np.log(share) == pytest.approx(logit(labels.mean()), abs=1e-3)
+
+
+def test_parameters_of_a_file_take_the_place_of_the_defaults(tmp_path):
+    assert read_parameters(None) == PARAMETERS
+    path = tmp_path / "params.json"
+    path.write_text('{"depth": 6, "border_count": 32}')
+    assert read_parameters(path) == PARAMETERS | {"depth": 6, "border_count": 32}
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"{depth: 6}", r"params\.json cannot be read .*give a JSON file of CatBoost parameters"),
+        (b"", "cannot be read"),
+        (b"\xff\xfe", "cannot be read"),
+        (b"[6]", r"params\.json holds a list; give an object"),
+        (b"6", "holds a int; give an object"),
+    ],
+)
+def test_files_without_parameters_are_refused_in_one_sentence(tmp_path, content, sentence):
+    (tmp_path / "params.json").write_bytes(content)
+    with pytest.raises(InputError, match=sentence) as caught:
+        read_parameters(tmp_path / "params.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_of_parameters_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"params\.json cannot be read"):
+        read_parameters(tmp_path / "params.json")
+
+
+@pytest.mark.parametrize("wrong", [{"depht": 6}, {"depth": 60}, {"iterations": "many"}, {"random_seed": 3}])
+def test_parameters_that_catboost_does_not_know_are_refused_in_one_sentence(metadata, wrong):
+    features = build_features(metadata)[["age_approx", "sex"]]
+    with pytest.raises(InputError, match=r"CatBoost refuses to train \(.*mend --params or the data") as caught:
+        train_model(features, metadata[TARGET].to_numpy(), SMALL | wrong, seed=0)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_the_project_fixes_cannot_be_changed_by_parameters(metadata):
+    features = build_features(metadata)[["age_approx", "sex"]]
+    model = train_model(features, metadata[TARGET].to_numpy(), SMALL | {"loss_function": "RMSE", "verbose": True}, seed=0)
+    assert {name: model.get_params()[name] for name in FIXED} == FIXED
+
+
+def test_another_scale_at_test_is_not_passed_over(capsys):
+    scores = np.random.default_rng(0).normal(-5, 1, 1000)
+    check_scale(scores, scores[:300])
+    assert capsys.readouterr().out.endswith("same scale\n")
+    for other in (scores + 1, scores - 1, (scores + 5) * 2 - 5, (scores + 5) / 2 - 5):
+        check_scale(scores, other)
+        assert "WARNING: not the same scale" in capsys.readouterr().out
+
+
+# The whole stage
+
+
+def test_every_lesion_outside_the_holdout_has_an_out_of_fold_score(artifacts, metadata, oof):
+    fold = read_folds(artifacts, metadata)
+    assert (fold == HOLDOUT).any()
+    rows = metadata[fold != HOLDOUT]
+    assert oof[ID].tolist() == rows[ID].tolist()
+    assert oof[TARGET].tolist() == rows[TARGET].tolist()
+    assert oof["fold"].tolist() == fold[fold != HOLDOUT].tolist()
+    assert np.isfinite(oof["log_odds"]).all()
+    assert oof["log_odds"].std() > 0.1
+
+
+def test_a_lesion_is_scored_by_models_that_saw_no_lesion_of_its_patient(artifacts, manifest, metadata, oof):
+    """The models of the other folds, trained here once more on the rows that they may see, give the scores in the file."""
+    fold = read_folds(artifacts, metadata)
+    assert (metadata.assign(fold=fold).groupby(PATIENT)["fold"].nunique() == 1).all()
+    features = build_features(metadata)
+    labels = metadata[TARGET].to_numpy()
+    for number in (0, 1):
+        train_rows = np.flatnonzero(fold == 1 - number)
+        kept, share = sample_negatives(labels[train_rows], 2, np.random.default_rng([0, number, 0]))
+        kept = train_rows[kept]
+        model = train_model(features.iloc[kept], labels[kept], PARAMETERS | SMALL, 1000 * number)
+        expected = tabular_log_odds([(model, np.log(share))], features[fold == number], manifest["tabular"]["categories"])
+        np.testing.assert_allclose(oof.loc[oof["fold"] == number, "log_odds"], expected, rtol=1e-6)
+
+
+def test_labels_of_a_patient_do_not_reach_the_patients_own_scores(twin, tmp_path, metadata, oof):
+    """Every label of fold 0 turned over: the scores of fold 0 stay as they were, those of fold 1 do not."""
+    other = tmp_path / "competition"
+    other.mkdir()
+    table = pd.read_csv(twin / "train-metadata.csv", dtype="str", keep_default_na=False)
+    rows = table[ID].isin(oof.loc[oof["fold"] == 0, ID])
+    table.loc[rows, TARGET] = table.loc[rows, TARGET].map({"0": "1", "1": "0"})
+    table.to_csv(other / "train-metadata.csv", index=False)
+    folder = tmp_path / "artifacts"
+    folder.mkdir()
+    fold = metadata[[ID]].merge(oof[[ID, "fold"]], how="left").fillna({"fold": HOLDOUT}).astype({"fold": int})
+    fold.to_csv(folder / "folds.csv", index=False)
+    (tmp_path / "params.json").write_text(json.dumps(SMALL))
+    options = ["--seeds", "1", "--params", str(tmp_path / "params.json"), "--negatives-per-positive", "2"]
+    main(["--data", str(other), "--artifacts", str(folder), *options])
+    again = pd.read_csv(folder / OOF)
+    same = again["log_odds"] == oof["log_odds"]
+    assert same[oof["fold"] == 0].all()
+    assert not same[oof["fold"] == 1].all()
+
+
+def test_the_manifest_names_every_file_with_its_hash(artifacts, manifest):
+    written = {path.name for path in artifacts.iterdir()}
+    assert set(manifest["files"]) == written - {"manifest.json"}
+    assert {OOF, "folds.csv", "tabular_fold0_seed0.cbm", "tabular_fold1_seed0.cbm"} == set(manifest["files"])
+    for name in manifest["files"]:
+        assert checked_file(artifacts, manifest, name).is_file()
+
+
+def test_the_manifest_says_what_was_trained_on_what_and_how_well(artifacts, manifest, metadata, oof):
+    tabular = manifest["tabular"]
+    features = build_features(metadata)
+    assert tabular["features"] == list(features)
+    assert tabular["categories"] == [name for name in features if features[name].dtype == object]
+    assert tabular["parameters"] == PARAMETERS | SMALL
+    assert tabular["trained_on"] == {"lesions": len(oof), "malignant": oof[TARGET].sum()}
+    assert tabular["scores"]["pauc"] == pytest.approx(partial_auc(oof[TARGET], oof["log_odds"]))
+    low, high = tabular["scores"]["interval"]
+    assert low <= tabular["scores"]["pauc"] <= high
+    assert tabular["out_of_fold"] == pytest.approx(summary(oof["log_odds"].to_numpy()), rel=1e-6)
+
+
+def test_the_saved_models_score_as_they_did_in_training(artifacts, manifest, metadata, oof):
+    models, complaints = load_tabular_models(artifacts, manifest)
+    assert complaints == []
+    settings = manifest["tabular"]
+    features = select_features(build_features(metadata), settings["features"], settings["categories"])
+    fold = read_folds(artifacts, metadata)
+    for number, model in enumerate(models):
+        scores = tabular_log_odds([model], features[fold == number], settings["categories"])
+        np.testing.assert_allclose(scores, oof.loc[oof["fold"] == number, "log_odds"], rtol=1e-6)
+
+
+def test_a_second_training_gives_the_same_bytes(twin, artifacts, tmp_path):
+    assert train(twin, tmp_path / "artifacts") == 0
+    for name in (OOF, "folds.csv"):
+        assert (tmp_path / "artifacts" / name).read_bytes() == (artifacts / name).read_bytes()
+    assert train(twin, tmp_path / "artifacts", "--seed", "0") == 0  # into the same folder
+    assert (tmp_path / "artifacts" / OOF).read_bytes() == (artifacts / OOF).read_bytes()
+
+
+def test_several_seeds_are_averaged(twin, artifacts, tmp_path, metadata):
+    train(twin, tmp_path / "artifacts", "--seeds", "2")
+    manifest = load_manifest(tmp_path / "artifacts")
+    models, _ = load_tabular_models(tmp_path / "artifacts", manifest)
+    assert len(models) == 4
+    oof = pd.read_csv(tmp_path / "artifacts" / OOF)
+    fold = read_folds(tmp_path / "artifacts", metadata)
+    features, categories = build_features(metadata), manifest["tabular"]["categories"]
+    expected = tabular_log_odds(models[:2], features[fold == 0], categories)
+    np.testing.assert_allclose(oof.loc[oof["fold"] == 0, "log_odds"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--negatives-per-positive", "0"], ["--negatives-per-positive", "nan"]])
+def test_options_that_mean_nothing_are_refused(twin, tmp_path, wrong):
+    with pytest.raises(InputError, match="must be above zero"):
+        main(["--data", str(twin), "--artifacts", str(tmp_path), *wrong])
+
+
+def test_folds_come_first(twin, tmp_path):
+    with pytest.raises(InputError, match=r"folds\.csv is missing; run: python -m train\.folds"):
+        main(["--data", str(twin), "--artifacts", str(tmp_path)])
+    assert list(tmp_path.iterdir()) == []
