@@ -1,18 +1,19 @@
 """One HTML page about a dry run: what the submission scores, against what, and how it was made. A local tool.
 
-The page needs no network and no script, and its policy forbids both. The plots are SVG written here: two panels of a ROC
-curve are little to draw, and drawn by hand they carry their own titles, scale to a phone and stay small.
+The page needs no network and no script, and its policy forbids both. The plots are SVG by Matplotlib, set into the page.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+from sklearn.metrics import roc_curve
 
 from inference.files import replacing
 from utils import MIN_TPR, TOP_K, Estimate, ScoreTable
@@ -23,29 +24,17 @@ TABULAR = "tabular"
 FUSION = "fusion"
 BEST = "best possible"
 
-WIDTH, HEIGHT = 420, 380  # of a panel, in SVG units
-LEFT, RIGHT, TOP, BOTTOM = 58, 406, 30, 332  # edges of its plot
+WIDTH, HEIGHT = 4.4, 4.0  # of a panel, in inches of 72 SVG units
 BAND = f"above {100 * MIN_TPR:.0f} % true-positive rate"
-NEAR = 0.5  # SVG units; points of a curve as close as this are drawn as one
-
-
-@dataclass(frozen=True)
-class Line:
-    """How a curve is drawn. Dashes differ as well as colours, so that the colours need not be seen."""
-
-    colour: str
-    width: float
-    dashes: str = "none"
-
-
-# Okabe and Ito's colours, which remain distinct in the common forms of colour blindness (jfly.uni-koeln.de/color).
-SUBMISSION_LINE = Line("#56b4e9", 6)  # broad and beneath the others, which often coincide with it
-BEST_LINE = Line("#6b6b6b", 1.8, "7 4")
+# How curves are drawn, in Okabe and Ito's colours, which remain distinct in the common forms of colour blindness. Dashes
+# differ as well, so that the colours need not be seen. The submission is broad, as the others often coincide with it.
+SUBMISSION_LINE = {"color": "#56b4e9", "linewidth": 5.5, "zorder": 1.8}
+BEST_LINE = {"color": "#6b6b6b", "linestyle": "--", "zorder": 1.9}
 OTHER_LINES = (
-    Line("#d55e00", 1.8),
-    Line("#004d7a", 1.8, "2 2.5"),
-    Line("#007a59", 1.8, "10 3 2 3"),
-    Line("#9c3f73", 1.8, "5 2"),
+    {"color": "#d55e00"},
+    {"color": "#004d7a", "linestyle": ":", "linewidth": 2.2},
+    {"color": "#007a59", "linestyle": (0, (8, 2, 2, 2))},
+    {"color": "#9c3f73", "linestyle": (0, (4, 1.5))},
 )
 
 STYLE = """
@@ -77,9 +66,7 @@ figure { margin: 0; padding: 1rem; background: #ffffff; color: #1b1f24; border: 
 figcaption { color: #57606a; font-size: .9rem }
 .panels { display: flex; flex-wrap: wrap; gap: .5rem 1rem }
 .panels svg { flex: 1 1 20rem; min-width: 0; max-width: 34rem; height: auto }
-.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; margin: 0 0 .6rem; padding: 0 }
-.legend svg { width: 2.4rem; height: .8rem; margin-right: .4rem }
-svg text { font: 13px system-ui, sans-serif; fill: #333a42 }
+svg text { font-family: system-ui, sans-serif !important }
 @media (max-width: 34rem) {
   .facts thead { display: none }
   .facts th, .facts td { display: block; width: auto; border: 0; padding: 0 }
@@ -205,93 +192,57 @@ def _fact_table(facts: Mapping[str, str]) -> str:
 
 
 def _figure(table: ScoreTable, labels: ArrayLike, scores: Mapping[str, ArrayLike], headline: str) -> str:
-    """A white card, in dark mode too, with a legend, the whole ROC curves and their scored part enlarged."""
+    """A white card, in dark mode too, with the whole ROC curves and their scored part enlarged."""
     others = iter(OTHER_LINES * (1 + len(scores) // len(OTHER_LINES)))
     lines = {name: SUBMISSION_LINE if name == headline else BEST_LINE if name == BEST else next(others) for name in scores}
-    order = sorted(scores, key=lambda name: (name != headline, name != BEST))  # the broad line lies beneath
-    curves = {name: roc_curve(labels, scores[name]) for name in order}
-    words = "; ".join(f"{name} {table.scores[name].pauc.value:.4f}" for name in scores)
-    legend = "\n".join(
-        f'<li><svg viewBox="0 0 48 16" aria-hidden="true"><path d="M0 8H48" {_stroke(lines[name])}/></svg>{escape(name)}, '
-        f"{table.scores[name].pauc.value:.4f}</li>"
-        for name in scores
-    )
+    curves = {name: (*roc_curve(labels, scores[name])[:2], lines[name]) for name in scores}
+    told = {name: f"{name}, {table.scores[name].pauc.value:.4f}" for name in scores}
     return f"""<figure>
-<ul class="legend">
-{legend}
-</ul>
 <div class="panels">
-{_panel("whole", "Whole ROC curve", f"Partial AUC: {words}.", curves, lines, 0.0)}
-{_panel("part", "Scored part, enlarged", f"The same curves {BAND}.", curves, lines, MIN_TPR)}
+{_panel("Whole ROC curve", f"Partial AUC: {'; '.join(told.values())}.", curves, 0.0, told)}
+{_panel("Scored part, enlarged", f"The same curves {BAND}.", curves, MIN_TPR, {})}
 </div>
 <figcaption>The numbers are pAUC: the area under a curve inside the shaded band, {BAND}. Dotted: guessing.</figcaption>
 </figure>"""
 
 
-def roc_curve(labels: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
-    """Points (false-positive rate, true-positive rate) from (0, 0) to (1, 1), one per distinct score, shape (points, 2)."""
-    labels, scores = np.asarray(labels).astype(bool), np.asarray(scores)
-    order = np.argsort(-scores, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)  # last row of each run of equal scores
-    found = np.cumsum(labels[order])[last]
-    points = np.column_stack(((last + 1 - found) / (~labels).sum(), found / labels.sum()))
-    return np.vstack(([[0.0, 0.0]], points))
+def _panel(title: str, description: str, curves: Mapping[str, Any], floor: float, legend: Mapping[str, str]) -> str:
+    """One plot as SVG: x is the false-positive rate from 0 to 1, y the true-positive rate from ``floor`` to 1.
 
+    Args:
+        title: drawn, and read aloud.
+        description: read aloud.
+        curves: name -> false-positive rates, true-positive rates, how to draw the line.
+        floor: where the true-positive rate begins.
+        legend: name -> text beside its line; empty for no legend.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
-def _stroke(line: Line) -> str:
-    return f'fill="none" stroke="{line.colour}" stroke-width="{line.width}" stroke-dasharray="{line.dashes}"'
+    # Text stays text; ids depend on the salt and not on chance; what a curve deviates by less than half a point is left out.
+    style = {"svg.fonttype": "none", "svg.hashsalt": title, "path.simplify_threshold": 0.5, "text.parse_math": False}
+    no_frame = {"axes.spines.top": False, "axes.spines.right": False}
+    with rc_context({**style, "text.color": "#333a42", "axes.edgecolor": "#57606a", "lines.linewidth": 1.8, **no_frame}):
+        figure = Figure((WIDTH, HEIGHT), layout="constrained")
+        axes = figure.subplots()
+        axes.set(title=title, xlabel="false-positive rate (benign lesions flagged)")
+        axes.set(ylabel="true-positive rate (malignant lesions found)")
+        axes.set(xlim=(-0.015, 1.015), ylim=(floor - 0.015 * (1 - floor), 1 + 0.015 * (1 - floor)))
+        axes.tick_params(length=0)
+        axes.grid(alpha=0.3)
+        axes.axhspan(MIN_TPR, 1, color="#fff1c2", zorder=0)
+        axes.plot((0, 1), (0, 1), ":", color="#57606a", linewidth=1)
+        drawn = {name: axes.plot(*points, **line)[0] for name, (*points, line) in curves.items()}
+        for number, line in enumerate(drawn.values()):
+            line.set_gid(f"curve {number}")
+        if legend:
+            axes.legend([drawn[name] for name in legend], legend.values(), loc="lower right")
+        file = StringIO()
+        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
 
-
-def _panel(
-    key: str,
-    title: str,
-    description: str,
-    curves: Mapping[str, NDArray[np.float64]],
-    lines: Mapping[str, Line],
-    floor: float,
-) -> str:
-    """One plot: x is the false-positive rate from 0 to 1, y the true-positive rate from ``floor`` to 1."""
-
-    def x(rate: float) -> float:
-        return LEFT + rate * (RIGHT - LEFT)
-
-    def y(rate: float) -> float:
-        return BOTTOM - (rate - floor) / (1 - floor) * (BOTTOM - TOP)
-
-    ticks = ""
-    for rate in np.linspace(0, 1, 6):
-        ticks += f'<text x="{x(rate):.1f}" y="{BOTTOM + 18}" text-anchor="middle">{rate:.1f}</text>'
-        ticks += f'<path d="M{x(rate):.1f} {BOTTOM}v5" stroke="#57606a"/>'
-    for rate in np.linspace(floor, 1, 6 if floor == 0 else 5):
-        ticks += f'<text x="{LEFT - 8}" y="{y(rate) + 4:.1f}" text-anchor="end">{rate:.{1 if floor == 0 else 2}f}</text>'
-        ticks += f'<path d="M{LEFT - 5} {y(rate):.1f}h5" stroke="#57606a"/>'
-        ticks += f'<path d="M{LEFT} {y(rate):.1f}H{RIGHT}" stroke="#57606a" stroke-opacity=".18"/>'
-    paths = ""
-    for name, points in curves.items():
-        way = _path(np.column_stack((x(points[:, 0]), y(points[:, 1]))))
-        paths += f'<path d="{way}" {_stroke(lines[name])} stroke-linejoin="round"><title>{escape(name)}</title></path>\n'
-    band = f'<rect x="{LEFT}" y="{TOP}" width="{RIGHT - LEFT}" height="{y(MIN_TPR) - TOP:.1f}" fill="#fff1c2"/>'
-    free = f'x="{RIGHT - 8}" y="{y(0.04):.1f}" text-anchor="end"'  # where no curve better than guessing goes
-    label = f"<text {free}>shaded: scored, {BAND}</text>" if floor < MIN_TPR else ""
-    middle = (LEFT + RIGHT) / 2
-    return f"""<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{key}-title {key}-description">
-<title id="{key}-title">{escape(title)}</title>
-<desc id="{key}-description">{escape(description)}</desc>
-<clipPath id="{key}-plot"><rect x="{LEFT}" y="{TOP - 3}" width="{RIGHT - LEFT}" height="{BOTTOM - TOP + 3}"/></clipPath>
-{band}{ticks}{label}
-<text x="{middle}" y="18" text-anchor="middle">{escape(title)}</text>
-<path d="M{LEFT} {TOP}V{BOTTOM}H{RIGHT}" fill="none" stroke="#57606a"/>
-<g clip-path="url(#{key}-plot)">
-<path d="M{x(0)} {y(0):.1f}L{x(1)} {y(1):.1f}" stroke="#57606a" stroke-dasharray="1 4"/>
-{paths}</g>
-<text x="{middle}" y="{HEIGHT - 10}" text-anchor="middle">false-positive rate (benign lesions flagged)</text>
-<text x="{-(TOP + BOTTOM) / 2}" y="13" transform="rotate(-90)" text-anchor="middle"
->true-positive rate (malignant lesions found)</text>
-</svg>"""
-
-
-def _path(points: NDArray[np.float64]) -> str:
-    """SVG path through ``points`` of shape (points, 2), of which a run within one cell of NEAR x NEAR keeps its first."""
-    cells = np.floor(points / NEAR)
-    keep = np.append(True, (cells[1:] != cells[:-1]).any(axis=1))
-    return "M" + "L".join(f"{across:.1f} {down:.1f}" for across, down in points[keep])
+    names = [f"<g><title>{escape(name)}</title>" for name in curves]
+    drawing = file.getvalue().split("<svg", 1)[1].split(">", 1)[1]
+    drawing = re.sub(r'<g id="curve (\d+)">', lambda found: names[int(found[1])], drawing)
+    drawing = re.sub(r'<g id="[^"]*"', "<g", drawing)  # the same in both panels, and nothing refers to them
+    label = escape(f"{title}. {description}")
+    return f'<svg viewBox="0 0 {72 * WIDTH:g} {72 * HEIGHT:g}" role="img" aria-label="{label}">{drawing}'

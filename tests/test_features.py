@@ -119,7 +119,9 @@ def clinic(sizes, seed, share_missing=0.05):
     return frame.iloc[rng.permutation(rows)].reset_index(drop=True)
 
 
-some_patients = st.lists(st.sampled_from([1, 2, SMALLEST_NORM - 1, SMALLEST_NORM, SMALLEST_NORM + 5]), min_size=1, max_size=4)
+some_patients = st.lists(
+    st.sampled_from([1, 2, SMALLEST_NORM - 1, SMALLEST_NORM, SMALLEST_NORM + 5]), min_size=1, max_size=4
+)
 
 
 # The whole table
@@ -235,7 +237,9 @@ def test_no_rows_give_an_empty_table_of_the_same_columns(metadata):
 # Its parts
 
 columns_of_groups = st.lists(
-    st.tuples(st.integers(0, 3), st.sampled_from([math.nan, -1.0, 0.0, 0.1, 0.2, 3.0, 1e6, 1e6 + 1])), min_size=1, max_size=30
+    st.tuples(st.integers(0, 3), st.sampled_from([math.nan, -1.0, 0.0, 0.1, 0.2, 3.0, 1e6, 1e6 + 1])),
+    min_size=1,
+    max_size=30,
 )
 
 

@@ -44,9 +44,11 @@ def test_stopping_by_hand_leaves_nothing_either(tmp_path):
 def test_a_folder_that_may_not_be_written_is_refused_in_one_sentence(tmp_path):
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
     try:
-        with pytest.raises(InputError, match=r"folds\.csv cannot be written .*choose a folder"):
-            with replacing(tmp_path / "folds.csv") as temporary:
-                temporary.write_text("x")
+        with (
+            pytest.raises(InputError, match=r"folds\.csv cannot be written .*choose a folder"),
+            replacing(tmp_path / "folds.csv") as temporary,
+        ):
+            temporary.write_text("x")
     finally:
         tmp_path.chmod(stat.S_IRWXU)
 

@@ -4,6 +4,7 @@ import shutil
 import h5py
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from inference.images import CHUNK, ImageStore, decode_crop, find_images, image_batches
@@ -176,6 +177,15 @@ def test_a_file_that_is_damaged_in_one_place_still_gives_the_other_lesions(copy,
 @pytest.mark.parametrize("strange", ["/", ".", "..", "", "a/b", "\0", "ISIC_é"])
 def test_a_strange_id_is_simply_absent(store, ids, strange):
     assert list(crops_of(store, [ids[0], strange, ids[1]])) == [ids[0], ids[1]]
+
+
+def test_a_reader_that_breaks_stops_the_run_and_is_no_missing_image(ids):
+    class Broken:
+        def read(self, isic_id):
+            raise MemoryError(isic_id)
+
+    with pytest.raises(tf.errors.OpError, match="MemoryError"):
+        crops_of(Broken(), ids)
 
 
 def test_nobody_asked_nobody_seen(store):

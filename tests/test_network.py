@@ -56,12 +56,6 @@ def test_the_fusion_starts_exactly_as_the_tabular_model(fusion, crops, tabular):
     assert np.array_equal(asked(fusion, np.zeros_like(crops), tabular), tabular.astype("float32"))
 
 
-def test_the_image_alone_starts_at_the_log_odds_of_the_prevalence(crops):
-    network = build_network(**ALONE)
-    assert [tensor.name for tensor in network.inputs] == ["crop"]
-    assert np.array_equal(asked(network, crops), np.full(5, -6.5, "float32"))
-
-
 def test_a_network_that_has_moved_looks_at_crop_and_opinion(moved, crops, tabular):
     correction = asked(moved[0], crops, tabular) - tabular
     assert np.abs(correction).min() > 0.01
@@ -124,11 +118,13 @@ def test_the_networks_opinions_are_averaged_and_positions_kept(moved, crops, tab
     np.testing.assert_allclose(log_odds, np.mean(opinions, axis=0), rtol=1e-5, atol=1e-5)
 
 
-def test_images_alone_are_averaged_as_well(crops, tabular):
-    networks = [build_network(**ALONE | {"base_log_odds": base}) for base in (-6.0, -2.0)]
-    ((positions, log_odds),) = network_log_odds(networks, batches_of(crops, [2, 0]), tabular)
+def test_the_image_alone_starts_at_the_log_odds_of_the_prevalence(crops, tabular):
+    network = build_network(**ALONE)
+    assert [tensor.name for tensor in network.inputs] == ["crop"]
+    assert np.array_equal(asked(network, crops), np.full(5, -6.5, "float32"))
+    ((positions, log_odds),) = network_log_odds([network], batches_of(crops, [2, 0]), tabular)
     assert positions.tolist() == [2, 0]
-    assert log_odds.tolist() == [-4.0, -4.0]
+    assert log_odds.tolist() == [-6.5, -6.5]  # and not the tabular ones
 
 
 def test_no_crop_no_opinion(moved, tabular):

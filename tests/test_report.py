@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from inference.files import InputError
-from inference.report import roc_curve, write_report
-from utils import bootstrap_scores, partial_auc
+from inference.report import write_report
+from utils import MIN_TPR, bootstrap_scores, partial_auc
 
 FACTS = {"rows": "400", "commands": "make dry-run\nmake report"}
 
@@ -58,6 +58,22 @@ class Page(HTMLParser):
         self.words.append(text)
         if {"td", "th"} & set(self.open):
             self.rows[-1][-1] += text
+
+
+def plots_of(page):
+    """The SVG elements of the two panels: the whole curves, the scored part."""
+    whole, part = [ElementTree.fromstring(plot) for plot in re.findall(r"<svg[^>]*role=.*?</svg>", page, re.DOTALL)]
+    return whole, part
+
+
+def curve_in(plot, name, floor):
+    """The points of a curve as false-positive and true-positive rates, read back from where they are drawn."""
+    curve = next(group for group in plot.iter("g") if group.findtext("title") == name)
+    points = np.array(re.findall(r"[ML] (\S+) (\S+)", curve.find("path").get("d")), dtype=float)
+    box = next(plot.iter("clipPath")).find("rect")  # the axes, which reach 1.5 % beyond the rates on every side
+    left, top, width, height = (float(box.get(name)) for name in ("x", "y", "width", "height"))
+    across, up = (points[:, 0] - left) / width, 1 - (points[:, 1] - top) / height
+    return across * 1.03 - 0.015, floor + (1 - floor) * (up * 1.03 - 0.015)
 
 
 def test_the_page_says_what_the_submission_scores(tmp_path, run):
@@ -118,30 +134,53 @@ def test_the_page_can_be_read_aloud(tmp_path, run):
     assert ("th", "scope", "row") in attributes
     ids = [value for _, name, value in attributes if name == "id"]
     assert len(ids) == len(set(ids))
-    plots = [ElementTree.fromstring(plot) for plot in re.findall(r"<svg[^>]*role=.*?</svg>", page, re.DOTALL)]
-    assert len(plots) == 2
-    for plot in plots:
-        for reference in plot.get("aria-labelledby").split():
-            assert plot.find(f".//*[@id='{reference}']").text
+    whole, part = plots_of(page)
+    assert whole.get("aria-label").startswith("Whole ROC curve. Partial AUC: submission, 0.")
+    assert part.get("aria-label") == "Scored part, enlarged. The same curves above 80 % true-positive rate."
+    for plot in (whole, part):
+        assert sorted(title.text for title in plot.iter("title")) == sorted(run[2])
+        assert {"false-positive rate (benign lesions flagged)", "0.0", "1.0"} <= {
+            text.text.strip() for text in plot.iter("text")
+        }
 
 
-def test_roc_curve_has_the_area_of_the_metric():
+def test_both_panels_show_the_curve_whose_area_is_the_metric(tmp_path):
     rng = np.random.default_rng(1)
     labels = rng.random(300) < 0.2
     scores = rng.integers(0, 12, 300)
-    false, true = roc_curve(labels, scores).T
-    assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
-    assert len(false) == 13
+    page, _ = page_of(tmp_path, labels, np.arange(300), {"score": scores})
+    whole, part = plots_of(page)
+    false, true = curve_in(whole, "score", 0.0)
+    assert [false[0], true[0], false[-1], true[-1]] == pytest.approx([0, 0, 1, 1], abs=1e-5)
     area = np.sum(np.diff(true) * (1 - (false[1:] + false[:-1]) / 2))
-    assert area == pytest.approx(partial_auc(labels, scores, 0.0))
+    assert area == pytest.approx(partial_auc(labels, scores, 0.0), abs=1e-5)
+    false, true = curve_in(part, "score", MIN_TPR)
+    rates = np.linspace(MIN_TPR, 1, 2001)
+    area = np.trapezoid(1 - np.interp(rates, true, false), rates)
+    assert area == pytest.approx(partial_auc(labels, scores), abs=1e-4)
 
 
 def test_the_curve_of_a_perfect_score_goes_through_the_corner(tmp_path):
     labels = np.array([0, 0, 1, 1])
     page, _ = page_of(tmp_path, labels, [1, 2, 3, 4], {"perfect": labels}, samples=5)
-    whole, part = re.findall(r'<path d="(M[^"]*)"[^>]*><title>perfect', page)
-    assert whole == "M58.0 332.0L58.0 30.0L406.0 30.0"  # the corners of the plot, y downwards
-    assert part.endswith("L58.0 30.0L406.0 30.0")
+    for plot, floor in zip(plots_of(page), (0.0, MIN_TPR), strict=True):
+        false, true = curve_in(plot, "perfect", floor)
+        assert false[-2:] == pytest.approx([0, 1], abs=1e-5)
+        assert true[-2:] == pytest.approx([1, 1], abs=1e-5)
+
+
+def test_the_same_run_gives_the_same_page(tmp_path, run):
+    assert page_of(tmp_path, *run)[0] == page_of(tmp_path, *run)[0]
+
+
+def test_names_are_drawn_as_they_are_written(tmp_path, run):
+    labels, patients, scores = run
+    names = ["_hidden", "$x^2$", "<b>&amp;", "two\nlines"]
+    page, _ = page_of(tmp_path, labels, patients, dict.fromkeys(names, scores["tabular"]))
+    whole, _ = plots_of(page)
+    drawn = " ".join("".join(text.itertext()) for text in whole.iter("text"))
+    for name in ("_hidden", "$x^2$", "<b>&amp;", "two"):
+        assert name in drawn
 
 
 def test_a_hospital_of_lesions_makes_a_small_page(tmp_path):

@@ -127,7 +127,10 @@ def test_unknown_columns_and_an_unasked_target_are_left_out(tmp_path):
         ({TARGET: ["0", "1", "2", "0"]}, r"line 4 \(isic_id ISIC_3\): target 2 is not 0 \(benign\) or 1"),
         ({TARGET: ["0", "", "1", "0"]}, r"line 3 \(isic_id ISIC_2\): target nan is not 0"),
         ({TARGET: ["benign", "malignant", "1", "0"]}, r"line 2 \(isic_id ISIC_1\): target 'benign' is not 0"),
-        ({"age_approx": ["60", "45", "sixty", "about 5"]}, r"line 4 .*: age_approx 'sixty' is no number.*\(2 such rows in all\)"),
+        (
+            {"age_approx": ["60", "45", "sixty", "about 5"]},
+            r"line 4 .*: age_approx 'sixty' is no number.*\(2 such rows in all\)",
+        ),
     ],
 )
 def test_doubtful_files_are_refused_in_one_sentence(tmp_path, changed, sentence):

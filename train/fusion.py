@@ -152,7 +152,9 @@ def training_model(network, steps: int, learning_rate: float, shift: float):
     def loss(labels, log_odds):
         return keras.losses.binary_crossentropy(labels, log_odds + shift, from_logits=True)
 
-    model.compile(optimizer=keras.optimizers.AdamW(schedule, weight_decay=WEIGHT_DECAY), loss=loss, jit_compile=False)
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=WEIGHT_DECAY)
+    optimizer.build(model.trainable_variables)  # made in the first step, its variables would have that step traced twice
+    model.compile(optimizer=optimizer, loss=loss, jit_compile=False)
     return model
 
 
@@ -171,6 +173,8 @@ def train_fold(network, lesions: Lesions, number: int, store: ImageStore, option
     batches = training_batches(
         store, lesions.isic_ids[rows], lesions.labels[rows], lesions.tabular[rows], options.image_size, options.batch_size
     )
+    names = [tensor.name for tensor in network.inputs]
+    batches = batches.map(lambda inputs, targets: ({name: inputs[name] for name in names}, targets))
     unfreeze(network, options.unfreeze, from_scratch=options.weights == "none")
     shift = prior_shift(labels, options.negatives_per_positive)
     model = training_model(network, steps * options.epochs, options.learning_rate, shift)
