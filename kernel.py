@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -71,7 +72,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
-    except PermissionError as error:
+    except (PermissionError, IsADirectoryError) as error:
         raise InputError(f"{path} cannot be written ({error.strerror}); choose a folder that you may write to.") from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -207,7 +208,8 @@ def read_metadata(path: Path, *, labelled: bool) -> pd.DataFrame:
     for name in NUMBERS:
         if name in frame:
             numbers = pd.to_numeric(frame[name], errors="coerce")
-            _refuse_rows(frame, numbers.isna() & frame[name].notna(), name, path.name, "is no number; mend or empty it")
+            wrong = ~np.isfinite(numbers.astype("float64")) & frame[name].notna()
+            _refuse_rows(frame, wrong, name, path.name, "is no number; mend or empty it")
             frame[name] = numbers.astype("float64")
     return frame
 
@@ -252,8 +254,8 @@ def _read_csv(path: Path) -> pd.DataFrame:
     """The file as text in id and category columns, whatever pandas makes of the others."""
     text = {column.name: "str" for column in COLUMNS if column.kind in ("id", "category")}
     try:
-        return pd.read_csv(path, dtype=text, low_memory=False)
-    except FileNotFoundError as error:
+        return pd.read_csv(path, dtype=text, low_memory=False, index_col=False)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise InputError(f"{path.name} is not in {path.parent}; give the folder of the competition's files.") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -269,8 +271,9 @@ def _check_columns(frame: pd.DataFrame, required: Iterable[str], file_name: str)
     if not absent:
         return
     strangers = [str(name) for name in frame.columns if name not in TRAIN_COLUMNS]
-    lookalike = difflib.get_close_matches(absent[0], strangers, n=1, cutoff=0.75)
-    mend = f"rename {lookalike[0]!r} to it" if lookalike else "restore it from the competition's file"
+    by_lower = {name.lower(): name for name in strangers}
+    lookalike = difflib.get_close_matches(absent[0].lower(), by_lower, n=1, cutoff=0.75)
+    mend = f"rename {by_lower[lookalike[0]]!r} to it" if lookalike else "restore it from the competition's file"
     more = f" (and {len(absent) - 1} more: {_listed(absent[1:])})" if len(absent) > 1 else ""
     raise InputError(f"{file_name} has no column {absent[0]!r}{more}; {mend}.")
 
@@ -280,7 +283,7 @@ def _refuse_rows(frame: pd.DataFrame, bad: pd.Series, name: str, file_name: str,
     if not bad.any():
         return
     position = int(np.flatnonzero(bad.to_numpy())[0])
-    value = frame[name].iloc[position]
+    value = frame[name].iloc[[position]].tolist()[0]  # a Python number, which shows as it is written
     lesion = frame[ID].iloc[position]
     raise InputError(
         f"{file_name} line {position + 2} ({ID} {lesion}): {name} {value!r} {complaint} ({int(bad.sum())} such rows in all)."
@@ -540,7 +543,7 @@ def checked_file(folder: Path, manifest: Manifest, name: str) -> Path:
     Raises:
         InputError: the manifest does not name the file, or the file is missing or differs.
     """
-    expected = manifest["files"].get(name)
+    expected = manifest.get("files", {}).get(name)
     if expected is None:
         raise InputError(f"{folder / MANIFEST} does not name {name!r}; only files named there are opened.")
     path = folder / name
@@ -571,7 +574,7 @@ def load_tabular_models(folder: Path, manifest: Manifest) -> tuple[list[tuple[Ca
         InputError: not one model is usable.
     """
     models, complaints = [], []
-    for entry in manifest["tabular"]["models"]:
+    for entry in manifest.get("tabular", {"models": []})["models"]:
         try:
             model = CatBoostClassifier().load_model(str(checked_file(folder, manifest, entry["file"])))
             models.append((model, float(entry["log_odds_shift"])))
@@ -620,6 +623,10 @@ is asked about. A lesion without a readable image simply does not come out: the 
 
 #: Images read from the file before they are handed to the decoder; about 3 MB of JPEG.
 CHUNK = 1024
+#: Images decoded side by side.
+DECODERS = 16
+#: An isic_id that is a name and no path.
+PLAIN_ID = re.compile(r"\w[\w.-]*")
 
 
 class ImageStore:
@@ -638,6 +645,8 @@ class ImageStore:
 
     def __contains__(self, isic_id: str) -> bool:
         """Whether the file itself holds an image of this lesion, readable or not."""
+        if not PLAIN_ID.fullmatch(isic_id):
+            return False
         if self._file is None:
             return (self.path / f"{isic_id}.jpg").is_file()
         # An external or soft link could point out of the file: only what the file itself holds counts.
@@ -645,16 +654,19 @@ class ImageStore:
 
     def read(self, isic_id: str) -> bytes:
         """The JPEG bytes of one lesion; empty when there are none or they cannot be read."""
-        if isic_id not in self:
-            return b""
         try:
+            if isic_id not in self:
+                return b""
             if self._file is None:
                 return (self.path / f"{isic_id}.jpg").read_bytes()
-            value = self._file[isic_id][()]
+            dataset = self._file[isic_id]
+            if dataset.external or dataset.is_virtual:  # bytes that lie in another file
+                return b""
+            value = dataset[()]
             if isinstance(value, np.ndarray | np.void):
                 return value.tobytes()
             return bytes(value) if isinstance(value, bytes) else b""
-        except (OSError, ValueError, TypeError, RuntimeError):
+        except (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError, MemoryError):
             return b""
 
     def close(self) -> None:
@@ -698,12 +710,17 @@ def image_batches(store: ImageStore, isic_ids: Sequence[str], image_size: int, b
             found = [(i, jpeg) for i, jpeg in found if jpeg]
             yield np.array([i for i, _ in found], dtype="int64"), np.array([jpeg for _, jpeg in found], dtype=object)
 
+    def decoded(position, jpeg):
+        # A dataset of one image, so that only an error of its decoder is passed over. Behind the whole chain,
+        # ignore_errors would ask a broken reader again and again.
+        one = tf.data.Dataset.from_tensors((position, jpeg))
+        return one.map(lambda i, jpeg: (i, decode_crop(jpeg, image_size))).ignore_errors()
+
     signature = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None,), tf.string))
     return (
         tf.data.Dataset.from_generator(chunks, output_signature=signature)
         .unbatch()
-        .map(lambda i, jpeg: (i, decode_crop(jpeg, image_size)), num_parallel_calls=tf.data.AUTOTUNE)
-        .ignore_errors()
+        .interleave(decoded, cycle_length=DECODERS, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         .batch(batch_size)
         .prefetch(tf.data.AUTOTUNE)
     )

@@ -43,7 +43,7 @@ def checked_file(folder: Path, manifest: Manifest, name: str) -> Path:
     Raises:
         InputError: the manifest does not name the file, or the file is missing or differs.
     """
-    expected = manifest["files"].get(name)
+    expected = manifest.get("files", {}).get(name)
     if expected is None:
         raise InputError(f"{folder / MANIFEST} does not name {name!r}; only files named there are opened.")
     path = folder / name

@@ -28,11 +28,10 @@ from inference.artifacts import MANIFEST, checked_file, load_manifest
 from inference.build_kernel import ROOT, build
 from inference.files import InputError, sha256_of
 from inference.images import ImageStore, find_images
-from inference.report import BEST, FUSION, TABULAR, write_report
+from inference.report import BEST, FUSION, IMAGE, TABULAR, write_report
 from inference.schema import ID, PATIENT, TARGET, TEST_COLUMNS, read_metadata
 from utils import Estimate, ScoreTable, add_data_options, bootstrap_scores, format_table, run_command, say
 
-IMAGE = "image alone"
 HOLDOUT = -1  # the fold of held-out rows in folds.csv
 
 

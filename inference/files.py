@@ -37,7 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
-    except PermissionError as error:
+    except (PermissionError, IsADirectoryError) as error:
         raise InputError(f"{path} cannot be written ({error.strerror}); choose a folder that you may write to.") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ is asked about. A lesion without a readable image simply does not come out: the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from inference.files import InputError
 
 #: Images read from the file before they are handed to the decoder; about 3 MB of JPEG.
 CHUNK = 1024
+#: Images decoded side by side.
+DECODERS = 16
+#: An isic_id that is a name and no path.
+PLAIN_ID = re.compile(r"\w[\w.-]*")
 
 
 class ImageStore:
@@ -34,6 +39,8 @@ class ImageStore:
 
     def __contains__(self, isic_id: str) -> bool:
         """Whether the file itself holds an image of this lesion, readable or not."""
+        if not PLAIN_ID.fullmatch(isic_id):
+            return False
         if self._file is None:
             return (self.path / f"{isic_id}.jpg").is_file()
         # An external or soft link could point out of the file: only what the file itself holds counts.
@@ -41,16 +48,19 @@ class ImageStore:
 
     def read(self, isic_id: str) -> bytes:
         """The JPEG bytes of one lesion; empty when there are none or they cannot be read."""
-        if isic_id not in self:
-            return b""
         try:
+            if isic_id not in self:
+                return b""
             if self._file is None:
                 return (self.path / f"{isic_id}.jpg").read_bytes()
-            value = self._file[isic_id][()]
+            dataset = self._file[isic_id]
+            if dataset.external or dataset.is_virtual:  # bytes that lie in another file
+                return b""
+            value = dataset[()]
             if isinstance(value, np.ndarray | np.void):
                 return value.tobytes()
             return bytes(value) if isinstance(value, bytes) else b""
-        except (OSError, ValueError, TypeError, RuntimeError):
+        except (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError, MemoryError):
             return b""
 
     def close(self) -> None:
@@ -94,12 +104,17 @@ def image_batches(store: ImageStore, isic_ids: Sequence[str], image_size: int, b
             found = [(i, jpeg) for i, jpeg in found if jpeg]
             yield np.array([i for i, _ in found], dtype="int64"), np.array([jpeg for _, jpeg in found], dtype=object)
 
+    def decoded(position, jpeg):
+        # A dataset of one image, so that only an error of its decoder is passed over. Behind the whole chain,
+        # ignore_errors would ask a broken reader again and again.
+        one = tf.data.Dataset.from_tensors((position, jpeg))
+        return one.map(lambda i, jpeg: (i, decode_crop(jpeg, image_size))).ignore_errors()
+
     signature = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None,), tf.string))
     return (
         tf.data.Dataset.from_generator(chunks, output_signature=signature)
         .unbatch()
-        .map(lambda i, jpeg: (i, decode_crop(jpeg, image_size)), num_parallel_calls=tf.data.AUTOTUNE)
-        .ignore_errors()
+        .interleave(decoded, cycle_length=DECODERS, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         .batch(batch_size)
         .prefetch(tf.data.AUTOTUNE)
     )

@@ -18,9 +18,9 @@ from sklearn.metrics import roc_curve
 from inference.files import replacing
 from utils import MIN_TPR, TOP_K, Estimate, ScoreTable
 
-# Names of scores that the page treats specially; all others are simply listed.
-SUBMISSION = "submission"
+# What a dry run can score. The fusion is what was submitted.
 TABULAR = "tabular"
+IMAGE = "image alone"
 FUSION = "fusion"
 BEST = "best possible"
 
@@ -83,8 +83,8 @@ def write_report(
     Args:
         path: the HTML file; it is replaced in one step.
         title: heading of the page.
-        table: what ``utils.bootstrap_scores`` measured of ``scores``. "submission" is the score of the headline, or the
-            first one where there is no such name; "best possible" is drawn dashed and grey.
+        table: what ``utils.bootstrap_scores`` measured of ``scores``. "fusion" is the score of the headline, or the first
+            one where there is no such name; "best possible" is drawn dashed and grey.
         labels: 0 benign, 1 malignant, shape (rows,).
         scores: name -> finite numbers of shape (rows,), whose ROC curves are drawn.
         facts: name -> value, shown in this order: rows, hashes, versions, commands, ... Line breaks are kept.
@@ -93,7 +93,7 @@ def write_report(
         InputError: ``path`` cannot be written.
     """
     names = list(table.scores)
-    headline = SUBMISSION if SUBMISSION in names else names[0]
+    headline = FUSION if FUSION in names else names[0]
     page = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -129,7 +129,7 @@ def _headline(table: ScoreTable, name: str) -> str:
     pauc = table.scores[name].pauc
     best = f"; the best possible on these rows is {table.scores[BEST].pauc.value:.4f}" if BEST in table.scores else ""
     whole = f"{table.rows:,} lesions of {table.patients:,} patients, {table.malignant:,} of them malignant"
-    who = "The submission" if name == SUBMISSION else f"The score <em>{escape(name)}</em>"
+    who = "The submission" if name == FUSION else f"The score <em>{escape(name)}</em>"
     reached = f"<strong>{pauc.value:.4f}</strong> (95&nbsp;% interval {pauc.low:.4f} to {pauc.high:.4f})"
     return f"{who} reaches a pAUC of {reached} on {whole}{best}."
 
@@ -158,10 +158,8 @@ def _score_table(table: ScoreTable, headline: str) -> str:
 
 
 def _difference_table(table: ScoreTable, headline: str) -> str:
-    """The headline's score against every other, and fusion against tabular; empty where there is one score only."""
+    """The headline's score against every other; empty where there is one score only."""
     pairs = [(headline, name) for name in table.scores if name != headline]
-    if headline != FUSION and {FUSION, TABULAR} <= set(table.scores):
-        pairs.append((FUSION, TABULAR))
     if not pairs:
         return ""
     rows = []

@@ -130,7 +130,8 @@ def read_metadata(path: Path, *, labelled: bool) -> pd.DataFrame:
     for name in NUMBERS:
         if name in frame:
             numbers = pd.to_numeric(frame[name], errors="coerce")
-            _refuse_rows(frame, numbers.isna() & frame[name].notna(), name, path.name, "is no number; mend or empty it")
+            wrong = ~np.isfinite(numbers.astype("float64")) & frame[name].notna()
+            _refuse_rows(frame, wrong, name, path.name, "is no number; mend or empty it")
             frame[name] = numbers.astype("float64")
     return frame
 
@@ -175,8 +176,8 @@ def _read_csv(path: Path) -> pd.DataFrame:
     """The file as text in id and category columns, whatever pandas makes of the others."""
     text = {column.name: "str" for column in COLUMNS if column.kind in ("id", "category")}
     try:
-        return pd.read_csv(path, dtype=text, low_memory=False)
-    except FileNotFoundError as error:
+        return pd.read_csv(path, dtype=text, low_memory=False, index_col=False)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise InputError(f"{path.name} is not in {path.parent}; give the folder of the competition's files.") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -192,8 +193,9 @@ def _check_columns(frame: pd.DataFrame, required: Iterable[str], file_name: str)
     if not absent:
         return
     strangers = [str(name) for name in frame.columns if name not in TRAIN_COLUMNS]
-    lookalike = difflib.get_close_matches(absent[0], strangers, n=1, cutoff=0.75)
-    mend = f"rename {lookalike[0]!r} to it" if lookalike else "restore it from the competition's file"
+    by_lower = {name.lower(): name for name in strangers}
+    lookalike = difflib.get_close_matches(absent[0].lower(), by_lower, n=1, cutoff=0.75)
+    mend = f"rename {by_lower[lookalike[0]]!r} to it" if lookalike else "restore it from the competition's file"
     more = f" (and {len(absent) - 1} more: {_listed(absent[1:])})" if len(absent) > 1 else ""
     raise InputError(f"{file_name} has no column {absent[0]!r}{more}; {mend}.")
 
@@ -203,7 +205,7 @@ def _refuse_rows(frame: pd.DataFrame, bad: pd.Series, name: str, file_name: str,
     if not bad.any():
         return
     position = int(np.flatnonzero(bad.to_numpy())[0])
-    value = frame[name].iloc[position]
+    value = frame[name].iloc[[position]].tolist()[0]  # a Python number, which shows as it is written
     lesion = frame[ID].iloc[position]
     raise InputError(
         f"{file_name} line {position + 2} ({ID} {lesion}): {name} {value!r} {complaint} ({int(bad.sum())} such rows in all)."

@@ -24,7 +24,7 @@ def load_tabular_models(folder: Path, manifest: Manifest) -> tuple[list[tuple[Ca
         InputError: not one model is usable.
     """
     models, complaints = [], []
-    for entry in manifest["tabular"]["models"]:
+    for entry in manifest.get("tabular", {"models": []})["models"]:
         try:
             model = CatBoostClassifier().load_model(str(checked_file(folder, manifest, entry["file"])))
             models.append((model, float(entry["log_odds_shift"])))

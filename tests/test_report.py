@@ -18,7 +18,7 @@ def run():
     rng = np.random.default_rng(0)
     labels = (np.arange(400) % 10 == 0).astype(int)
     tabular, network = rng.normal(size=(2, 400)) + np.outer((1, 3), labels)
-    scores = {"submission": tabular + network, "fusion": tabular + network, "tabular": tabular, "best possible": labels}
+    scores = {"tabular": tabular, "image alone": network, "fusion": tabular + network, "best possible": labels}
     return labels, np.arange(400) // 8, scores
 
 
@@ -78,7 +78,7 @@ def curve_in(plot, name, floor):
 
 def test_the_page_says_what_the_submission_scores(tmp_path, run):
     page, table = page_of(tmp_path, *run)
-    pauc = table.scores["submission"].pauc
+    pauc = table.scores["fusion"].pauc
     read = Page(page)
     text = "".join(read.words).replace("\xa0", " ")
     assert f"The submission reaches a pAUC of {pauc.value:.4f} (95 % interval {pauc.low:.4f} to {pauc.high:.4f})" in text
@@ -94,9 +94,15 @@ def test_differences_are_paired_and_put_into_words(tmp_path, run):
     rows = {row[0]: row[1:] for row in Page(page).rows}
     apart = table.difference("fusion", "tabular")
     assert rows["fusion − tabular"][:2] == [f"{apart.value:+.4f}", f"{apart.low:+.4f} to {apart.high:+.4f}"]  # noqa: RUF001
-    assert rows["submission − tabular"][2] == "higher"  # noqa: RUF001
-    assert rows["submission − fusion"][2] == "the same in every resample"  # noqa: RUF001
-    assert rows["submission − best possible"][2] == "lower"  # noqa: RUF001
+    assert rows["fusion − tabular"][2] == "higher"  # noqa: RUF001
+    assert rows["fusion − best possible"][2] == "lower"  # noqa: RUF001
+
+
+def test_a_fusion_that_never_left_the_tabular_score_reads_so(tmp_path, run):
+    labels, patients, scores = run
+    page, _ = page_of(tmp_path, labels, patients, {"tabular": scores["tabular"], "fusion": scores["tabular"]})
+    rows = {row[0]: row[1:] for row in Page(page).rows}
+    assert rows["fusion − tabular"][2] == "the same in every resample"  # noqa: RUF001
 
 
 def test_one_score_of_any_name_is_enough(tmp_path, run):
@@ -135,7 +141,7 @@ def test_the_page_can_be_read_aloud(tmp_path, run):
     ids = [value for _, name, value in attributes if name == "id"]
     assert len(ids) == len(set(ids))
     whole, part = plots_of(page)
-    assert whole.get("aria-label").startswith("Whole ROC curve. Partial AUC: submission, 0.")
+    assert whole.get("aria-label").startswith("Whole ROC curve. Partial AUC: tabular, 0.")
     assert part.get("aria-label") == "Scored part, enlarged. The same curves above 80 % true-positive rate."
     for plot in (whole, part):
         assert sorted(title.text for title in plot.iter("title")) == sorted(run[2])

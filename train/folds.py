@@ -9,6 +9,7 @@ A patient is never on both sides of a fold, and malignant lesions are spread eve
 from __future__ import annotations
 
 import argparse
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from inference.files import InputError
 from inference.schema import HOSPITAL, ID, PATIENT, TARGET, read_metadata
-from train.manifest import record_stage
+from train.manifest import read_manifest, record_stage
 from utils import add_data_options, add_seed_option, run_command, say, write_csv
 
 FOLDS = "folds.csv"
@@ -34,10 +35,15 @@ def assign_folds(metadata: pd.DataFrame, folds: int, holdout: np.ndarray, seed: 
     rest = np.flatnonzero(~holdout)
     affected = metadata.iloc[rest].loc[lambda rows: rows[TARGET] == 1, PATIENT].nunique()
     if affected < folds:
-        raise InputError(f"{affected} patients with a malignant lesion cannot fill {folds} folds; give fewer --folds.")
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    splits = splitter.split(rest, metadata[TARGET].iloc[rest], metadata[PATIENT].iloc[rest])
-    for number, (_, inside) in enumerate(splits):
+        raise InputError(
+            f"{affected} patients with a malignant lesion cannot fill {folds} folds; mend --folds or --holdout."
+        )
+    labels, patient = metadata[TARGET].to_numpy()[rest], pd.factorize(metadata[PATIENT].iloc[rest])[0]
+    # Patients are shuffled here: with shuffle=True scikit-learn before 1.8 stratifies nothing (its issue 32478).
+    shuffled = np.random.default_rng(seed).permutation(patient.max() + 1)[patient]
+    for number, (_, inside) in enumerate(StratifiedGroupKFold(folds).split(rest, labels, shuffled)):
+        if len(set(labels[inside])) < 2:
+            raise InputError(f"fold {number} of {folds} would be of one class only; give fewer --folds or another --seed.")
         fold[rest[inside]] = number
     return fold
 
@@ -52,7 +58,10 @@ def holdout_by_share(metadata: pd.DataFrame, share: float, seed: int) -> np.ndar
         raise InputError(f"--holdout {share} is not a share of the rows; give one from 0 (none) to 0.5.")
     if share == 0:
         return np.zeros(len(metadata), dtype=bool)
-    return assign_folds(metadata, round(1 / share), np.zeros(len(metadata), dtype=bool), seed) == 0
+    part = Fraction(share).limit_denominator(20)  # 0.4: two of five folds
+    if part == 0:
+        raise InputError(f"--holdout {share} is too small a share; give 0 (none) or from 0.05 to 0.5.")
+    return assign_folds(metadata, part.denominator, np.zeros(len(metadata), dtype=bool), seed) < part.numerator
 
 
 def holdout_by_hospital(metadata: pd.DataFrame, name: str) -> np.ndarray:
@@ -112,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     path = options.artifacts / FOLDS
     if path.is_file() and not pd.read_csv(path, dtype={ID: "str", PATIENT: "str"}).equals(table):
         raise InputError(f"{path} exists with other folds, and models may rest on them; use a new artifact folder.")
-    if not path.is_file():
+    if FOLDS not in read_manifest(options.artifacts).get("files", {}):
         write_csv(path, table)
         described = {"folds": options.folds, "seed": options.seed, "holdout rows": int(holdout.sum())}
         described["holdout hospital"] = options.holdout_hospital

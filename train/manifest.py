@@ -23,6 +23,11 @@ READS = {
 }
 
 
+def read_manifest(folder: Path) -> Manifest:
+    """The folder's manifest, empty where no stage has run yet."""
+    return load_manifest(folder) if (folder / MANIFEST).is_file() else {}
+
+
 def record_stage(folder: Path, stage: str, content: dict, files: Sequence[str]) -> Manifest:
     """Puts ``content`` into the manifest as section ``stage``, with the hashes of the ``files`` that the stage wrote.
 
@@ -35,7 +40,7 @@ def record_stage(folder: Path, stage: str, content: dict, files: Sequence[str]) 
     Returns:
         The manifest as written.
     """
-    manifest = load_manifest(folder) if (folder / MANIFEST).is_file() else {}
+    manifest = read_manifest(folder)
     kept = [name for name in READS if name in manifest and name != stage and stage not in READS[name]]
     owners = {name: owner for name, owner in manifest.get("owners", {}).items() if owner in kept}
     hashes = {name: manifest["files"][name] for name in owners}

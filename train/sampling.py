@@ -31,8 +31,8 @@ def draw_epoch(labels: np.ndarray, per_positive: float, rng: np.random.Generator
 
 
 def negatives_drawn(labels: np.ndarray, per_positive: float) -> int:
-    """How many benign lesions an epoch draws."""
-    return min(int((labels == 0).sum()), round(per_positive * int((labels == 1).sum())))
+    """How many benign lesions an epoch draws, at least one."""
+    return max(1, min(int((labels == 0).sum()), round(per_positive * int((labels == 1).sum()))))
 
 
 def prior_shift(labels: np.ndarray, per_positive: float) -> float:

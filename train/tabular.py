@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--negatives-per-positive", type=float, default=100, help="benign lesions per malignant one (default: %(default)s)"
     )
     options = parser.parse_args(arguments)
-    if options.seeds < 1 or options.negatives_per_positive <= 0:
+    if options.seeds < 1 or not options.negatives_per_positive > 0:
         raise InputError("--seeds and --negatives-per-positive must be above zero.")
     parameters = read_parameters(options.params)
     metadata = read_metadata(options.data / "train-metadata.csv", labelled=True)
