@@ -39,14 +39,14 @@ def shown(look: dict, texture: float, seed: int) -> Image.Image:
 
 
 def furrow_contrast(image: Image.Image, side: int = 48) -> float:
-    """Log of the median local power at wavelengths around 2.1 mm, after shrinking the crop to ``side`` pixels."""
+    """Log of the median local power at wavelengths around 2.7 mm, after shrinking the crop to ``side`` pixels."""
     grey = np.asarray(image.resize((side, side), Image.BILINEAR), dtype=float).mean(axis=2)
     mirrored = np.block([[grey, grey[:, ::-1]], [grey[::-1], grey[::-1, ::-1]]])
     cycles = np.fft.fftfreq(2 * side) * side
     radius = np.hypot(cycles[:, None], cycles[None, :])
     spectrum = np.fft.fft2(mirrored - mirrored.mean())
-    power = np.fft.ifft2(spectrum / (1.0 + (np.abs(radius - 7.0) / 2.0) ** 8)).real[:side, :side] ** 2
-    return float(np.log(np.median(power.reshape(6, 8, 6, 8).mean(axis=(1, 3)))))
+    power = np.fft.ifft2(spectrum / (1.0 + (np.abs(radius - 5.5) / 1.5) ** 8)).real[:side, :side] ** 2
+    return float(np.log(np.median(power.reshape(4, 12, 4, 12).mean(axis=(1, 3)))))
 
 
 @pytest.mark.parametrize("look", LOOKS)

@@ -30,12 +30,13 @@ SIZES_PX = (61.0, 91.0, 107.0, 125.0, 131.0, 139.0, 155.0, 169.0, 239.0)
 JPEG_QUALITY = 75  # gives the quantisation tables of the competition's files
 
 #: Furrows: wavelength in mm, and standard deviation in grey levels FURROW_CONTRAST * exp(FURROW_GROWTH * texture). The
-#: competition's crops have 2.3 to 5.5 grey levels (10 to 90 %, 197 crops) at these wavelengths, most of it from the skin.
+#: competition's crops have 2.3 to 5.5 grey levels (10 to 90 %, 197 crops) near these wavelengths; the twin's mostly have more,
+#: so that a network learns to see them from a few thousand crops, random weights and four epochs.
 FURROW_MM = (2.4, 3.2)
 FURROW_CONTRAST, FURROW_GROWTH = 8.0, 0.6
 COLOUR_LIMITS = (24.0, 230.0)  # grey levels of skin and lesion, leaving room for the furrows on both sides
 #: Smooth random fields, by their knots across the crop, and fine ones, which lack what is coarser than a few knots. None has
-#: much to say at the wavelengths of the furrows, 6 to 8 to a crop, whose contrast must stay readable.
+#: much to say at the wavelengths of the furrows, 5 to 6 to a crop, whose contrast must stay readable.
 BLOTCH_KNOTS, BORDER_KNOTS = 4, 10
 PATCH_KNOTS, GRAIN_KNOTS = 24, 48
 SHADE_GAIN = (0.85, 1.0, 1.05)  # red, green, blue: what is darker is browner
