@@ -9,6 +9,7 @@ between Keras versions.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
     import keras
 
 # TensorFlow and Keras are imported where they are used: they take seconds, and the kernel must reach its tabular
-# submission even where they cannot be imported. Both settings are read at that first import.
+# submission even where they cannot be imported. These settings are read at that first import.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# One network after another is traced, by design; TensorFlow would warn of it on every fold.
+logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 #: ResNet50 was trained on BGR pixels less the ImageNet mean (keras.applications, "caffe" mode).
 IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)

@@ -30,8 +30,8 @@ SIZES_PX = (61.0, 91.0, 107.0, 125.0, 131.0, 139.0, 155.0, 169.0, 239.0)
 JPEG_QUALITY = 75  # gives the quantisation tables of the competition's files
 
 #: Furrows: wavelength in mm, and standard deviation in grey levels FURROW_CONTRAST * exp(FURROW_GROWTH * texture). The
-#: competition's crops have 2.3 to 5.5 grey levels (10 to 90 %, 197 crops) near these wavelengths; the twin's mostly have more,
-#: so that a network learns to see them from a few thousand crops, random weights and four epochs.
+#: competition's crops have 2.3 to 5.5 grey levels (10 to 90 %, 197 crops) near these wavelengths; the twin's mostly have
+#: more, so that a network learns to see them from a few thousand crops, random weights and four epochs.
 FURROW_MM = (2.4, 3.2)
 FURROW_CONTRAST, FURROW_GROWTH = 8.0, 0.6
 COLOUR_LIMITS = (24.0, 230.0)  # grey levels of skin and lesion, leaving room for the furrows on both sides
