@@ -3,27 +3,16 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.special import logit
 
 from inference.artifacts import checked_file, load_manifest
 from inference.features import build_features
 from inference.files import InputError
 from inference.schema import ID, PATIENT, TARGET, TRAIN_ONLY
 from inference.tabular import load_tabular_models, select_features, tabular_log_odds
+from train.cross_validation import sample_negatives, train_model
 from train.folds import HOLDOUT, read_folds
 from train.folds import main as make_folds
-from train.tabular import (
-    FIXED,
-    OOF,
-    PARAMETERS,
-    check_scale,
-    main,
-    read_parameters,
-    refuse_train_only,
-    sample_negatives,
-    summary,
-    train_model,
-)
+from train.tabular import OOF, PARAMETERS, check_scale, main, read_parameters, refuse_train_only, summary
 from utils import partial_auc
 
 SMALL = {"iterations": 12, "depth": 3, "learning_rate": 0.3}
@@ -71,25 +60,6 @@ def test_features_of_the_project_are_not_refused(metadata):
     refuse_train_only([])
 
 
-def test_sampling_keeps_all_malignant_rows_and_a_share_of_the_benign_ones():
-    labels = (np.arange(1000) % 40 == 0).astype(int)
-    kept, share = sample_negatives(labels, 7.8, np.random.default_rng(0))
-    assert (np.diff(kept) > 0).all()
-    assert labels[kept].sum() == 25
-    assert len(kept) == 25 + 195
-    assert share == 195 / 975
-    assert np.array_equal(kept, sample_negatives(labels, 7.8, np.random.default_rng(0))[0])
-    assert not np.array_equal(kept, sample_negatives(labels, 7.8, np.random.default_rng(1))[0])
-    kept, share = sample_negatives(labels, 100, np.random.default_rng(0))
-    assert (len(kept), share) == (1000, 1)
-
-
-def test_the_share_brings_log_odds_back_to_the_natural_prevalence():
-    labels = (np.random.default_rng(0).random(100_000) < 0.01).astype(int)
-    kept, share = sample_negatives(labels, 3, np.random.default_rng(1))
-    assert logit(labels[kept].mean()) + np.log(share) == pytest.approx(logit(labels.mean()), abs=1e-3)
-
-
 def test_parameters_of_a_file_take_the_place_of_the_defaults(tmp_path):
     assert read_parameters(None) == PARAMETERS
     path = tmp_path / "params.json"
@@ -117,20 +87,6 @@ def test_files_without_parameters_are_refused_in_one_sentence(tmp_path, content,
 def test_a_missing_file_of_parameters_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"params\.json cannot be read"):
         read_parameters(tmp_path / "params.json")
-
-
-@pytest.mark.parametrize("wrong", [{"depht": 6}, {"depth": 60}, {"iterations": "many"}, {"random_seed": 3}])
-def test_parameters_that_catboost_does_not_know_are_refused_in_one_sentence(metadata, wrong):
-    features = build_features(metadata)[["age_approx", "sex"]]
-    with pytest.raises(InputError, match=r"CatBoost refuses to train \(.*mend --params or the data") as caught:
-        train_model(features, metadata[TARGET].to_numpy(), SMALL | wrong, seed=0)
-    assert "\n" not in str(caught.value)
-
-
-def test_what_the_project_fixes_cannot_be_changed_by_parameters(metadata):
-    features = build_features(metadata)[["age_approx", "sex"]]
-    model = train_model(features, metadata[TARGET].to_numpy(), SMALL | {"loss_function": "RMSE", "verbose": True}, seed=0)
-    assert {name: model.get_params()[name] for name in FIXED} == FIXED
 
 
 def test_another_scale_at_test_is_not_passed_over(capsys):

@@ -13,17 +13,14 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-from catboost import CatBoostClassifier, CatBoostError, Pool
-from tqdm import tqdm
 
-from inference.features import MODEL_CATEGORIES, build_features
+from inference.features import build_features
 from inference.files import InputError, replacing
 from inference.schema import ID, TARGET, TRAIN_ONLY, read_metadata
-from inference.tabular import tabular_log_odds
+from train.cross_validation import FoldModel, Recipe, categories_of, cross_validate
 from train.folds import HOLDOUT, read_folds
 from train.manifest import record_stage
-from utils import add_data_options, add_seed_option, bootstrap_scores, fold_mean, run_command, say, write_csv
+from utils import add_data_options, add_seed_option, bootstrap_scores, fold_mean, format_table, run_command, say, write_csv
 
 OOF = "oof_tabular.csv"
 #: Shallow trees over random thirds of the columns: the engineered columns repeat each other, and a few hundred malignant
@@ -37,8 +34,6 @@ PARAMETERS = {
     "subsample": 0.6,
     "rsm": 0.3,
 }
-#: Decided by the project, not by --params: they keep training deterministic and its folder clean.
-FIXED = {"loss_function": "Logloss", "allow_writing_files": False, "verbose": False}
 
 
 def refuse_train_only(names: list[str]) -> None:
@@ -53,39 +48,6 @@ def refuse_train_only(names: list[str]) -> None:
                 raise InputError(
                     f"feature {name!r} comes from {column!r}, which only train has and which tells the diagnosis."
                 )
-
-
-def sample_negatives(labels: np.ndarray, per_positive: float, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """All malignant rows and a random part of the benign ones.
-
-    Args:
-        labels: 0/1, shape (rows,).
-        per_positive: benign rows to keep for each malignant one; all when there are fewer.
-        rng: draws them.
-
-    Returns:
-        Positions of the kept rows, ascending, and the share of benign rows kept. A model of these rows overstates the odds
-        by 1 / share (King and Zeng 2001, Logistic Regression in Rare Events Data), so its log-odds are shifted by ln(share).
-    """
-    positives, negatives = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
-    keep = min(len(negatives), round(per_positive * len(positives)))
-    kept = rng.choice(negatives, keep, replace=False)
-    return np.sort(np.concatenate([positives, kept])), keep / len(negatives)
-
-
-def train_model(features: pd.DataFrame, labels: np.ndarray, parameters: dict, seed: int) -> CatBoostClassifier:
-    """One CatBoost model with native categories.
-
-    Raises:
-        InputError: CatBoost refuses the parameters.
-    """
-    categories = [name for name in features if name in MODEL_CATEGORIES]
-    try:
-        model = CatBoostClassifier(**(parameters | FIXED), random_seed=seed)
-        return model.fit(Pool(features, labels, cat_features=categories))
-    except (CatBoostError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"CatBoost refuses to train ({reason}); mend --params or the data.") from error
 
 
 def read_parameters(path: Path | None) -> dict:
@@ -122,6 +84,16 @@ def check_scale(out_of_fold: np.ndarray, fold_mean_scores: np.ndarray) -> None:
     say(f"holdout fold-mean against out-of-fold log-odds: shifted {shift:+.2f} sd, spread x{spread:.2f}: {verdict}")
 
 
+def save_models(models: list[FoldModel], artifacts: Path) -> list[dict]:
+    """Writes tabular_*.cbm, all of them after all are trained; returns what the manifest says of each."""
+    entries = []
+    for each in models:
+        entries.append({"file": f"tabular_fold{each.fold}_seed{each.seed}.cbm", "log_odds_shift": each.log_odds_shift})
+        with replacing(artifacts / entries[-1]["file"]) as temporary:
+            each.model.save_model(str(temporary))
+    return entries
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Trains folds x seeds models; writes tabular_*.cbm, oof_tabular.csv and the manifest's tabular section."""
     parser = argparse.ArgumentParser(
@@ -137,35 +109,18 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.seeds < 1 or not options.negatives_per_positive > 0:
         raise InputError("--seeds and --negatives-per-positive must be above zero.")
-    parameters = read_parameters(options.params)
+    recipe = Recipe(read_parameters(options.params), options.seeds, options.negatives_per_positive, options.seed)
     metadata = read_metadata(options.data / "train-metadata.csv", labelled=True)
     fold = read_folds(options.artifacts, metadata)
     labels = metadata[TARGET].to_numpy()
     features = build_features(metadata.drop(columns=list(TRAIN_ONLY), errors="ignore"))
     refuse_train_only(list(features))
-    categories = [name for name in features if name in MODEL_CATEGORIES]
-    say(f"{len(features):,} lesions, {features.shape[1]} features, {len(categories)} of them categories")
-
-    folds = int(fold.max()) + 1
-    log_odds, entries, models = np.zeros(len(labels)), [], []
-    for number, seed in tqdm([(k, s) for k in range(folds) for s in range(options.seeds)], desc="CatBoost", unit="model"):
-        rng = np.random.default_rng([options.seed, number, seed])
-        train = np.flatnonzero((fold != number) & (fold != HOLDOUT))
-        kept, share = sample_negatives(labels[train], options.negatives_per_positive, rng)
-        kept = train[kept]
-        model = train_model(features.iloc[kept], labels[kept], parameters, options.seed + 1000 * number + seed)
-        entry = {"file": f"tabular_fold{number}_seed{seed}.cbm", "log_odds_shift": float(np.log(share))}
-        with replacing(options.artifacts / entry["file"]) as temporary:
-            model.save_model(str(temporary))
-        models.append((model, entry["log_odds_shift"]))
-        entries.append(entry)
-        inside = fold == number
-        log_odds[inside] += tabular_log_odds(models[-1:], features[inside], categories) / options.seeds
-
+    say(f"{len(features):,} lesions, {features.shape[1]} features, {len(categories_of(features))} of them categories")
+    models, log_odds = cross_validate(features, labels, fold, recipe)
     trained = fold != HOLDOUT
     if not trained.all():
-        log_odds[~trained] = tabular_log_odds(models, features[~trained], categories)
         check_scale(log_odds[trained], log_odds[~trained])
+    entries = save_models(models, options.artifacts)
     rows = metadata.loc[trained]
     table = bootstrap_scores(labels[trained], rows["patient_id"].to_numpy(), {"tabular": log_odds[trained]})
     mean, deviation = fold_mean(labels[trained], log_odds[trained], fold[trained])
@@ -174,14 +129,15 @@ def main(arguments: list[str] | None = None) -> int:
     content = {
         "models": entries,
         "features": list(features),
-        "categories": categories,
-        "parameters": parameters,
-        "negatives_per_positive": options.negatives_per_positive,
+        "categories": categories_of(features),
+        "parameters": recipe.parameters,
+        "negatives_per_positive": recipe.negatives_per_positive,
         "out_of_fold": summary(log_odds[trained]),
         "trained_on": {"lesions": int(trained.sum()), "malignant": int(labels[trained].sum())},
         "scores": {"pauc": pauc.value, "interval": [pauc.low, pauc.high], "fold_mean": mean, "fold_sd": deviation},
     }
     record_stage(options.artifacts, "tabular", content, [entry["file"] for entry in entries] + [OOF])
+    say(format_table(table))
     say(
         f"{len(models)} models in {options.artifacts}: out-of-fold pAUC {pauc.value:.4f} "
         f"[{pauc.low:.4f}, {pauc.high:.4f}] pooled, fold mean {mean:.4f} sd {deviation:.4f}"

@@ -1,0 +1,112 @@
+"""CatBoost over folds and seeds: the one loop that the tabular stage, its studies and its tuning run.
+
+Each lesion's out-of-fold log-odds come from models that saw no lesion of its patient. The number of trees is fixed: nothing
+is chosen on the rows that are reported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from catboost import CatBoostClassifier, CatBoostError, Pool
+from tqdm import tqdm
+
+from inference.features import MODEL_CATEGORIES
+from inference.files import InputError
+from inference.tabular import tabular_log_odds
+from train.folds import HOLDOUT
+
+#: Decided by the project, not by --params: they keep training deterministic and its folder clean.
+FIXED = {"loss_function": "Logloss", "allow_writing_files": False, "verbose": False}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a cross-validation besides its rows."""
+
+    parameters: dict
+    seeds: int = 3
+    negatives_per_positive: float = 100
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class FoldModel:
+    """One model, the fold that it has not seen, and the shift of its log-odds to the natural prevalence."""
+
+    fold: int
+    seed: int
+    model: CatBoostClassifier
+    log_odds_shift: float
+
+
+def sample_negatives(labels: np.ndarray, per_positive: float, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """All malignant rows and a random part of the benign ones.
+
+    Args:
+        labels: 0/1, shape (rows,).
+        per_positive: benign rows to keep for each malignant one; all when there are fewer.
+        rng: draws them.
+
+    Returns:
+        Positions of the kept rows, ascending, and the share of benign rows kept. A model of these rows overstates the odds
+        by 1 / share (King and Zeng 2001, Logistic Regression in Rare Events Data), so its log-odds are shifted by ln(share).
+    """
+    positives, negatives = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
+    keep = min(len(negatives), round(per_positive * len(positives)))
+    kept = rng.choice(negatives, keep, replace=False)
+    return np.sort(np.concatenate([positives, kept])), keep / len(negatives)
+
+
+def train_model(features: pd.DataFrame, labels: np.ndarray, parameters: dict, seed: int) -> CatBoostClassifier:
+    """One CatBoost model with native categories.
+
+    Raises:
+        InputError: CatBoost refuses the parameters.
+    """
+    try:
+        model = CatBoostClassifier(**(parameters | FIXED), random_seed=seed)
+        return model.fit(Pool(features, labels, cat_features=categories_of(features)))
+    except (CatBoostError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"CatBoost refuses to train ({reason}); mend --params or the data.") from error
+
+
+def categories_of(features: pd.DataFrame) -> list[str]:
+    """The categorical columns of a feature table."""
+    return [name for name in features if name in MODEL_CATEGORIES]
+
+
+def cross_validate(
+    features: pd.DataFrame, labels: np.ndarray, fold: np.ndarray, recipe: Recipe, progress: bool = True
+) -> tuple[list[FoldModel], np.ndarray]:
+    """Trains ``recipe.seeds`` models per fold.
+
+    Args:
+        features: the columns to train on, shape (rows, columns).
+        labels: 0/1, shape (rows,).
+        fold: 0, 1, ... or ``HOLDOUT``, shape (rows,).
+        recipe: parameters, seeds and sampling.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The models, and log-odds of shape (rows,): out of fold, mean over seeds; in the holdout, mean over all models.
+    """
+    tasks = [(number, seed) for number in range(int(fold.max()) + 1) for seed in range(recipe.seeds)]
+    models, log_odds, categories = [], np.zeros(len(labels)), categories_of(features)
+    for number, seed in tqdm(tasks, desc="CatBoost", unit="model", disable=not progress):
+        rng = np.random.default_rng([recipe.seed, number, seed])
+        train = np.flatnonzero((fold != number) & (fold != HOLDOUT))
+        kept, share = sample_negatives(labels[train], recipe.negatives_per_positive, rng)
+        kept = train[kept]
+        model = train_model(features.iloc[kept], labels[kept], recipe.parameters, recipe.seed + 1000 * number + seed)
+        models.append(FoldModel(number, seed, model, float(np.log(share))))
+        inside = fold == number
+        pair = [(model, models[-1].log_odds_shift)]
+        log_odds[inside] += tabular_log_odds(pair, features[inside], categories) / recipe.seeds
+    held_out = fold == HOLDOUT
+    pairs = [(each.model, each.log_odds_shift) for each in models]
+    log_odds[held_out] = tabular_log_odds(pairs, features[held_out], categories)
+    return models, log_odds
