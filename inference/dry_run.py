@@ -155,7 +155,8 @@ def page_facts(options: argparse.Namespace, table: ScoreTable, outcome: Outcome)
         "rows": f"{options.rows}: {table.rows:,} lesions, {table.malignant:,} malignant, {table.patients:,} patients",
         "command": "python -m inference.dry_run " + " ".join(sys.argv[1:]),
         "isolation": outcome.isolation,
-        "kernel seconds": f"{outcome.seconds:.1f}, of these {outcome.facts['seconds']}",
+        "kernel seconds": f"{outcome.seconds:.1f}: "
+        + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in outcome.facts["seconds"].items()),
         "scored by image": f"{outcome.facts['scored by image']:,} of {outcome.facts['lesions']:,}",
         "fall-backs": json.dumps(outcome.facts["fallbacks"]) if outcome.facts["fallbacks"] else "none",
         "versions": ", ".join(f"{name} {version}" for name, version in outcome.facts["versions"].items()),
