@@ -4,7 +4,7 @@ VENV   ?= .venv
 RUN    := $(VENV)/bin/python
 DEMO   ?= demo
 
-.PHONY: demo test lint kernel clean
+.PHONY: demo test lint kernel bench clean
 
 # A virtual environment with the pinned packages; made again when the pins change.
 $(VENV)/installed: requirements.txt requirements-dev.txt
@@ -37,6 +37,10 @@ lint: $(VENV)/installed
 
 kernel: $(VENV)/installed
 	$(RUN) -m inference.build_kernel
+
+# Measured figures of the tabular side on half a million made lesions; one JSON line each.
+bench: $(VENV)/installed
+	$(RUN) -m benchmarks.tabular --growth
 
 clean:
 	rm -rf $(DEMO) $(VENV)

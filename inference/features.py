@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from inference.context import group_codes, group_sizes, outlier_scores, percentile_ranks, standard_scores
 from inference.schema import CATEGORIES, MISSING, NUMBERS, PATIENT
 
 #: Categories that help: ``image_type`` is constant and ``copyright_license`` is a function of the hospital.
@@ -81,6 +82,22 @@ CONTEXT = (
     "hue_contrast",
     "color_difference",
 )
+#: The space in which a lesion may lie apart from the patient's others: of CONTEXT, those that do not repeat each other (the
+#: area and the perimeter follow from the two diameters) and that are measured, not judged by a network.
+OUTLIER_SPACE = (
+    "tbp_lv_H",
+    "tbp_lv_L",
+    "tbp_lv_A",
+    "tbp_lv_B",
+    "tbp_lv_deltaB",
+    "tbp_lv_deltaLBnorm",
+    "tbp_lv_stdL",
+    "tbp_lv_color_std_mean",
+    "tbp_lv_norm_border",
+    "clin_size_long_diam_mm",
+    "tbp_lv_minorAxisMM",
+    "hue_contrast",
+)
 #: Fewer lesions than this are no norm to stand out from. On the 5,115 public rows, seven per patient, the features of
 #: smaller groups cost 0.002 pAUC.
 SMALLEST_NORM = 20
@@ -118,9 +135,10 @@ def engineered_features(numbers: dict[str, np.ndarray]) -> dict[str, np.ndarray]
 
 
 def context_features(numbers: dict[str, np.ndarray], metadata: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Each lesion beside the patient's others: standard scores per patient and per body site, percentile ranks per patient.
+    """Each lesion beside the patient's others: standard scores per patient and per body site; percentile ranks and how far
+    the lesion lies from the others, per patient.
 
-    In a group of fewer than ``SMALLEST_NORM`` lesions every standard score is 0 and every rank 0.5.
+    In a group of fewer than ``SMALLEST_NORM`` lesions every standard score is 0, every rank 0.5, every outlier score 1.
     """
     patient = group_codes(metadata[PATIENT])
     groups = {"patient": patient}
@@ -139,65 +157,10 @@ def context_features(numbers: dict[str, np.ndarray], metadata: pd.DataFrame) -> 
     large = features["patient_lesions"][:, None] >= SMALLEST_NORM
     ranks = np.where(large, percentile_ranks(values, patient), 0.5)
     features |= {f"{name}_rank_patient": ranks[:, i] for i, name in enumerate(names)}
+    if all(name in names for name in OUTLIER_SPACE):
+        points = np.column_stack([features[f"{name}_z_patient"] for name in OUTLIER_SPACE])
+        features["outlier_patient"] = outlier_scores(points, patient, SMALLEST_NORM)
     return features
-
-
-def group_codes(keys: pd.Series) -> np.ndarray:
-    """Integer codes 0..groups-1, one per row, in order of first appearance."""
-    return pd.factorize(keys)[0]
-
-
-def group_sizes(codes: np.ndarray) -> np.ndarray:
-    """How many rows share each row's group, shape (rows,), float64."""
-    return np.bincount(codes)[codes].astype("float64")
-
-
-def standard_scores(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """(value - group mean) / group standard deviation, column by column at once.
-
-    Args:
-        values: shape (rows, columns), float64; NaN is unknown and stays NaN.
-        codes: shape (rows,), the group of each row.
-
-    Returns:
-        Shape (rows, columns). 0 where the group does not vary (one lesion, or all alike).
-    """
-    order = np.argsort(codes, kind="stable")
-    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
-    known = np.isfinite(values)
-    filled = np.where(known, values, 0.0)[order]
-    count = np.maximum(np.add.reduceat(known[order].astype("float64"), starts), 1)
-    mean = np.add.reduceat(filled, starts) / count
-    position = np.empty(len(codes), dtype=np.intp)
-    position[order] = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(codes))))
-    # The second pass over the centred values keeps the variance exact where the mean is large beside it.
-    centred = np.where(known, values - mean[position], 0.0)
-    deviation = np.sqrt(np.add.reduceat((centred**2)[order], starts) / count)[position]
-    scale = np.abs(mean)[position] * 1e-9 + 1e-9
-    return np.where(known, np.where(deviation > scale, centred / np.maximum(deviation, scale), 0.0), np.nan)
-
-
-def percentile_ranks(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """(rank - 0.5) / known values of the group, ties sharing their mean rank: 0.5 for a lesion alone.
-
-    Args:
-        values: shape (rows, columns), float64; NaN is unknown, is not counted, and stays NaN.
-        codes: shape (rows,), the group of each row.
-    """
-    ranks = np.full(values.shape, np.nan)
-    for column in range(values.shape[1]):
-        known = np.flatnonzero(np.isfinite(values[:, column]))
-        if not len(known):
-            continue
-        order = known[np.lexsort((values[known, column], codes[known]))]
-        group, value = codes[order], values[order, column]
-        group_start = np.flatnonzero(np.diff(group, prepend=-1))
-        tie_start = np.flatnonzero((np.diff(group, prepend=-1) != 0) | (np.diff(value, prepend=np.nan) != 0))
-        tie_size = np.diff(np.append(tie_start, len(order)))
-        mean_position = np.repeat(tie_start + (tie_size - 1) / 2, tie_size)
-        size = np.diff(np.append(group_start, len(order)))
-        ranks[order, column] = (mean_position - np.repeat(group_start, size) + 0.5) / np.repeat(size, size)
-    return ranks
 
 
 def finite_float32(values: np.ndarray) -> np.ndarray:

@@ -1,21 +1,19 @@
-import math
-
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_context import slow_outliers, slow_rank, slow_score
 
 from inference.features import (
     CONTEXT,
     ENGINEERED,
     MODEL_CATEGORIES,
+    OUTLIER_SPACE,
     SITE,
     SMALLEST_NORM,
     build_features,
     engineered_features,
-    percentile_ranks,
-    standard_scores,
 )
 from inference.schema import CATEGORIES, ID, MISSING, NUMBERS, PATIENT, TARGET, TEST_COLUMNS, TRAIN_ONLY, read_metadata
 
@@ -47,24 +45,6 @@ FORMULAS = {
 }
 
 
-def slow_score(value, group):
-    """(value - mean) / standard deviation in a group, number by number."""
-    known = [other for other in group if math.isfinite(other)]
-    if not math.isfinite(value):
-        return math.nan
-    mean = math.fsum(known) / len(known)
-    deviation = math.sqrt(math.fsum((other - mean) ** 2 for other in known) / len(known))
-    return (value - mean) / deviation if deviation > 1e-9 * abs(mean) + 1e-9 else 0.0
-
-
-def slow_rank(value, group):
-    """Share of a group below the value, with half of those that equal it, number by number."""
-    known = [other for other in group if math.isfinite(other)]
-    if not math.isfinite(value):
-        return math.nan
-    return (sum(other < value for other in known) + sum(other == value for other in known) / 2) / len(known)
-
-
 def slow_features(metadata):
     """What ``build_features`` gives, one patient and one lesion at a time."""
     numbers = metadata[[name for name in NUMBERS if name in metadata]].astype("float64")
@@ -85,6 +65,13 @@ def slow_features(metadata):
                 if group == "patient":
                     ranks = [0.5 if few else slow_rank(value, values) for value in values]
                     features.loc[rows, f"{name}_rank_patient"] = ranks
+            if group == "patient" and all(name in numbers for name in OUTLIER_SPACE):
+                scores = [1.0] * len(rows)
+                if len(rows) >= SMALLEST_NORM:
+                    columns = [numbers.loc[rows, name].tolist() for name in OUTLIER_SPACE]
+                    points = zip(*([slow_score(value, values) for value in values] for values in columns), strict=True)
+                    scores = slow_outliers(list(points))
+                features.loc[rows, "outlier_patient"] = scores
     features = features.astype("float32").replace([np.inf, -np.inf], np.nan)
     for name in MODEL_CATEGORIES:
         if name in metadata:
@@ -216,7 +203,29 @@ def test_a_patient_of_one_lesion_stands_out_from_nothing(metadata):
     features = build_features(alone)
     assert (features.filter(like="_z_") == 0).all(axis=None)
     assert (features.filter(like="_rank_patient") == 0.5).all(axis=None)
+    assert (features["outlier_patient"] == 1).all()
     assert (features["patient_lesions"] == 1).all()
+
+
+def test_the_odd_one_among_a_patients_lesions_has_the_largest_outlier_score(metadata):
+    rng = np.random.default_rng(0)
+    rows = metadata.iloc[np.zeros(50, int)].reset_index(drop=True)
+    for name in NUMBERS:
+        rows[name] = 20 + rng.standard_normal(50)
+    rows.loc[7, ["tbp_lv_H", "tbp_lv_L", "clin_size_long_diam_mm"]] = [26.0, 14.0, 26.0]
+    scores = build_features(rows)["outlier_patient"]
+    assert scores.idxmax() == 7
+    assert scores.median() == 1
+
+
+def test_the_outlier_score_is_defined_whatever_is_missing_or_infinite(metadata):
+    rows = pd.concat([metadata] * 4, ignore_index=True).assign(**{PATIENT: "IP_1"})
+    rows.loc[::3, list(OUTLIER_SPACE[:-1])] = np.nan
+    rows.loc[1::3, list(OUTLIER_SPACE[:3])] = np.inf
+    rows["tbp_lv_L"] = 3.0
+    scores = build_features(rows)["outlier_patient"]
+    assert np.isfinite(scores).all()
+    assert (scores >= 0).all()
 
 
 def test_the_public_test_rows_are_finite_where_they_are_known(real_data):
@@ -226,7 +235,7 @@ def test_the_public_test_rows_are_finite_where_they_are_known(real_data):
         assert np.array_equal(np.isfinite(features[name]), metadata[name].notna())
     for name, (columns, _) in ENGINEERED.items():
         assert np.isfinite(features[name]).tolist() == metadata[list(columns)].notna().all(axis=1).tolist()
-    assert np.isfinite(features.filter(regex="_z_|_rank_|_lesions")).all(axis=None)
+    assert np.isfinite(features.filter(regex="_z_|_rank_|_lesions|outlier")).all(axis=None)
     assert (features[list(MODEL_CATEGORIES)] != "").all(axis=None)
 
 
@@ -235,38 +244,6 @@ def test_no_rows_give_an_empty_table_of_the_same_columns(metadata):
 
 
 # Its parts
-
-columns_of_groups = st.lists(
-    st.tuples(st.integers(0, 3), st.sampled_from([math.nan, -1.0, 0.0, 0.1, 0.2, 3.0, 1e6, 1e6 + 1])),
-    min_size=1,
-    max_size=30,
-)
-
-
-@given(columns_of_groups)
-@settings(max_examples=200, deadline=None, derandomize=True)
-def test_scores_and_ranks_within_groups(rows):
-    codes, values = np.array([code for code, _ in rows]), np.array([value for _, value in rows])
-    both = np.column_stack([values, -values])  # columns must not mix
-    scores, ranks = standard_scores(both, codes), percentile_ranks(both, codes)
-    groups = {code: values[codes == code].tolist() for code in set(codes.tolist())}
-    expected = [slow_score(value, groups[code]) for code, value in rows]
-    np.testing.assert_allclose(scores, np.column_stack([expected, np.negative(expected)]), rtol=1e-7, atol=1e-7)
-    expected = np.array([slow_rank(value, groups[code]) for code, value in rows])
-    np.testing.assert_allclose(ranks, np.column_stack([expected, 1 - expected]), rtol=1e-12)
-
-
-def test_ranks_are_those_of_pandas():
-    rng = np.random.default_rng(0)
-    values, codes = rng.integers(0, 9, 500).astype(float), rng.integers(0, 12, 500)
-    frame = pd.DataFrame({"value": values, "group": codes}).groupby("group")["value"]
-    expected = (frame.rank() - 0.5) / frame.transform("size")
-    np.testing.assert_allclose(percentile_ranks(values[:, None], codes)[:, 0], expected)
-
-
-def test_a_constant_group_with_a_large_mean_has_no_spread():
-    values = np.full((1000, 1), 0.1) * 1e6  # whose sum is not exact
-    assert (standard_scores(values, np.zeros(1000, int)) == 0).all()
 
 
 def test_engineered_features_need_all_their_columns():

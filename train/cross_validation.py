@@ -55,7 +55,7 @@ def sample_negatives(labels: np.ndarray, per_positive: float, rng: np.random.Gen
         by 1 / share (King and Zeng 2001, Logistic Regression in Rare Events Data), so its log-odds are shifted by ln(share).
     """
     positives, negatives = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
-    keep = min(len(negatives), round(per_positive * len(positives)))
+    keep = round(min(len(negatives), per_positive * len(positives)))
     kept = rng.choice(negatives, keep, replace=False)
     return np.sort(np.concatenate([positives, kept])), keep / len(negatives)
 

@@ -24,7 +24,7 @@ from inference.files import InputError
 from inference.schema import ID, PATIENT, TARGET, TRAIN_ONLY, read_metadata
 from train.cross_validation import Recipe, cross_validate
 from train.folds import HOLDOUT, assign_folds, read_folds
-from train.tabular import PARAMETERS, refuse_train_only
+from train.tabular import NEGATIVES_PER_POSITIVE, PARAMETERS, SEEDS, refuse_train_only
 from utils import INTERVAL, Estimate, add_seed_option, bootstrap_scores, partial_auc, run_command, say, write_csv, write_json
 
 if TYPE_CHECKING:
@@ -207,13 +207,10 @@ def confirm(
     paucs = {name: [measured.scores[f"{name} {split}"].pauc.value for split in CONFIRM_SPLITS] for name in sets}
     draws = {name: np.mean([measured.paucs[f"{name} {split}"] for split in CONFIRM_SPLITS], axis=0) for name in sets}
     base, *others = sets
-    differences = {
-        name: Estimate(
-            float(np.mean(paucs[name]) - np.mean(paucs[base])),
-            *map(float, np.percentile(draws[name] - draws[base], INTERVAL)),
-        )
-        for name in others
-    }
+    differences = {}
+    for name in others:
+        low, high = np.percentile(draws[name] - draws[base], INTERVAL)
+        differences[name] = Estimate(float(np.mean(paucs[name]) - np.mean(paucs[base])), float(low), float(high))
     return paucs, differences
 
 
@@ -234,16 +231,14 @@ def trial_table(study: optuna.Study) -> pd.DataFrame:
 
 def settings_of(table: Table, folds: int, recipe: Recipe) -> dict[str, Any]:
     """All that decides a trial's score besides what the search varies, small enough to be kept with the study."""
-    rows = hashlib.sha256(
-        pd.util.hash_pandas_object(table.metadata[[ID, PATIENT, TARGET]], index=False).to_numpy().tobytes()
-    )
+    hashes = pd.util.hash_pandas_object(table.metadata[[ID, PATIENT, TARGET]], index=False)
     return {
-        "rows": rows.hexdigest(),
+        "rows": hashlib.sha256(hashes.to_numpy().tobytes()).hexdigest(),
         "features": hashlib.sha256("\n".join(table.features).encode()).hexdigest(),
         "--folds": folds,
         "--seed": recipe.seed,
         "--negatives-per-positive": recipe.negatives_per_positive,
-        "defaults": {name: value for name, value in PARAMETERS.items() if name not in SPACE},
+        "defaults": PARAMETERS,
     }
 
 
@@ -257,19 +252,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--artifacts", type=Path, metavar="DIR", help="leave out the holdout rows of this folder's folds.csv (default: none)"
     )
+    parser.add_argument("--trials", type=int, required=True, metavar="N", help="finished trials in all, with the defaults")
     parser.add_argument(
-        "--trials", type=int, required=True, metavar="N", help="finished trials in all, the defaults included"
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="JSON parameter file to write; FILE's name + -trials.csv too"
+        "--out", type=Path, required=True, metavar="FILE", help="JSON parameter file to write, with NAME-trials.csv beside"
     )
     parser.add_argument("--storage", type=Path, metavar="FILE", help="SQLite file of the trials (default: --out as .sqlite)")
     parser.add_argument("--folds", type=int, default=5, help="folds of each split (default: %(default)s)")
     parser.add_argument(
-        "--seeds", type=int, default=3, help="models per fold in the confirmation; trials have 1 (default: %(default)s)"
+        "--seeds", type=int, default=SEEDS, help="models per fold in the confirmation; trials have 1 (default: %(default)s)"
     )
     parser.add_argument(
-        "--negatives-per-positive", type=float, default=100, help="benign lesions per malignant one (default: %(default)s)"
+        "--negatives-per-positive",
+        type=float,
+        default=NEGATIVES_PER_POSITIVE,
+        help="benign lesions per malignant one (default: %(default)s)",
     )
     add_seed_option(parser)
     options = parser.parse_args(arguments)

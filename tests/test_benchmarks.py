@@ -1,0 +1,38 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.tabular import growth_exponent, main
+from inference.files import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_tabular_benchmark_prints_one_json_line_per_figure():
+    command = [sys.executable, "-m", "benchmarks.tabular", "--lesions", "3000", "--models", "1", "--trees", "5"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    figures = {line["benchmark"]: line for line in map(json.loads, done.stdout.splitlines())}
+    assert list(figures) == ["tabular features", "tabular scores and ranks", "tabular memory", "tabular scores"]
+    for figure in figures.values():
+        assert list(figure) == ["benchmark", "lesions", "value", "unit", "ratio_to", "ratio", "target"]
+        assert figure["lesions"] == 3000
+        assert figure["value"] > 0
+        assert figure["ratio"] > 0
+    assert [figure["unit"] for figure in figures.values()] == ["s", "s", "GB", "s"]
+    assert [figure["target"] for figure in figures.values()] == [15.0, None, 3.0, 30.0]
+    assert figures["tabular memory"]["value"] < 3
+
+
+def test_the_growth_exponent_is_the_power_of_rows():
+    assert growth_exponent((10, 100, 1000), [0.5, 5.0, 50.0]) == pytest.approx(1.0)
+    assert growth_exponent((10, 100, 1000), [2.0, 200.0, 20_000.0]) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("option", ["--lesions", "--models", "--trees"])
+def test_nothing_to_measure_is_refused(option):
+    with pytest.raises(InputError, match=option):
+        main([option, "0"])

@@ -1,0 +1,155 @@
+"""What each part of the tabular model is worth: one cross-validation per step, on the same folds.
+
+    python -m train.ablation --data data/isic-2024-challenge --out docs/ablation.md
+
+Steps add up, from the raw columns to the recipe of ``train.tabular``; the last two take something away from it. Every step
+is measured out of fold on each split seed; pAUC is pooled over the folds and averaged over the split seeds. Intervals
+resample patients, the same resamples for all steps, so that the difference to the step before is a paired one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from inference.features import ENGINEERED, MODEL_CATEGORIES, build_features
+from inference.files import InputError, replacing
+from inference.schema import HOSPITAL, NUMBERS, PATIENT, TARGET, TRAIN_ONLY, read_metadata
+from train.cross_validation import Recipe, cross_validate
+from train.folds import assign_folds
+from train.tabular import NEGATIVES_PER_POSITIVE, SEEDS, read_parameters
+from utils import INTERVAL, ScoreTable, bootstrap_scores, fold_mean, run_command, say
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of the table: which columns, by which recipe."""
+
+    name: str
+    columns: Callable[[str], bool]
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one step reached on every split seed; log-odds of shape (rows,) each."""
+
+    features: int
+    log_odds: list[np.ndarray]
+    fold_means: list[float]
+    seconds: float
+
+
+def is_raw(name: str) -> bool:
+    """A column as the competition ships it."""
+    return name in NUMBERS or name in MODEL_CATEGORIES
+
+
+def steps(recipe: Recipe) -> list[Step]:
+    """The steps up to ``recipe`` and back from it."""
+    single = replace(recipe, seeds=1, negatives_per_positive=np.inf)
+    sampled = replace(single, negatives_per_positive=recipe.negatives_per_positive)
+    return [
+        Step("raw columns", is_raw, single),
+        Step("+ engineered columns", lambda name: is_raw(name) or name in ENGINEERED, single),
+        Step("+ patient context", lambda name: True, single),
+        Step(f"+ at most {recipe.negatives_per_positive:g} benign per malignant", lambda name: True, sampled),
+        Step(f"+ {recipe.seeds} seeds: the recipe", lambda name: True, recipe),
+        Step("the recipe - hospital column", lambda name: name != HOSPITAL, recipe),
+        Step("the recipe - patient context", lambda name: is_raw(name) or name in ENGINEERED, recipe),
+    ]
+
+
+def measure(step: Step, features: pd.DataFrame, labels: np.ndarray, folds: dict[int, np.ndarray]) -> Measured:
+    """Cross-validates a step on every split seed."""
+    started = time.monotonic()
+    columns = [name for name in features if step.columns(name)]
+    log_odds, means = [], []
+    for seed, fold in folds.items():
+        _, scores = cross_validate(features[columns], labels, fold, replace(step.recipe, seed=seed), progress=False)
+        log_odds.append(scores)
+        means.append(fold_mean(labels, scores, fold)[0])
+    return Measured(len(columns), log_odds, means, time.monotonic() - started)
+
+
+def averaged(table: ScoreTable, step: Step, splits: int) -> tuple[float, np.ndarray]:
+    """Mean pAUC of a step over its split seeds: of the rows as they are, and per resample of patients."""
+    names = [f"{step.name} {split}" for split in range(splits)]
+    value = float(np.mean([table.scores[name].pauc.value for name in names]))
+    return value, np.mean([table.paucs[name] for name in names], axis=0)
+
+
+def written(results: list[tuple[Step, Measured]], table: ScoreTable, folds: dict[int, np.ndarray], command: str) -> str:
+    """The table as Markdown, with what it was made of and by which command."""
+    lines = [
+        f"{table.rows:,} lesions, {table.malignant:,} malignant, {table.patients:,} patients; {len(set(folds[min(folds)]))} "
+        f"patient-grouped folds, split seeds {', '.join(map(str, folds))}; {table.samples:,} resamples of patients.",
+        "",
+        "| step | features | pAUC, pooled | 95 % interval | less the step before, paired | fold mean | seconds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    base = None
+    for step, measured in results:
+        value, draws = averaged(table, step, len(folds))
+        low, high = np.percentile(draws, INTERVAL)
+        change = ""
+        if base is not None:
+            down, up = np.percentile(draws - base[1], INTERVAL)
+            change = f"{value - base[0]:+.4f} [{down:+.4f}, {up:+.4f}]"
+        lines.append(
+            f"| {step.name} | {measured.features} | {value:.4f} | {low:.4f} to {high:.4f} | {change} "
+            f"| {np.mean(measured.fold_means):.4f} | {measured.seconds:.0f} |"
+        )
+        if not step.name.startswith("the recipe"):  # what is taken away is compared with the recipe
+            base = (value, draws)
+    return "\n".join([*lines, "", f"    {command}", ""])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures every step and writes the table."""
+    parser = argparse.ArgumentParser(description="What each part of the tabular model is worth -> a Markdown table")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="competition folder to read")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="Markdown file to write")
+    parser.add_argument("--folds", type=int, default=5, help="cross-validation folds (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="models per fold in the recipe (default: %(default)s)")
+    parser.add_argument("--split-seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the folds (default: 0 1 2)")
+    parser.add_argument("--params", type=Path, metavar="FILE", help="JSON file of CatBoost parameters over the defaults")
+    parser.add_argument(
+        "--negatives-per-positive", type=float, default=NEGATIVES_PER_POSITIVE, help="in the recipe (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=int, nargs="+", metavar="N", help="only these lines of the table, 1 the first")
+    options = parser.parse_args(arguments)
+    recipe = Recipe(read_parameters(options.params), options.seeds, options.negatives_per_positive)
+    asked = steps(recipe)
+    if options.steps and not all(1 <= number <= len(asked) for number in options.steps):
+        raise InputError(f"--steps {options.steps} names a line that is not there; lines are 1 to {len(asked)}.")
+    asked = [asked[number - 1] for number in options.steps or range(1, len(asked) + 1)]
+    metadata = read_metadata(options.data / "train-metadata.csv", labelled=True)
+    labels = metadata[TARGET].to_numpy()
+    features = build_features(metadata.drop(columns=list(TRAIN_ONLY), errors="ignore"))
+    nobody = np.zeros(len(labels), dtype=bool)
+    folds = {seed: assign_folds(metadata, options.folds, nobody, seed) for seed in dict.fromkeys(options.split_seeds)}
+    results = [(step, measure(step, features, labels, folds)) for step in tqdm(asked, desc="ablation", unit="step")]
+    scores = {
+        f"{step.name} {split}": log_odds for step, measured in results for split, log_odds in enumerate(measured.log_odds)
+    }
+    table = bootstrap_scores(labels, metadata[PATIENT].to_numpy(), scores)
+    given = [f"--{name.replace('_', '-')} {value}" for name, value in vars(options).items() if name in ("folds", "seeds")]
+    command = f"python -m train.ablation --data DIR --out {options.out.name} {' '.join(given)}"
+    text = written(results, table, folds, command)
+    with replacing(options.out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    say(text)
+    say(f"{options.out}: {len(results)} steps on {len(folds)} split seeds")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
