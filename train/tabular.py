@@ -27,8 +27,8 @@ OOF = "oof_tabular.csv"
 SEEDS = 3
 #: Benign lesions that a model sees for each malignant one.
 NEGATIVES_PER_POSITIVE = 100
-#: Found by `train.tune` on split seeds 100 and 101, confirmed on 0, 1 and 2 (docs/tabular.md): deep trees that are kept apart
-#: from each other, by few columns a level and much noise in the choice of splits.
+#: Found by `train.tune` on split seeds 100 and 101, confirmed on 0, 1 and 2 (docs/tabular.md): deep trees that are kept
+#: apart from each other, by few columns a level and much noise in the choice of splits.
 PARAMETERS = {
     "iterations": 1000,
     "learning_rate": 0.035,
