@@ -31,6 +31,7 @@ from inference.schema import NUMBERS, PATIENT, TARGET, TEST_COLUMNS
 from inference.tabular import tabular_log_odds
 from train.cross_validation import categories_of, train_model
 from train.synthetic import LESIONS, PATIENTS, PREVALENCE, make_tables
+from train.tabular import PARAMETERS
 from utils import add_seed_option, run_command, say
 
 TEST_LESIONS = 511_474
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--lesions", type=int, default=TEST_LESIONS, help="rows (default: %(default)s)")
     parser.add_argument("--models", type=int, default=15, help="fold models that score (default: %(default)s)")
-    parser.add_argument("--trees", type=int, default=600, help="trees of each model (default: %(default)s)")
+    parser.add_argument("--trees", type=int, default=PARAMETERS["iterations"], help="of each model (default: %(default)s)")
     parser.add_argument("--growth", action="store_true", help=f"also time the features of {GROWTH[0]} to {GROWTH[-1]} rows")
     add_seed_option(parser)
     options = parser.parse_args(arguments)
@@ -128,7 +129,7 @@ def measure_scores(path: Path, models: int, trees: int) -> dict[str, float]:
     labels = metadata[TARGET].to_numpy()
     positives, negatives = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
     sample = np.sort(np.append(positives[: SAMPLE // 4], negatives[:SAMPLE]))
-    parameters = {"iterations": trees, "depth": 5, "learning_rate": 0.03, "rsm": 0.3}
+    parameters = PARAMETERS | {"iterations": trees}
     trained = [(train_model(features.iloc[sample], labels[sample], parameters, seed), 0.0) for seed in range(models)]
     seconds, scores = timed(lambda: tabular_log_odds(trained, features, categories_of(features)))
     if not np.isfinite(scores).all():
