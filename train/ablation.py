@@ -141,8 +141,11 @@ def main(arguments: list[str] | None = None) -> int:
         f"{step.name} {split}": log_odds for step, measured in results for split, log_odds in enumerate(measured.log_odds)
     }
     table = bootstrap_scores(labels, metadata[PATIENT].to_numpy(), scores)
-    given = [f"--{name.replace('_', '-')} {value}" for name, value in vars(options).items() if name in ("folds", "seeds")]
-    command = f"python -m train.ablation --data DIR --out {options.out.name} {' '.join(given)}"
+    command = f"python -m train.ablation --data DIR --out {options.out.name}"
+    for name in ("folds", "seeds", "split_seeds", "params", "negatives_per_positive", "steps"):
+        value = getattr(options, name)
+        if value is not None:
+            command += f" --{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list) else value}"
     text = written(results, table, folds, command)
     with replacing(options.out) as temporary:
         temporary.write_text(text, encoding="utf-8")
