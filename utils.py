@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from inference.files import InputError, replacing
 
+HOLDOUT = -1  # the fold of held-out rows in folds.csv: no stage trains on them, the dry run scores them
 MIN_TPR = 0.80  # the competition scores the ROC curve above this true-positive rate
 TOP_K = 15  # the competition's second measure looks at this many lesions of each patient
 INTERVAL = (2.5, 97.5)  # percentiles of the bootstrap: a 95 % interval

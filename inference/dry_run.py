@@ -30,9 +30,7 @@ from inference.files import InputError, sha256_of
 from inference.images import ImageStore, find_images
 from inference.report import BEST, FUSION, IMAGE, TABULAR, write_report
 from inference.schema import ID, PATIENT, TARGET, TEST_COLUMNS, read_metadata
-from utils import Estimate, ScoreTable, add_data_options, bootstrap_scores, format_table, run_command, say
-
-HOLDOUT = -1  # the fold of held-out rows in folds.csv
+from utils import HOLDOUT, Estimate, ScoreTable, add_data_options, bootstrap_scores, format_table, run_command, say
 
 
 @dataclass(frozen=True)

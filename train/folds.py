@@ -19,10 +19,9 @@ from sklearn.model_selection import StratifiedGroupKFold
 from inference.files import InputError
 from inference.schema import HOSPITAL, ID, PATIENT, TARGET, read_metadata
 from train.manifest import read_manifest, record_stage
-from utils import add_data_options, add_seed_option, run_command, say, write_csv
+from utils import HOLDOUT, add_data_options, add_seed_option, run_command, say, write_csv
 
 FOLDS = "folds.csv"
-HOLDOUT = -1
 
 
 def assign_folds(metadata: pd.DataFrame, folds: int, holdout: np.ndarray, seed: int) -> np.ndarray:

@@ -158,8 +158,8 @@ def training_model(network, steps: int, learning_rate: float, shift: float):
     return model
 
 
-def train_fold(network, lesions: Lesions, number: int, store: ImageStore, options: argparse.Namespace) -> list[float]:
-    """Trains ``network`` on the rows of the other folds for a fixed number of epochs; returns the loss of each epoch."""
+def train_fold(network, lesions: Lesions, number: int, store: ImageStore, options: argparse.Namespace) -> None:
+    """Trains ``network`` on the rows of the other folds for a fixed number of epochs."""
     import keras
 
     train = np.flatnonzero((lesions.fold != number) & (lesions.fold != HOLDOUT) & lesions.has_image)
@@ -184,8 +184,7 @@ def train_fold(network, lesions: Lesions, number: int, store: ImageStore, option
             on_epoch_end=lambda epoch, logs: bar.set_postfix(loss=f"{logs['loss']:.4f}"),
         )
         # Repeated, because unreadable images could leave the last epoch short of batches.
-        history = model.fit(batches.repeat(), epochs=options.epochs, steps_per_epoch=steps, callbacks=[progress], verbose=0)
-    return [float(loss) for loss in history.history["loss"]]
+        model.fit(batches.repeat(), epochs=options.epochs, steps_per_epoch=steps, callbacks=[progress], verbose=0)
 
 
 def score_rows(network, lesions: Lesions, rows: np.ndarray, store: ImageStore, options: argparse.Namespace) -> np.ndarray:
