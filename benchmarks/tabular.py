@@ -30,8 +30,8 @@ from inference.files import InputError
 from inference.schema import NUMBERS, PATIENT, TARGET, TEST_COLUMNS
 from inference.tabular import tabular_log_odds
 from train.cross_validation import categories_of, train_model
+from train.recipe import PARAMETERS
 from train.synthetic import LESIONS, PATIENTS, PREVALENCE, make_tables
-from train.tabular import PARAMETERS
 from utils import add_seed_option, run_command, say
 
 TEST_LESIONS = 511_474

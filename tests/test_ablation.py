@@ -7,8 +7,9 @@ from inference.features import build_features
 from inference.files import InputError
 from inference.schema import HOSPITAL, TARGET
 from train.ablation import main, measure, steps
-from train.cross_validation import Recipe, cross_validate
+from train.cross_validation import cross_validate
 from train.folds import assign_folds
+from train.recipe import Recipe
 
 SMALL = {"iterations": 5, "depth": 2, "learning_rate": 0.3}
 

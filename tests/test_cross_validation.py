@@ -6,8 +6,9 @@ from scipy.special import logit
 from inference.features import build_features
 from inference.files import InputError
 from inference.schema import PATIENT, TARGET
-from train.cross_validation import FIXED, Recipe, categories_of, cross_validate, sample_negatives, train_model
+from train.cross_validation import FIXED, categories_of, cross_validate, sample_negatives, train_model
 from train.folds import HOLDOUT
+from train.recipe import Recipe
 
 SMALL = {"iterations": 12, "depth": 3, "learning_rate": 0.3}
 

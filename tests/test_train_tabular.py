@@ -7,12 +7,13 @@ import pytest
 from inference.artifacts import checked_file, load_manifest
 from inference.features import build_features
 from inference.files import InputError
-from inference.schema import ID, PATIENT, TARGET, TRAIN_ONLY
+from inference.schema import ID, PATIENT, TARGET
 from inference.tabular import load_tabular_models, select_features, tabular_log_odds
 from train.cross_validation import sample_negatives, train_model
 from train.folds import HOLDOUT, read_folds
 from train.folds import main as make_folds
-from train.tabular import OOF, PARAMETERS, check_scale, main, read_parameters, refuse_train_only, summary
+from train.recipe import PARAMETERS
+from train.tabular import OOF, check_scale, main, summary
 from utils import partial_auc
 
 SMALL = {"iterations": 12, "depth": 3, "learning_rate": 0.3}
@@ -46,47 +47,6 @@ def oof(artifacts):
 
 
 # Its parts
-
-
-@pytest.mark.parametrize("column", sorted(TRAIN_ONLY))
-def test_features_of_columns_that_only_train_has_are_refused(column):
-    for name in (column, f"{column}_z_patient", f"{column}_count"):
-        with pytest.raises(InputError, match=f"feature '{name}' comes from '{column}'"):
-            refuse_train_only(["age_approx", name, "sex"])
-
-
-def test_features_of_the_project_are_not_refused(metadata):
-    refuse_train_only(list(build_features(metadata)))
-    refuse_train_only([])
-
-
-def test_parameters_of_a_file_take_the_place_of_the_defaults(tmp_path):
-    assert read_parameters(None) == PARAMETERS
-    path = tmp_path / "params.json"
-    path.write_text('{"depth": 6, "border_count": 32}')
-    assert read_parameters(path) == PARAMETERS | {"depth": 6, "border_count": 32}
-
-
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        (b"{depth: 6}", r"params\.json cannot be read .*give a JSON file of CatBoost parameters"),
-        (b"", "cannot be read"),
-        (b"\xff\xfe", "cannot be read"),
-        (b"[6]", r"params\.json holds a list; give an object"),
-        (b"6", "holds a int; give an object"),
-    ],
-)
-def test_files_without_parameters_are_refused_in_one_sentence(tmp_path, content, sentence):
-    (tmp_path / "params.json").write_bytes(content)
-    with pytest.raises(InputError, match=sentence) as caught:
-        read_parameters(tmp_path / "params.json")
-    assert "\n" not in str(caught.value)
-
-
-def test_a_missing_file_of_parameters_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"params\.json cannot be read"):
-        read_parameters(tmp_path / "params.json")
 
 
 def test_another_scale_at_test_is_not_passed_over(capsys):
@@ -198,12 +158,6 @@ def test_several_seeds_are_averaged(twin, artifacts, tmp_path, metadata):
     features, categories = build_features(metadata), manifest["tabular"]["categories"]
     expected = tabular_log_odds(models[:2], features[fold == 0], categories)
     np.testing.assert_allclose(oof.loc[oof["fold"] == 0, "log_odds"], expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--negatives-per-positive", "0"], ["--negatives-per-positive", "nan"]])
-def test_options_that_mean_nothing_are_refused(twin, tmp_path, wrong):
-    with pytest.raises(InputError, match="must be above zero"):
-        main(["--data", str(twin), "--artifacts", str(tmp_path), *wrong])
 
 
 def test_folds_come_first(twin, tmp_path):

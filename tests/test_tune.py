@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,10 +9,10 @@ import pytest
 from inference.features import build_features
 from inference.files import InputError
 from inference.schema import ID, PATIENT, TARGET
-from train.cross_validation import Recipe, cross_validate
+from train.cross_validation import cross_validate
 from train.folds import assign_folds
 from train.folds import main as make_folds
-from train.tabular import PARAMETERS, read_parameters
+from train.recipe import PARAMETERS, Recipe, read_parameters
 from train.tune import (
     CATBOOST_DEFAULTS,
     CONFIRM_SPLITS,
@@ -22,7 +23,7 @@ from train.tune import (
     finished,
     main,
     open_study,
-    read_table,
+    read_searched,
     search,
     settings_of,
     verdict,
@@ -38,7 +39,7 @@ RECIPE = Recipe(DEFAULTS, seeds=1)
 @pytest.fixture
 def few_trees(monkeypatch):
     """Defaults and search space of models that train in milliseconds."""
-    monkeypatch.setattr("train.tune.PARAMETERS", DEFAULTS)
+    monkeypatch.setattr("train.recipe.PARAMETERS", DEFAULTS)
     monkeypatch.setitem(SPACE, "iterations", (2, 8, "steps of 2"))
     monkeypatch.setitem(SPACE, "learning_rate", (0.1, 0.5, "log"))
     monkeypatch.setitem(SPACE, "depth", (1, 3, "steps of 1"))
@@ -46,7 +47,7 @@ def few_trees(monkeypatch):
 
 @pytest.fixture
 def table(twin):
-    return read_table(twin, None)
+    return read_searched(twin, None)
 
 
 def command(twin, out, trials, *more):
@@ -58,7 +59,7 @@ def values(study):
 
 
 def test_the_defaults_lie_in_the_space():
-    point = default_point()
+    point = default_point(PARAMETERS)
     assert set(point) == set(SPACE) == set(CATBOOST_DEFAULTS)
     assert {name: point[name] for name in PARAMETERS if name in point} == {n: v for n, v in PARAMETERS.items() if n in point}
     for name, (low, high, how) in SPACE.items():
@@ -71,7 +72,7 @@ def test_the_first_trial_is_the_defaults_and_scores_are_out_of_fold(few_trees, t
     study = open_study(tmp_path / "s.sqlite", {})
     search(study, table, 3, 2, RECIPE)
     first, *others = finished(study)
-    assert first.params == default_point()
+    assert first.params == default_point(DEFAULTS)
     assert all(trial.params != first.params for trial in others)
     for trial in (first, others[-1]):
         expected = []
@@ -172,16 +173,16 @@ def test_settings_tell_rows_labels_and_features_apart(table):
     assert same == settings_of(table, 5, RECIPE) == json.loads(json.dumps(same))
     for column in (ID, PATIENT, TARGET):
         other = table.metadata.assign(**{column: table.metadata[column].to_numpy()[::-1]})
-        changed = settings_of(type(table)(table.features, table.labels, table.patients, other), 5, RECIPE)
+        changed = settings_of(replace(table, metadata=other), 5, RECIPE)
         assert changed["rows"] != same["rows"]
-    fewer = type(table)(table.features.iloc[:, 1:], table.labels, table.patients, table.metadata)
+    fewer = replace(table, features=table.features.iloc[:, 1:])
     assert settings_of(fewer, 5, RECIPE)["features"] != same["features"]
 
 
 def test_the_holdout_of_an_artifact_folder_is_left_out(twin, tmp_path, metadata):
     make_folds(["--data", str(twin), "--artifacts", str(tmp_path), "--folds", "2", "--holdout", "0.25"])
     folds = pd.read_csv(tmp_path / "folds.csv")
-    table = read_table(twin, tmp_path)
+    table = read_searched(twin, tmp_path)
     assert table.metadata[ID].tolist() == folds.loc[folds["fold"] >= 0, ID].tolist()
     assert 0 < len(table.labels) < len(metadata)
     expected = build_features(metadata[metadata[ID].isin(table.metadata[ID])]).reset_index(drop=True)
@@ -189,8 +190,8 @@ def test_the_holdout_of_an_artifact_folder_is_left_out(twin, tmp_path, metadata)
 
 
 def test_bad_input_is_refused_in_one_sentence(twin, tmp_path, monkeypatch):
-    for wrong in (["--folds", "1"], ["--seeds", "0"], ["--negatives-per-positive", "nan"]):
-        with pytest.raises(InputError, match="must be above zero"):
+    for wrong in (["--folds", "1"], ["--trials", "0"]):
+        with pytest.raises(InputError, match=r"must be 1 or more, --folds \d 2 or more"):
             command(twin, tmp_path / "p.json", 1, *wrong)
     text = tmp_path / "text.sqlite"
     text.write_text("no database, " * 200)

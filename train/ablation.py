@@ -19,12 +19,13 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from inference.features import ENGINEERED, MODEL_CATEGORIES, build_features
+from inference.features import ENGINEERED, MODEL_CATEGORIES
 from inference.files import InputError, replacing
-from inference.schema import HOSPITAL, NUMBERS, PATIENT, TARGET, TRAIN_ONLY, read_metadata
-from train.cross_validation import Recipe, cross_validate
+from inference.schema import HOSPITAL, NUMBERS
+from train.cross_validation import cross_validate
 from train.folds import assign_folds
-from train.tabular import NEGATIVES_PER_POSITIVE, SEEDS, read_parameters
+from train.recipe import Recipe, add_recipe_options, recipe_of
+from train.rows import read_rows
 from utils import INTERVAL, ScoreTable, bootstrap_scores, fold_mean, run_command, say
 
 
@@ -118,29 +119,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="competition folder to read")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="Markdown file to write")
     parser.add_argument("--folds", type=int, default=5, help="cross-validation folds (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="models per fold in the recipe (default: %(default)s)")
+    add_recipe_options(parser)
     parser.add_argument("--split-seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the folds (default: 0 1 2)")
-    parser.add_argument("--params", type=Path, metavar="FILE", help="JSON file of CatBoost parameters over the defaults")
-    parser.add_argument(
-        "--negatives-per-positive", type=float, default=NEGATIVES_PER_POSITIVE, help="in the recipe (default: %(default)s)"
-    )
     parser.add_argument("--steps", type=int, nargs="+", metavar="N", help="only these lines of the table, 1 the first")
     options = parser.parse_args(arguments)
-    recipe = Recipe(read_parameters(options.params), options.seeds, options.negatives_per_positive)
-    asked = steps(recipe)
+    asked = steps(recipe_of(options))
     if options.steps and not all(1 <= number <= len(asked) for number in options.steps):
         raise InputError(f"--steps {options.steps} names a line that is not there; lines are 1 to {len(asked)}.")
     asked = [asked[number - 1] for number in options.steps or range(1, len(asked) + 1)]
-    metadata = read_metadata(options.data / "train-metadata.csv", labelled=True)
-    labels = metadata[TARGET].to_numpy()
-    features = build_features(metadata.drop(columns=list(TRAIN_ONLY), errors="ignore"))
-    nobody = np.zeros(len(labels), dtype=bool)
-    folds = {seed: assign_folds(metadata, options.folds, nobody, seed) for seed in dict.fromkeys(options.split_seeds)}
-    results = [(step, measure(step, features, labels, folds)) for step in tqdm(asked, desc="ablation", unit="step")]
+    rows = read_rows(options.data)
+    nobody = np.zeros(len(rows.labels), dtype=bool)
+    folds = {seed: assign_folds(rows.metadata, options.folds, nobody, seed) for seed in dict.fromkeys(options.split_seeds)}
+    results = [
+        (step, measure(step, rows.features, rows.labels, folds)) for step in tqdm(asked, desc="ablation", unit="step")
+    ]
     scores = {
         f"{step.name} {split}": log_odds for step, measured in results for split, log_odds in enumerate(measured.log_odds)
     }
-    table = bootstrap_scores(labels, metadata[PATIENT].to_numpy(), scores)
+    table = bootstrap_scores(rows.labels, rows.patients, scores)
     command = f"python -m train.ablation --data DIR --out {options.out.name}"
     for name in ("folds", "seeds", "split_seeds", "params", "negatives_per_positive", "steps"):
         value = getattr(options, name)

@@ -17,19 +17,10 @@ from inference.features import MODEL_CATEGORIES
 from inference.files import InputError
 from inference.tabular import tabular_log_odds
 from train.folds import HOLDOUT
+from train.recipe import Recipe
 
 #: Decided by the project, not by --params: they keep training deterministic and its folder clean.
 FIXED = {"loss_function": "Logloss", "allow_writing_files": False, "verbose": False}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """All that decides a cross-validation besides its rows."""
-
-    parameters: dict
-    seeds: int = 3
-    negatives_per_positive: float = 100
-    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,14 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from inference.features import build_features
 from inference.files import InputError, replacing
-from inference.schema import HOSPITAL, MISSING, PATIENT, TARGET, TRAIN_ONLY, read_metadata
+from inference.schema import HOSPITAL, MISSING, PATIENT, TARGET
 from inference.tabular import tabular_log_odds
-from train.cross_validation import Recipe, categories_of, sample_negatives, train_model
+from train.cross_validation import categories_of, sample_negatives, train_model
 from train.folds import assign_folds
-from train.tabular import NEGATIVES_PER_POSITIVE, SEEDS, read_parameters, refuse_train_only
-from utils import INTERVAL, Estimate, ScoreTable, add_seed_option, bootstrap_scores, run_command, say, write_csv
+from train.recipe import Recipe, add_recipe_options, recipe_of
+from train.rows import read_rows
+from utils import INTERVAL, Estimate, ScoreTable, bootstrap_scores, run_command, say, write_csv
 
 TREATMENTS = ("with", "without", "blanked")
 #: The share of training rows without their hospital in the treatment "blanked".
@@ -251,27 +251,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="competition folder to read")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for hospitals.csv and hospitals.md")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="models per hospital or fold (default: %(default)s)")
     parser.add_argument("--folds", type=int, default=5, help="folds of the within-hospital score (default: %(default)s)")
-    parser.add_argument("--params", type=Path, metavar="FILE", help="JSON file of CatBoost parameters over the defaults")
-    parser.add_argument(
-        "--negatives-per-positive",
-        type=float,
-        default=NEGATIVES_PER_POSITIVE,
-        help="benign lesions per malignant one (default: %(default)s)",
-    )
-    add_seed_option(parser)
+    add_recipe_options(parser)
     options = parser.parse_args(arguments)
-    if options.seeds < 1 or options.folds < 2 or not options.negatives_per_positive > 0:
-        raise InputError("--seeds and --negatives-per-positive must be above zero, --folds 2 or more.")
-    recipe = Recipe(read_parameters(options.params), options.seeds, options.negatives_per_positive, options.seed)
-    metadata = read_metadata(options.data / "train-metadata.csv", labelled=True)
-    features = build_features(metadata.drop(columns=list(TRAIN_ONLY), errors="ignore"))
-    refuse_train_only(list(features))
+    if options.folds < 2:
+        raise InputError(f"--folds {options.folds} is too few; give 2 or more.")
+    recipe = recipe_of(options)
+    rows = read_rows(options.data)
+    metadata, features, labels = rows.metadata, rows.features, rows.labels
     hospitals, folds = hospital_parts(metadata), fold_parts(metadata, options.folds, options.seed)
     # The column is studied whether or not the model takes it by default.
     features[HOSPITAL] = metadata[HOSPITAL].astype(object).fillna(MISSING).astype(str)
-    labels = metadata[TARGET].to_numpy()
     models = (len(hospitals) + len(folds)) * len(TREATMENTS) * options.seeds
     with tqdm(total=models, desc="CatBoost", unit="model") as bar:
         left_out = score_parts(features, labels, hospitals, recipe, bar)

@@ -9,67 +9,20 @@ trained on. The number of trees is fixed: nothing is chosen on the rows that are
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 
-from inference.features import build_features
-from inference.files import InputError, replacing
-from inference.schema import ID, TARGET, TRAIN_ONLY, read_metadata
-from train.cross_validation import FoldModel, Recipe, categories_of, cross_validate
+from inference.files import replacing
+from inference.schema import ID, TARGET
+from train.cross_validation import FoldModel, categories_of, cross_validate
 from train.folds import HOLDOUT, read_folds
 from train.manifest import record_stage
-from utils import add_data_options, add_seed_option, bootstrap_scores, fold_mean, format_table, run_command, say, write_csv
+from train.recipe import add_recipe_options, recipe_of
+from train.rows import read_rows
+from utils import add_data_options, bootstrap_scores, fold_mean, format_table, run_command, say, write_csv
 
 OOF = "oof_tabular.csv"
-#: Models per fold, whose log-odds are averaged.
-SEEDS = 3
-#: Benign lesions that a model sees for each malignant one.
-NEGATIVES_PER_POSITIVE = 100
-#: Found by `train.tune` on split seeds 100 and 101, confirmed on 0, 1 and 2 (docs/tabular.md): deep trees that are kept
-#: apart from each other, by few columns a level and much noise in the choice of splits.
-PARAMETERS = {
-    "iterations": 1000,
-    "learning_rate": 0.035,
-    "depth": 7,
-    "l2_leaf_reg": 16.0,
-    "bootstrap_type": "Bernoulli",
-    "subsample": 0.75,
-    "rsm": 0.16,
-    "random_strength": 4.5,
-}
-
-
-def refuse_train_only(names: list[str]) -> None:
-    """Refuses features made of columns that exist only in train, also under a longer name ("lesion_id_count").
-
-    Raises:
-        InputError: naming the first such feature.
-    """
-    for name in names:
-        for column in sorted(TRAIN_ONLY):
-            if name == column or name.startswith(f"{column}_"):
-                raise InputError(
-                    f"feature {name!r} comes from {column!r}, which only train has and which tells the diagnosis."
-                )
-
-
-def read_parameters(path: Path | None) -> dict:
-    """``PARAMETERS``, with those of a JSON file in their place.
-
-    Raises:
-        InputError: the file is missing or holds no JSON object.
-    """
-    if path is None:
-        return PARAMETERS
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"--params {path} cannot be read ({error}); give a JSON file of CatBoost parameters.") from error
-    if not isinstance(given, dict):
-        raise InputError(f"--params {path} holds a {type(given).__name__}; give an object such as {{'depth': 6}}.")
-    return PARAMETERS | given
 
 
 def summary(log_odds: np.ndarray) -> dict[str, float]:
@@ -105,34 +58,22 @@ def main(arguments: list[str] | None = None) -> int:
         description="CatBoost per fold and seed -> tabular_*.cbm, oof_tabular.csv, manifest.json"
     )
     add_data_options(parser)
-    add_seed_option(parser)
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="models per fold (default: %(default)s)")
-    parser.add_argument("--params", type=Path, metavar="FILE", help="JSON file of CatBoost parameters over the defaults")
-    parser.add_argument(
-        "--negatives-per-positive",
-        type=float,
-        default=NEGATIVES_PER_POSITIVE,
-        help="benign lesions per malignant one (default: %(default)s)",
-    )
+    add_recipe_options(parser)
     options = parser.parse_args(arguments)
-    if options.seeds < 1 or not options.negatives_per_positive > 0:
-        raise InputError("--seeds and --negatives-per-positive must be above zero.")
-    recipe = Recipe(read_parameters(options.params), options.seeds, options.negatives_per_positive, options.seed)
-    metadata = read_metadata(options.data / "train-metadata.csv", labelled=True)
-    fold = read_folds(options.artifacts, metadata)
-    labels = metadata[TARGET].to_numpy()
-    features = build_features(metadata.drop(columns=list(TRAIN_ONLY), errors="ignore"))
-    refuse_train_only(list(features))
+    recipe = recipe_of(options)
+    rows = read_rows(options.data)
+    features, labels = rows.features, rows.labels
+    fold = read_folds(options.artifacts, rows.metadata)
     say(f"{len(features):,} lesions, {features.shape[1]} features, {len(categories_of(features))} of them categories")
     models, log_odds = cross_validate(features, labels, fold, recipe)
     trained = fold != HOLDOUT
     if not trained.all():
         check_scale(log_odds[trained], log_odds[~trained])
     entries = save_models(models, options.artifacts)
-    rows = metadata.loc[trained]
-    table = bootstrap_scores(labels[trained], rows["patient_id"].to_numpy(), {"tabular": log_odds[trained]})
+    table = bootstrap_scores(labels[trained], rows.patients[trained], {"tabular": log_odds[trained]})
     mean, deviation = fold_mean(labels[trained], log_odds[trained], fold[trained])
-    write_csv(options.artifacts / OOF, rows[[ID, TARGET]].assign(fold=fold[trained], log_odds=log_odds[trained]))
+    scored = rows.metadata.loc[trained, [ID, TARGET]]
+    write_csv(options.artifacts / OOF, scored.assign(fold=fold[trained], log_odds=log_odds[trained]))
     pauc = table.scores["tabular"].pauc
     content = {
         "models": entries,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,13 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from inference.features import build_features
 from inference.files import InputError
-from inference.schema import ID, PATIENT, TARGET, TRAIN_ONLY, read_metadata
-from train.cross_validation import Recipe, cross_validate
+from inference.schema import ID, PATIENT, TARGET
+from train.cross_validation import cross_validate
 from train.folds import HOLDOUT, assign_folds, read_folds
-from train.tabular import NEGATIVES_PER_POSITIVE, PARAMETERS, SEEDS, refuse_train_only
-from utils import INTERVAL, Estimate, add_seed_option, bootstrap_scores, partial_auc, run_command, say, write_csv, write_json
+from train.recipe import Recipe, add_recipe_options, recipe_of
+from train.rows import Rows, read_rows
+from utils import INTERVAL, Estimate, bootstrap_scores, partial_auc, run_command, say, write_csv, write_json
 
 if TYPE_CHECKING:
     import optuna
@@ -45,7 +45,7 @@ SPACE: dict[str, tuple[float, float, str]] = {
     "rsm": (0.1, 1.0, "log"),
     "random_strength": (0.1, 5.0, "log"),
 }
-#: CatBoost's own values of what the search varies, where ``PARAMETERS`` is silent.
+#: CatBoost's own values of what the search varies, where the recipe is silent.
 CATBOOST_DEFAULTS = {
     "iterations": 1000,
     "learning_rate": 0.03,
@@ -55,16 +55,6 @@ CATBOOST_DEFAULTS = {
     "rsm": 1.0,
     "random_strength": 1.0,
 }
-
-
-@dataclass(frozen=True)
-class Table:
-    """The rows of a search: features (rows, columns), labels and patients (rows,), and the metadata that splits need."""
-
-    features: pd.DataFrame
-    labels: np.ndarray
-    patients: np.ndarray
-    metadata: pd.DataFrame
 
 
 def load_optuna() -> Any:
@@ -81,21 +71,21 @@ def load_optuna() -> Any:
     return optuna
 
 
-def read_table(data: Path, artifacts: Path | None) -> Table:
+def read_searched(data: Path, artifacts: Path | None) -> Rows:
     """The labelled rows, without the holdout of the artifact folder where one is given."""
-    metadata = read_metadata(data / "train-metadata.csv", labelled=True)
-    if artifacts is not None:
-        metadata = metadata[read_folds(artifacts, metadata) != HOLDOUT].reset_index(drop=True)
-    features = build_features(metadata.drop(columns=list(TRAIN_ONLY), errors="ignore"))
-    refuse_train_only(list(features))
-    return Table(features, metadata[TARGET].to_numpy(), metadata[PATIENT].to_numpy(), metadata)
+    rows = read_rows(data)
+    if artifacts is None:
+        return rows
+    kept = read_folds(artifacts, rows.metadata) != HOLDOUT
+    metadata, features = (table[kept].reset_index(drop=True) for table in (rows.metadata, rows.features))
+    return Rows(metadata, features, rows.labels[kept], rows.patients[kept])
 
 
-def default_point() -> dict[str, float]:
-    """Where the defaults of ``train.tabular`` lie in ``SPACE``; a value beyond its bounds is moved to them."""
+def default_point(parameters: dict) -> dict[str, float]:
+    """Where the recipe's own parameters lie in ``SPACE``; a value beyond its bounds is moved to them."""
     point = {}
     for name, (low, high, how) in SPACE.items():
-        value = min(max(PARAMETERS.get(name, CATBOOST_DEFAULTS[name]), low), high)
+        value = min(max(parameters.get(name, CATBOOST_DEFAULTS[name]), low), high)
         point[name] = int(value) if how.startswith("steps") else float(value)
     return point
 
@@ -112,11 +102,10 @@ def distributions() -> dict[str, Any]:
     return space
 
 
-def out_of_fold(table: Table, parameters: dict, split: int, folds: int, recipe: Recipe) -> np.ndarray:
+def out_of_fold(table: Rows, parameters: dict, split: int, folds: int, recipe: Recipe) -> np.ndarray:
     """Out-of-fold log-odds, shape (rows,), on the patient-grouped split of that seed."""
     fold = assign_folds(table.metadata, folds, np.zeros(len(table.labels), dtype=bool), split)
-    changed = Recipe(parameters, recipe.seeds, recipe.negatives_per_positive, recipe.seed)
-    return cross_validate(table.features, table.labels, fold, changed, progress=False)[1]
+    return cross_validate(table.features, table.labels, fold, replace(recipe, parameters=parameters), progress=False)[1]
 
 
 def open_study(storage: Path, settings: dict[str, Any]) -> optuna.Study:
@@ -156,7 +145,7 @@ def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     return study.get_trials(deepcopy=False, states=[load_optuna().trial.TrialState.COMPLETE])
 
 
-def search(study: optuna.Study, table: Table, trials: int, folds: int, recipe: Recipe) -> None:
+def search(study: optuna.Study, table: Rows, trials: int, folds: int, recipe: Recipe) -> None:
     """Runs trials until the study has ``trials`` finished ones; the first are the defaults.
 
     The sampler is seeded anew for each trial, by the number of finished ones before it: a search that was interrupted and
@@ -167,11 +156,11 @@ def search(study: optuna.Study, table: Table, trials: int, folds: int, recipe: R
     for number in bar:
         study.sampler = optuna.samplers.TPESampler(seed=recipe.seed + number, multivariate=True)
         if number == 0:
-            study.enqueue_trial(default_point())
+            study.enqueue_trial(default_point(recipe.parameters))
         trial = study.ask(space)
         try:
             paucs = [
-                partial_auc(table.labels, out_of_fold(table, PARAMETERS | trial.params, split, folds, recipe))
+                partial_auc(table.labels, out_of_fold(table, recipe.parameters | trial.params, split, folds, recipe))
                 for split in SEARCH_SPLITS
             ]
         except BaseException:
@@ -184,7 +173,7 @@ def search(study: optuna.Study, table: Table, trials: int, folds: int, recipe: R
 
 
 def confirm(
-    table: Table, sets: dict[str, dict], folds: int, recipe: Recipe
+    table: Rows, sets: dict[str, dict], folds: int, recipe: Recipe
 ) -> tuple[dict[str, list[float]], dict[str, Estimate]]:
     """Scores parameter sets on ``CONFIRM_SPLITS``.
 
@@ -229,7 +218,7 @@ def trial_table(study: optuna.Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def settings_of(table: Table, folds: int, recipe: Recipe) -> dict[str, Any]:
+def settings_of(table: Rows, folds: int, recipe: Recipe) -> dict[str, Any]:
     """All that decides a trial's score besides what the search varies, small enough to be kept with the study."""
     hashes = pd.util.hash_pandas_object(table.metadata[[ID, PATIENT, TARGET]], index=False)
     return {
@@ -238,7 +227,7 @@ def settings_of(table: Table, folds: int, recipe: Recipe) -> dict[str, Any]:
         "--folds": folds,
         "--seed": recipe.seed,
         "--negatives-per-positive": recipe.negatives_per_positive,
-        "defaults": PARAMETERS,
+        "defaults": recipe.parameters,
     }
 
 
@@ -258,25 +247,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--storage", type=Path, metavar="FILE", help="SQLite file of the trials (default: --out as .sqlite)")
     parser.add_argument("--folds", type=int, default=5, help="folds of each split (default: %(default)s)")
-    parser.add_argument(
-        "--seeds", type=int, default=SEEDS, help="models per fold in the confirmation; trials have 1 (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--negatives-per-positive",
-        type=float,
-        default=NEGATIVES_PER_POSITIVE,
-        help="benign lesions per malignant one (default: %(default)s)",
-    )
-    add_seed_option(parser)
+    add_recipe_options(parser)
     options = parser.parse_args(arguments)
-    if options.trials < 1 or options.seeds < 1 or options.folds < 2 or not options.negatives_per_positive > 0:
-        raise InputError("--trials, --seeds and --negatives-per-positive must be above zero, --folds 2 or more.")
+    if options.trials < 1 or options.folds < 2:
+        raise InputError(f"--trials {options.trials} must be 1 or more, --folds {options.folds} 2 or more.")
+    recipe = recipe_of(options)
     load_optuna()
-    table = read_table(options.data, options.artifacts)
-    recipe = Recipe(PARAMETERS, 1, options.negatives_per_positive, options.seed)
+    table = read_searched(options.data, options.artifacts)
     study = open_study(options.storage or options.out.with_suffix(".sqlite"), settings_of(table, options.folds, recipe))
-    search(study, table, options.trials, options.folds, recipe)
-    best = PARAMETERS | study.best_params
+    search(study, table, options.trials, options.folds, replace(recipe, seeds=1))
+    best = recipe.parameters | study.best_params
     trials = options.out.with_name(f"{options.out.stem}-trials.csv")
     write_csv(trials, trial_table(study))
     write_json(options.out, best)
@@ -288,8 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
     if study.best_trial.number == base.number:
         say(f"{options.out}: the defaults; none of {len(finished(study)) - 1} other trials was better (all in {trials})")
         return 0
-    recipe = Recipe(PARAMETERS, options.seeds, options.negatives_per_positive, options.seed)
-    paucs, differences = confirm(table, {"defaults": PARAMETERS, "best": best}, options.folds, recipe)
+    paucs, differences = confirm(table, {"defaults": recipe.parameters, "best": best}, options.folds, recipe)
     for name, values in paucs.items():
         by_split = ", ".join(f"{value:.4f}" for value in values)
         say(f"unseen splits {CONFIRM_SPLITS}, {name}: pAUC {by_split}, mean {np.mean(values):.4f}")
