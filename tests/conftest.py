@@ -50,3 +50,19 @@ def trained(tmp_path_factory):
     network = ["--weights", "none", "--image-size", "32", "--epochs", "1", "--batch-size", "16"]
     train_fusion([*where, *network, "--learning-rate", "0.003"])
     return SimpleNamespace(data=data, artifacts=artifacts)
+
+
+@pytest.fixture(scope="session")
+def archive_folder(tmp_path_factory):
+    """An archive folder as `train.archives` writes it: 40 made lesions of 8 other patients, 12 malignant. Read only."""
+    folder = tmp_path_factory.mktemp("archive") / "archives"
+    synthesise(
+        ["--out", str(folder), "--patients", "8", "--lesions", "40", "--prevalence", "0.3", "--seed", "77", "--jobs", "1"]
+    )
+    made = read_metadata(folder / "train-metadata.csv", labelled=True)
+    columns = ["isic_id", "target", "patient_id", "lesion_id", "age_approx", "sex", "anatom_site_general"]
+    words = {0: ["nevus", "seborrheic keratosis", ""], 1: ["melanoma", "basal cell carcinoma"]}
+    diagnosis = [words[target][row % len(words[target])] for row, target in enumerate(made["target"])]
+    table = made[columns].assign(diagnosis=diagnosis, source="ISIC 2018", image_type="dermoscopic")
+    table.to_csv(folder / "train-metadata.csv", index=False)
+    return folder

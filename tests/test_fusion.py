@@ -9,7 +9,7 @@ import pytest
 from inference.files import InputError, sha256_of
 from inference.network import build_network
 from inference.schema import ID, TARGET
-from train.fusion import UNFREEZE, fingerprint, main, parse, starting_network, training_model, unfreeze
+from train.fusion import fingerprint, main, parse
 
 SMALL = ["--weights", "none", "--image-size", "32", "--epochs", "1", "--batch-size", "16"]
 
@@ -23,10 +23,6 @@ def command(data, artifacts, *more):
 def artifacts(trained, tmp_path):
     """A copy of the trained artifacts to write into."""
     return shutil.copytree(trained.artifacts, tmp_path / "artifacts")
-
-
-def layers_that_learn(network):
-    return {layer.name for layer in network.get_layer("resnet50").layers if layer.trainable and layer.weights}
 
 
 # What training leaves
@@ -64,47 +60,6 @@ def test_weights_files_hold_weights_only(trained):
         assert "optimizer" not in file
     parameters = build_network(32).count_params()
     assert (trained.artifacts / "fusion_fold0.weights.h5").stat().st_size < 4.1 * parameters
-
-
-# How it trains
-
-
-@pytest.mark.parametrize("choice", sorted(UNFREEZE))
-def test_only_the_chosen_stages_learn(choice):
-    network = build_network(32)
-    unfreeze(network, choice, from_scratch=False)
-    stages = {name.split("_")[0] for name in layers_that_learn(network)}
-    expected = {"none": set(), "conv5": {"conv5"}, "conv4": {"conv4", "conv5"}}
-    assert stages == expected.get(choice, {"conv1", "conv2", "conv3", "conv4", "conv5"})
-
-
-def test_frozen_batch_norms_keep_their_statistics():
-    network = build_network(32)
-    unfreeze(network, "none", from_scratch=False)
-    norm = network.get_layer("resnet50").get_layer("conv5_block3_3_bn")
-    before = norm.moving_mean.numpy().copy()
-    crops = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), dtype=np.uint8)
-    network({"crop": crops, "tabular": np.zeros((4, 1), "float32")}, training=True)
-    np.testing.assert_array_equal(norm.moving_mean.numpy(), before)
-    unfreeze(network, "conv5", from_scratch=False)
-    network({"crop": crops, "tabular": np.zeros((4, 1), "float32")}, training=True)
-    assert np.abs(norm.moving_mean.numpy() - before).max() > 0
-
-
-def test_before_the_first_step_the_trained_model_is_the_tabular_model():
-    network = build_network(32)
-    model = training_model(network, steps=1, learning_rate=1e-3, shift=0.0)
-    tabular = np.array([[-4.0], [0.5]], "float32")
-    crops = np.random.default_rng(1).integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(model({"crop": crops, "tabular": tabular}, training=True).numpy(), tabular)
-
-
-def test_the_loss_counts_the_sampling_of_benign_lesions_in():
-    model = training_model(build_network(32), steps=1, learning_rate=1e-3, shift=1.5)
-    labels, log_odds = np.array([[1.0], [0.0]], "float32"), np.array([[-1.0], [-2.0]], "float32")
-    probability = 1 / (1 + np.exp(-(log_odds + 1.5)))
-    expected = -np.log(np.where(labels == 1, probability, 1 - probability))[:, 0]
-    np.testing.assert_allclose(model.loss(labels, log_odds).numpy(), expected, rtol=1e-5)
 
 
 # Finished folds are kept
@@ -191,26 +146,6 @@ def test_a_changed_artifact_is_refused(trained, artifacts):
     path.write_text(path.read_text().replace("-", "", 1))
     with pytest.raises(InputError, match="SHA-256"):
         main(command(trained.data, artifacts))
-
-
-def test_weights_that_cannot_be_had_name_the_other_choices(tmp_path):
-    settings = {"image_size": 32}
-    with pytest.raises(InputError, match=r"is no file; give --weights PATH .* or --weights none"):
-        starting_network(settings, str(tmp_path / "absent.h5"))
-    (tmp_path / "broken.weights.h5").write_bytes(b"no weights")
-    with pytest.raises(InputError, match=r"cannot be had .* or --weights none"):
-        starting_network(settings, str(tmp_path / "broken.weights.h5"))
-
-
-def test_imagenet_without_a_network_says_what_to_do(monkeypatch):
-    def no_network(*_, **__):
-        raise OSError("URL fetch failure: name resolution")
-
-    monkeypatch.setattr("keras.src.applications.resnet.file_utils.get_file", no_network)
-    with pytest.raises(
-        InputError, match=r"'imagenet' cannot be had \(URL fetch failure.*--weights PATH .* or --weights none"
-    ):
-        starting_network({"image_size": 32}, "imagenet")
 
 
 @pytest.mark.parametrize("option", ["--epochs", "--batch-size", "--learning-rate", "--negatives-per-positive"])

@@ -6,7 +6,7 @@ from scipy.special import expit, logit
 
 from inference.images import ImageStore
 from inference.schema import ID, TARGET
-from train.sampling import draw_epoch, negatives_drawn, prior_shift, training_batches
+from train.sampling import JoinedImages, draw_epoch, negatives_drawn, prior_shift, training_batches
 
 LABELS = (np.arange(1000) % 50 == 0).astype(int)  # 20 malignant lesions
 
@@ -58,7 +58,7 @@ def test_batches_carry_the_opinion_and_the_label_of_their_own_lesion(twin, metad
     seen = [row for row in range(12) if row not in (2, 5)]
     order = np.arange(12)[::-1]
     opinions = np.arange(12) / 10
-    found = list(training_batches(store, ids[order], labels[order], opinions[order], 32, 4))
+    found = list(training_batches(store, ids[order], {"tabular": opinions[order]}, labels[order], 32, 4))
     assert [len(targets) for _, targets in found] == [4, 4, 2]
     assert found[0][0]["crop"].shape == (4, 32, 32, 3)
     tabular = np.concatenate([inputs["tabular"].numpy() for inputs, _ in found])
@@ -67,3 +67,15 @@ def test_batches_carry_the_opinion_and_the_label_of_their_own_lesion(twin, metad
     np.testing.assert_allclose(tabular[:, 0], opinions[seen[::-1]], rtol=1e-6)
     assert targets[:, 0].tolist() == labels[seen[::-1]].tolist()
     store.close()
+
+
+def test_two_stores_are_read_as_one(twin, metadata, tmp_path):
+    first = ImageStore(twin / "train-image.hdf5")
+    isic_id = metadata[ID][0]
+    (tmp_path / "ISIC_0000001.jpg").write_bytes(b"of the folder")
+    (tmp_path / f"{isic_id}.jpg").write_bytes(b"hidden by the first store")
+    joined = JoinedImages(first, ImageStore(tmp_path))
+    assert joined.read(isic_id) == first.read(isic_id)
+    assert joined.read("ISIC_0000001") == b"of the folder"
+    assert joined.read("ISIC_0000002") == b""
+    first.close()

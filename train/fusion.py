@@ -13,21 +13,22 @@ import argparse
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
-from inference.artifacts import checked_file, load_manifest
+from inference.artifacts import load_manifest
 from inference.files import InputError, replacing
-from inference.images import ImageStore, find_images, image_batches
-from inference.network import build_network, network_log_odds
-from inference.schema import ID, PATIENT, TARGET, read_metadata
-from train.folds import HOLDOUT, read_folds
+from inference.images import ImageStore, image_batches
+from inference.network import network_log_odds
+from inference.schema import ID, TARGET
+from train.fitting import BACKBONE, UNFREEZE, augmented, fit, shifted_loss, starting_network, unfreeze, with_source
+from train.folds import HOLDOUT
+from train.lesions import Lesions, open_images, read_lesions
 from train.manifest import record_stage
-from train.sampling import draw_epoch, prior_shift, readable_images, training_batches
+from train.pretraining import LABELS, MODES, Archive, draw_pool, pool_of, pretrain_backbone, read_archive
+from train.sampling import prior_shift, training_batches
 from train.tabular import OOF as OOF_TABULAR
 from utils import (
     add_data_options,
@@ -40,151 +41,38 @@ from utils import (
     write_csv,
 )
 
-#: Which stages of ResNet50 learn: name prefixes of their layers. Frozen stages keep their batch-norm statistics too.
-UNFREEZE = {"none": (), "conv5": ("conv5_",), "conv4": ("conv4_", "conv5_"), "all": ("conv", "bn")}
-WARM_UP = 0.1  # share of the steps
-WEIGHT_DECAY = 1e-4
+#: The backbone's weights after it has learned from archives, in the hidden folder of an unfinished training.
+PRETRAINED = "backbone.weights.h5"
 
 
-@dataclass(frozen=True)
-class Lesions:
-    """The rows that training goes through; arrays of shape (rows,)."""
-
-    isic_ids: np.ndarray
-    patients: np.ndarray
-    labels: np.ndarray
-    fold: np.ndarray
-    tabular: np.ndarray
-    has_image: np.ndarray
-
-
-def read_lesions(data: Path, artifacts: Path, store: ImageStore, missing_images: str) -> Lesions:
-    """Labels, folds and out-of-fold log-odds side by side. Holdout rows have tabular log-odds 0, and nothing reads them.
-
-    Raises:
-        InputError: a stage before this one has not run, or ran on other rows; a lesion has no readable image and
-            ``missing_images`` is "refuse".
-    """
-    metadata = read_metadata(data / "train-metadata.csv", labelled=True)
-    fold = read_folds(artifacts, metadata)
-    path = checked_file(artifacts, load_manifest(artifacts), OOF_TABULAR)
-    scores = pd.read_csv(path, dtype={ID: "str"}).set_index(ID)["log_odds"].reindex(metadata[ID])
-    if scores[fold != HOLDOUT].isna().any():
-        raise InputError(f"{path} lacks rows of {artifacts}/folds.csv; run train.tabular again.")
-    isic_ids = metadata[ID].to_numpy()
-    has_image = readable_images(store, isic_ids)
-    if missing_images == "refuse" and not has_image.all():
-        first = isic_ids[~has_image][0]
-        trouble = "holds an image that cannot be decoded" if first in store else "holds no image"
-        raise InputError(
-            f"{store.path} {trouble} for {first} ({int((~has_image).sum())} lesions without a readable image in all); "
-            "fetch the images again, or give --missing-images pass to let those lesions keep their tabular score."
-        )
-    return Lesions(
-        isic_ids=isic_ids,
-        patients=metadata[PATIENT].to_numpy(),
-        labels=metadata[TARGET].to_numpy(),
-        fold=fold,
-        tabular=scores.fillna(0.0).to_numpy(),
-        has_image=has_image,
-    )
-
-
-def starting_network(settings: dict, weights: str):
-    """The network before training; ``weights`` is "imagenet", "none" or the path of ResNet50 weights without top.
-
-    Raises:
-        InputError: the weights cannot be had or do not fit; the sentence names the other choices.
-    """
-    choices = "--weights PATH (resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5) or --weights none"
-    if weights not in ("imagenet", "none") and not Path(weights).is_file():
-        raise InputError(f"--weights {weights!r} is no file; give {choices}, or --weights imagenet to download it.")
-    try:
-        return build_network(**settings, backbone_weights=None if weights == "none" else weights)
-    except InputError:
-        raise
-    except Exception as error:  # Keras passes on whatever urllib or h5py raise
-        if weights == "none":
-            raise
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"ResNet50 weights {weights!r} cannot be had ({reason}); give {choices}.") from error
-
-
-def unfreeze(network, choice: str, from_scratch: bool) -> None:
-    """Lets the head and the chosen stages learn; the rest is frozen, batch norms included.
-
-    From random weights the batch norms follow the batches faster: a short training leaves Keras's default statistics, which
-    remember a hundred steps, behind the weights.
-    """
-    for layer in network.get_layer("resnet50").layers:
-        layer.trainable = layer.name.startswith(UNFREEZE[choice])
-        if from_scratch and hasattr(layer, "momentum"):
-            layer.momentum = 0.9
-
-
-def training_model(network, steps: int, learning_rate: float, shift: float):
-    """The network behind its augmentation, compiled: flips, small turns, brightness and contrast, on the accelerator.
-
-    The inner network shares its weights and stays uncompiled, so that saving it saves weights only.
-    """
-    import keras
-    from keras import layers
-
-    augmentation = [
-        layers.RandomFlip("horizontal_and_vertical"),
-        layers.RandomRotation(0.08, fill_mode="reflect"),
-        layers.RandomBrightness(0.08, value_range=(0, 255)),
-        layers.RandomContrast(0.1, value_range=(0, 255)),
-    ]
-    inputs = {tensor.name: keras.Input(tensor.shape[1:], dtype=tensor.dtype, name=tensor.name) for tensor in network.inputs}
-    crop = layers.Rescaling(1.0)(inputs["crop"])
-    for layer in augmentation:
-        crop = layer(crop)
-    crop = keras.ops.cast(keras.ops.clip(keras.ops.round(crop), 0, 255), "uint8")
-    model = keras.Model(inputs, network(inputs | {"crop": crop}))
-    schedule = keras.optimizers.schedules.CosineDecay(
-        learning_rate / 100,
-        max(1, steps - round(WARM_UP * steps)),
-        warmup_target=learning_rate,
-        warmup_steps=round(WARM_UP * steps),
-    )
-
-    def loss(labels, log_odds):
-        return keras.losses.binary_crossentropy(labels, log_odds + shift, from_logits=True)
-
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=WEIGHT_DECAY)
-    optimizer.build(model.trainable_variables)  # made in the first step, its variables would have that step traced twice
-    model.compile(optimizer=optimizer, loss=loss, jit_compile=False)
-    return model
-
-
-def train_fold(network, lesions: Lesions, number: int, store: ImageStore, options: argparse.Namespace) -> None:
-    """Trains ``network`` on the rows of the other folds for a fixed number of epochs."""
-    import keras
-
+def train_fold(
+    network, lesions: Lesions, number: int, store: ImageStore, archive: Archive | None, options: argparse.Namespace
+) -> None:
+    """Trains ``network`` on the rows of the other folds, and on the lesions of ``archive`` that join them, if any."""
     train = np.flatnonzero((lesions.fold != number) & (lesions.fold != HOLDOUT) & lesions.has_image)
     labels = lesions.labels[train]
     if not 0 < labels.sum() < len(labels):
         raise InputError(f"outside fold {number} there are {labels.sum()} malignant of {len(labels)} lesions with an image.")
     rng = np.random.default_rng([options.seed, number])
-    rows = [train[draw_epoch(labels, options.negatives_per_positive, rng)] for _ in range(options.epochs)]
-    steps = -(-len(rows[0]) // options.batch_size)
-    rows = np.concatenate(rows)
+    # The tabular model cannot judge an archive's lesion, which has no body scan: all that it could say is the prevalence.
+    pool = pool_of(lesions, store, archive, opinion=float(np.log(labels.mean() / (1 - labels.mean()))))
+    epochs = [draw_pool(pool, train, options.negatives_per_positive, rng) for _ in range(options.epochs)]
+    rows = np.concatenate(epochs)
+    inputs = {"tabular": pool.tabular[rows], "archive": pool.archive[rows]}
     batches = training_batches(
-        store, lesions.isic_ids[rows], lesions.labels[rows], lesions.tabular[rows], options.image_size, options.batch_size
+        pool.images, pool.isic_ids[rows], inputs, pool.labels[rows], options.image_size, options.batch_size
     )
-    names = [tensor.name for tensor in network.inputs]
-    batches = batches.map(lambda inputs, targets: ({name: inputs[name] for name in names}, targets))
     unfreeze(network, options.unfreeze, from_scratch=options.weights == "none")
-    shift = prior_shift(labels, options.negatives_per_positive)
-    model = training_model(network, steps * options.epochs, options.learning_rate, shift)
-    with tqdm(total=steps * options.epochs, desc=f"fold {number}", unit="step") as bar:
-        progress = keras.callbacks.LambdaCallback(
-            on_train_batch_end=lambda batch, logs: bar.update(),
-            on_epoch_end=lambda epoch, logs: bar.set_postfix(loss=f"{logs['loss']:.4f}"),
-        )
-        # Repeated, because unreadable images could leave the last epoch short of batches.
-        model.fit(batches.repeat(), epochs=options.epochs, steps_per_epoch=steps, callbacks=[progress], verbose=0)
+    model = augmented(network)
+    fit(
+        model if archive is None else with_source(model),
+        batches,
+        shifted_loss(prior_shift(labels, options.negatives_per_positive)),
+        steps=-(-len(epochs[0]) // options.batch_size),
+        epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        description=f"fold {number}",
+    )
 
 
 def score_rows(network, lesions: Lesions, rows: np.ndarray, store: ImageStore, options: argparse.Namespace) -> np.ndarray:
@@ -196,27 +84,45 @@ def score_rows(network, lesions: Lesions, rows: np.ndarray, store: ImageStore, o
     return log_odds
 
 
-def fingerprint(options: argparse.Namespace, manifest: dict) -> str:
+def chosen(options: argparse.Namespace) -> dict[str, str]:
+    """The options that decide a result: all but the folders."""
+    return {name: str(value) for name, value in vars(options).items() if name not in ("data", "artifacts", "archives")}
+
+
+def fingerprint(options: argparse.Namespace, manifest: dict, archive: Archive | None = None) -> str:
     """Short hash of all that decides a fold's result: a fold kept under another one is not taken for this one's."""
-    chosen = {name: str(value) for name, value in vars(options).items() if name not in ("data", "artifacts")}
-    inputs = [manifest["files"]["folds.csv"], manifest["files"][OOF_TABULAR]]
-    return hashlib.sha256(json.dumps([chosen, inputs], sort_keys=True).encode()).hexdigest()[:12]
+    inputs = [manifest["files"]["folds.csv"], manifest["files"][OOF_TABULAR], archive.sha256 if archive else ""]
+    return hashlib.sha256(json.dumps([chosen(options), inputs], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def train_or_reload(
-    number: int, kept: Path, settings: dict, lesions: Lesions, store: ImageStore, options: argparse.Namespace
+    number: int,
+    kept: Path,
+    settings: dict,
+    lesions: Lesions,
+    store: ImageStore,
+    archive: Archive | None,
+    options: argparse.Namespace,
 ) -> pd.Series:
     """Log-odds of the fold's own rows and of the holdout, by row position; trains the fold unless ``kept`` has it.
 
-    A finished fold leaves two files in ``kept``: its weights and, written after them, its scores.
+    A finished fold leaves two files in ``kept``: its weights and, written after them, its scores. A pretrained backbone is
+    there too, for all folds: no patient of theirs is in the archive.
     """
     scores = kept / f"fold{number}.csv"
     if scores.is_file():
         say(f"fold {number}: kept from an earlier run")
         return pd.read_csv(scores, index_col="row")["log_odds"]
+    pretrained = options.archives_mode == "pretrain"
+    if pretrained and not (kept / PRETRAINED).is_file():
+        set_seed(options.seed)
+        with replacing(kept / PRETRAINED) as temporary:
+            pretrain_backbone(archive, temporary, options)
     set_seed(options.seed + number)
-    network = starting_network(settings, options.weights)
-    train_fold(network, lesions, number, store, options)
+    network = starting_network(settings, "none" if pretrained else options.weights)
+    if pretrained:
+        network.get_layer(BACKBONE).load_weights(kept / PRETRAINED)
+    train_fold(network, lesions, number, store, None if pretrained else archive, options)
     asked = (lesions.fold == number) | ((lesions.fold == HOLDOUT) & (options.inputs == "image"))
     rows = np.flatnonzero(asked & lesions.has_image)
     log_odds = score_rows(network, lesions, rows, store, options)
@@ -246,11 +152,21 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--negatives-per-positive", type=float, default=10, help="benign lesions drawn each epoch (default: %(default)s)"
     )
+    parser.add_argument("--archives", type=Path, metavar="DIR", help="folder of train.archives to learn from too")
+    parser.add_argument(
+        "--archives-mode", choices=MODES, help="the backbone learns on it first, or its lesions join every epoch"
+    )
+    parser.add_argument(
+        "--archives-labels", choices=LABELS, default="malignant", help="what pretraining tells apart (default: %(default)s)"
+    )
+    parser.add_argument("--archives-epochs", type=int, default=8, help="of the pretraining (default: %(default)s)")
     parser.add_argument(
         "--missing-images", choices=("refuse", "pass"), default="refuse", help="pass: such lesions keep their tabular score"
     )
     options = parser.parse_args(arguments)
-    for name in ("epochs", "batch_size", "learning_rate", "negatives_per_positive"):
+    if (options.archives is None) != (options.archives_mode is None):
+        raise InputError(f"--archives and --archives-mode go together; give both or none (modes: {', '.join(MODES)}).")
+    for name in ("epochs", "batch_size", "learning_rate", "negatives_per_positive", "archives_epochs"):
         if not getattr(options, name) > 0:
             raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)} must be above zero.")
     return options
@@ -259,15 +175,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Trains one network per fold; writes the artifacts only when all folds are there."""
     options = parse(arguments)
-    source = find_images(options.data, "train")
-    if source is None:
-        raise InputError(
-            f"{options.data} has neither train-image.hdf5 nor train-image/image; fetch the competition's images."
-        )
-    store = ImageStore(source)
+    store = open_images(options.data)
     lesions = read_lesions(options.data, options.artifacts, store, options.missing_images)
     trained = lesions.fold != HOLDOUT
-    say(f"{int(trained.sum()):,} lesions, {int((trained & lesions.has_image).sum()):,} with an image in {source}")
+    say(f"{int(trained.sum()):,} lesions, {int((trained & lesions.has_image).sum()):,} with an image in {store.path}")
+    archive = read_archive(options.archives, lesions) if options.archives else None
+    if archive:
+        malignant = int(archive.labels.sum())
+        say(f"{len(archive.labels):,} archive lesions with an image, {malignant:,} malignant: {options.archives_mode}")
 
     manifest = load_manifest(options.artifacts)
     settings = {
@@ -277,11 +192,11 @@ def main(arguments: list[str] | None = None) -> int:
         "tabular_std": float(lesions.tabular[trained].std()) or 1.0,
         "base_log_odds": float(np.log(lesions.labels[trained].mean() / (1 - lesions.labels[trained].mean()))),
     }
-    kept = options.artifacts / f".{options.inputs}-{fingerprint(options, manifest)}"
+    kept = options.artifacts / f".{options.inputs}-{fingerprint(options, manifest, archive)}"
     folds = int(lesions.fold.max()) + 1
     log_odds, votes = np.zeros(len(trained)), np.zeros(len(trained))
     for number in range(folds):
-        scores = train_or_reload(number, kept, settings, lesions, store, options)
+        scores = train_or_reload(number, kept, settings, lesions, store, archive, options)
         log_odds[scores.index] += scores.to_numpy()
         votes[scores.index] += 1
     seen = votes > 0
@@ -309,7 +224,9 @@ def finish_fusion(options, settings, lesions: Lesions, log_odds, seen, kept: Pat
     content = {
         "weights": names,
         "settings": settings,
-        "training": {name: str(value) for name, value in vars(options).items() if name not in ("data", "artifacts")},
+        "training": {
+            name: str(value) for name, value in vars(options).items() if name not in ("data", "artifacts", "archives")
+        },
         "combination": "mean of the fold networks' log-odds; lesions without an image keep their tabular log-odds",
         "trained_on": {"lesions": int(trained.sum()), "images": int((trained & lesions.has_image).sum())},
         "scores": {"pauc": pauc.value, "interval": [pauc.low, pauc.high], "gain": [gain.value, gain.low, gain.high]},

@@ -7,6 +7,7 @@ lesions than it could learn from at once.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from tqdm import tqdm
@@ -54,20 +55,47 @@ def readable_images(store: ImageStore, isic_ids: np.ndarray) -> np.ndarray:
     return readable
 
 
+class JoinedImages:
+    """The images of two stores as one; the first that holds an isic_id gives its image."""
+
+    def __init__(self, *stores: ImageStore) -> None:
+        self._stores = stores
+
+    def read(self, isic_id: str) -> bytes:
+        """The JPEG bytes of one lesion; empty when there are none or they cannot be read."""
+        return next((store.read(isic_id) for store in self._stores if isic_id in store), b"")
+
+
 def training_batches(
-    store: ImageStore, isic_ids: np.ndarray, labels: np.ndarray, tabular: np.ndarray, image_size: int, batch_size: int
+    store: ImageStore | JoinedImages,
+    isic_ids: np.ndarray,
+    inputs: Mapping[str, np.ndarray],
+    targets: np.ndarray,
+    image_size: int,
+    batch_size: int,
 ):
     """The crops in the given order with what training needs beside them.
 
+    Args:
+        store: the images.
+        isic_ids: of shape (rows,).
+        inputs: further inputs of the network by name, shape (rows,) each.
+        targets: labels or classes, shape (rows,).
+        image_size: pixels.
+        batch_size: crops per batch.
+
     Returns:
-        A ``tf.data.Dataset`` of ({"crop": uint8 (batch, size, size, 3), "tabular": float32 (batch, 1)}, float32 (batch, 1)).
+        A ``tf.data.Dataset`` of ({"crop": uint8 (batch, size, size, 3), name: float32 (batch, 1)}, float32 (batch, 1)).
+        Lesions without a readable image are left out.
     """
     import tensorflow as tf
 
-    opinions = tf.constant(tabular[:, None], tf.float32)
-    targets = tf.constant(labels[:, None], tf.float32)
+    beside = {name: tf.constant(values[:, None], tf.float32) for name, values in inputs.items()}
+    labels = tf.constant(targets[:, None], tf.float32)
 
     def join(positions, crops):
-        return {"crop": crops, "tabular": tf.gather(opinions, positions)}, tf.gather(targets, positions)
+        return {"crop": crops} | {name: tf.gather(values, positions) for name, values in beside.items()}, tf.gather(
+            labels, positions
+        )
 
     return image_batches(store, isic_ids.tolist(), image_size, batch_size).map(join).prefetch(2)

@@ -1,0 +1,102 @@
+import json
+import shutil
+
+import pandas as pd
+import pytest
+
+from inference.files import InputError, sha256_of
+from inference.schema import ID
+from train.archives_study import WAYS, as_markdown, compare, main, own_artifacts
+from train.manifest import read_manifest
+from utils import bootstrap_scores
+
+NETWORK = ["--weights", "none", "--image-size", "32", "--epochs", "1", "--batch-size", "16", "--archives-epochs", "1"]
+
+
+@pytest.fixture
+def command(trained, archive_folder, tmp_path):
+    """A study's command line."""
+    where = ["--data", str(trained.data), "--artifacts", str(trained.artifacts), "--archives", str(archive_folder)]
+    return [*where, "--out", str(tmp_path / "study")]
+
+
+def pretend(monkeypatch, asked):
+    """Puts a training in place of the real one that writes scores shifted by the number of trainings so far."""
+
+    def train(arguments):
+        asked.append(arguments)
+        folder = arguments[arguments.index("--artifacts") + 1]
+        oof = pd.read_csv(f"{folder}/oof_tabular.csv").rename(columns={"log_odds": "tabular"})
+        oof = oof.assign(log_odds=oof["tabular"] + oof["target"] * len(asked), image_seen=(oof.index != 3).astype(int))
+        oof.to_csv(f"{folder}/oof_fusion.csv", index=False)
+
+    monkeypatch.setattr("train.archives_study.train_fusion", train)
+
+
+def test_three_trainings_on_the_same_folds_make_the_table(command, trained, archive_folder, tmp_path, monkeypatch, capsys):
+    asked = []
+    pretend(monkeypatch, asked)
+    assert main([*command, *NETWORK]) == 0
+    study = tmp_path / "study"
+    assert [arguments[arguments.index("--artifacts") + 1] for arguments in asked] == [str(study / way) for way in WAYS]
+    assert "--archives" not in asked[0]
+    for way, arguments in zip(WAYS[1:], asked[1:], strict=True):
+        assert arguments[4:8] == ["--archives", str(archive_folder), "--archives-mode", way]
+    assert all(arguments[-len(NETWORK) :] == NETWORK for arguments in asked)
+    for way in WAYS:
+        for name in ("folds.csv", "oof_tabular.csv"):
+            assert sha256_of(study / way / name) == sha256_of(trained.artifacts / name)
+    text = (study / "archives.md").read_text()
+    rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")][2:]
+    assert rows == ["tabular alone", "none", "pretrain", "joint"]
+    assert "less without archives: pretrain +" in capsys.readouterr().out.splitlines()[-1]
+    main([*command, *NETWORK])  # all is kept
+    assert len(asked) == 3
+    with pytest.raises(InputError, match=r"none holds a training with other options .*give another --out"):
+        main([*command, *NETWORK, "--seed", "3"])
+
+
+def test_the_table_is_of_lesions_that_a_network_has_seen(command, trained, tmp_path, monkeypatch):
+    pretend(monkeypatch, [])
+    main([*command, *NETWORK])
+    folders = {way: tmp_path / "study" / way for way in WAYS}
+    folds = pd.read_csv(trained.artifacts / "folds.csv").set_index(ID)
+    table, seen = compare(folders, folds["patient_id"])
+    oof = pd.read_csv(folders["joint"] / "oof_fusion.csv").drop(3)
+    assert seen == len(oof) == table.rows
+    expected = bootstrap_scores(oof["target"], folds["patient_id"].loc[oof[ID]], {"joint": oof["log_odds"]})
+    assert table.scores["joint"] == expected.scores["joint"]
+    text = as_markdown(table, dict.fromkeys(WAYS, 90.0))
+    gain = table.difference("joint", "none")
+    assert f"| {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] | 1.5 |" in text.splitlines()[-1]
+
+
+def test_each_way_is_trained_in_earnest(command, trained, tmp_path):
+    assert main([*command, *NETWORK]) == 0
+    scores = {way: pd.read_csv(tmp_path / "study" / way / "oof_fusion.csv")["log_odds"] for way in WAYS}
+    assert not scores["none"].equals(scores["pretrain"])
+    assert not scores["none"].equals(scores["joint"])
+    manifest = read_manifest(tmp_path / "study" / "joint")
+    assert manifest["network"]["training"]["archives_mode"] == "joint"
+    assert manifest["network"]["settings"]["inputs"] == ["crop", "tabular"]  # the kernel's network knows no source
+    assert json.loads((tmp_path / "study" / "none" / "seconds.json").read_text())["seconds"] > 0
+
+
+def test_artifacts_of_another_training_are_not_mixed_in(trained, tmp_path):
+    other = shutil.copytree(trained.artifacts, tmp_path / "other")
+    own_artifacts(trained.artifacts, tmp_path / "own")
+    (tmp_path / "own" / "folds.csv").write_text("other")
+    with pytest.raises(InputError, match=r"own/folds\.csv is from another training .*give another --out"):
+        own_artifacts(other, tmp_path / "own")
+
+
+@pytest.mark.parametrize("more", [["--archives-mode", "joint"], ["--inputs", "image"]])
+def test_what_the_study_decides_cannot_be_asked_for(command, more):
+    with pytest.raises(InputError, match="leave them out"):
+        main([*command, *more])
+
+
+def test_an_archive_folder_must_be_one(command, tmp_path):
+    command[command.index("--archives") + 1] = str(tmp_path)
+    with pytest.raises(InputError, match=r"has no train-metadata\.csv; make it with train\.archives"):
+        main(command)

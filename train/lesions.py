@@ -1,0 +1,73 @@
+"""The lesions that a network learns from: labels, folds and tabular log-odds side by side, and who has a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from inference.artifacts import checked_file, load_manifest
+from inference.files import InputError
+from inference.images import ImageStore, find_images
+from inference.schema import ID, PATIENT, TARGET, read_metadata
+from train.folds import HOLDOUT, read_folds
+from train.sampling import readable_images
+from train.tabular import OOF as OOF_TABULAR
+
+
+def open_images(folder: Path) -> ImageStore:
+    """The images of a competition folder's train rows.
+
+    Raises:
+        InputError: it has none, or they are no HDF5 file.
+    """
+    source = find_images(folder, "train")
+    if source is None:
+        raise InputError(f"{folder} has neither train-image.hdf5 nor train-image/image; fetch the images.")
+    return ImageStore(source)
+
+
+@dataclass(frozen=True)
+class Lesions:
+    """The rows that training goes through; arrays of shape (rows,)."""
+
+    isic_ids: np.ndarray
+    patients: np.ndarray
+    labels: np.ndarray
+    fold: np.ndarray
+    tabular: np.ndarray
+    has_image: np.ndarray
+
+
+def read_lesions(data: Path, artifacts: Path, store: ImageStore, missing_images: str) -> Lesions:
+    """Labels, folds and out-of-fold log-odds side by side. Holdout rows have tabular log-odds 0, and nothing reads them.
+
+    Raises:
+        InputError: a stage before this one has not run, or ran on other rows; a lesion has no readable image and
+            ``missing_images`` is "refuse".
+    """
+    metadata = read_metadata(data / "train-metadata.csv", labelled=True)
+    fold = read_folds(artifacts, metadata)
+    path = checked_file(artifacts, load_manifest(artifacts), OOF_TABULAR)
+    scores = pd.read_csv(path, dtype={ID: "str"}).set_index(ID)["log_odds"].reindex(metadata[ID])
+    if scores[fold != HOLDOUT].isna().any():
+        raise InputError(f"{path} lacks rows of {artifacts}/folds.csv; run train.tabular again.")
+    isic_ids = metadata[ID].to_numpy()
+    has_image = readable_images(store, isic_ids)
+    if missing_images == "refuse" and not has_image.all():
+        first = isic_ids[~has_image][0]
+        trouble = "holds an image that cannot be decoded" if first in store else "holds no image"
+        raise InputError(
+            f"{store.path} {trouble} for {first} ({int((~has_image).sum())} lesions without a readable image in all); "
+            "fetch the images again, or give --missing-images pass to let those lesions keep their tabular score."
+        )
+    return Lesions(
+        isic_ids=isic_ids,
+        patients=metadata[PATIENT].to_numpy(),
+        labels=metadata[TARGET].to_numpy(),
+        fold=fold,
+        tabular=scores.fillna(0.0).to_numpy(),
+        has_image=has_image,
+    )

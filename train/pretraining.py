@@ -1,0 +1,154 @@
+"""What the earlier archives teach the network: as a pretraining of its backbone, or as lesions that join the training.
+
+Their lesions are photographs through a dermatoscope or with a camera, of lesions that somebody worried about: other pixels
+and other odds than the tiles of a total-body scan. So they never touch the tabular model, and in joint training what their
+selection does to the odds is learned beside the network (``fitting.with_source``).
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from inference.files import InputError, sha256_of
+from inference.images import ImageStore
+from inference.schema import ID, PATIENT, TARGET, read_metadata
+from train.archive_diagnoses import CLASSES, class_of
+from train.fitting import BACKBONE, augmented, fit, starting_network, unfreeze
+from train.lesions import Lesions, open_images
+from train.sampling import JoinedImages, draw_epoch, readable_images, training_batches
+
+MODES = ("pretrain", "joint")
+#: What pretraining tells apart: malignant from benign, or the five classes.
+LABELS = ("malignant", "classes")
+
+
+@dataclass(frozen=True)
+class Archive:
+    """The lesions of an archive folder that have a readable image; arrays of shape (rows,)."""
+
+    isic_ids: np.ndarray
+    labels: np.ndarray
+    #: Position in ``CLASSES``; the last one where the archive does not tell.
+    classes: np.ndarray
+    store: ImageStore
+    sha256: str
+
+
+def read_archive(folder: Path, lesions: Lesions) -> Archive:
+    """The archive in ``folder``, as ``train.archives`` writes it.
+
+    Raises:
+        InputError: the folder is wanting, holds one class only, or shares a lesion or a patient with ``lesions``.
+    """
+    path = folder / "train-metadata.csv"
+    metadata = read_metadata(path, labelled=True)
+    diagnoses = pd.read_csv(path, dtype="str")
+    if "diagnosis" not in diagnoses:
+        raise InputError(f"{path} has no column 'diagnosis'; make the folder with train.archives.")
+    for column, known in ((ID, lesions.isic_ids), (PATIENT, lesions.patients)):
+        shared = metadata[column].isin(set(known))
+        if shared.any():
+            raise InputError(
+                f"{path}: {column} {metadata.loc[shared, column].iloc[0]} is in --data too ({int(shared.sum())} such rows); "
+                "make the archive again with train.archives --competition DATA, or it would be learned from and reported."
+            )
+    store = open_images(folder)
+    seen = readable_images(store, metadata[ID].to_numpy())
+    labels = metadata[TARGET].to_numpy()[seen]
+    if not 0 < labels.sum() < len(labels):
+        raise InputError(
+            f"{folder} has {int(labels.sum())} malignant of {len(labels)} lesions with an image; both are needed."
+        )
+    classes = [CLASSES.index(class_of(word)) for word in diagnoses["diagnosis"].fillna("")[seen]]
+    return Archive(metadata[ID].to_numpy()[seen], labels, np.array(classes), store, sha256_of(path))
+
+
+def pretrain_backbone(archive: Archive, weights: Path, options: argparse.Namespace) -> None:
+    """Trains a backbone on the archive and writes its weights.
+
+    Args:
+        archive: what it learns from.
+        weights: the file to write, ``*.weights.h5``.
+        options: of ``train.fusion``: ``weights`` (where ResNet50 starts), ``archives_labels``, ``archives_epochs``,
+            ``image_size``, ``batch_size``, ``learning_rate``, ``negatives_per_positive``, ``seed``.
+    """
+    import keras
+
+    by_class = options.archives_labels == "classes"
+    rows = np.flatnonzero(archive.classes < len(CLASSES) - 1) if by_class else np.arange(len(archive.labels))
+    if by_class and len(set(archive.classes[rows])) < 2:
+        raise InputError("--archives-labels classes needs lesions of two classes or more; use --archives-labels malignant.")
+    labels = archive.labels[rows]
+    start = float(np.log(labels.mean() / (1 - labels.mean())))
+    network = starting_network(
+        {"image_size": options.image_size, "inputs": ["crop"], "base_log_odds": start}, options.weights
+    )
+    if by_class:
+        hidden = network.get_layer("head_dropout").output
+        network = keras.Model(network.input, keras.layers.Dense(len(CLASSES) - 1, name="classes")(hidden))
+        targets, loss = archive.classes[rows], keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    else:
+        targets, loss = labels, keras.losses.BinaryCrossentropy(from_logits=True)
+    unfreeze(network, "all", from_scratch=options.weights == "none")
+    rng = np.random.default_rng([options.seed, len(rows)])
+    ratio = options.negatives_per_positive
+    order = np.concatenate([draw_epoch(labels, ratio, rng) for _ in range(options.archives_epochs)])
+    steps = -(-len(order) // options.archives_epochs // options.batch_size)
+    isic_ids = archive.isic_ids[rows][order]
+    batches = training_batches(archive.store, isic_ids, {}, targets[order], options.image_size, options.batch_size)
+    fit(
+        augmented(network),
+        batches,
+        loss,
+        steps=steps,
+        epochs=options.archives_epochs,
+        learning_rate=options.learning_rate,
+        description="archives",
+    )
+    network.get_layer(BACKBONE).save_weights(weights)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All that an epoch may be drawn from: the competition's lesions and, behind them, an archive's; arrays of (rows,)."""
+
+    isic_ids: np.ndarray
+    labels: np.ndarray
+    tabular: np.ndarray
+    archive: np.ndarray
+    images: ImageStore | JoinedImages
+
+
+def pool_of(lesions: Lesions, store: ImageStore, archive: Archive | None, opinion: float) -> Pool:
+    """The lesions with those of ``archive``, to which the tabular model is taken to say ``opinion``, in log-odds."""
+    own = np.zeros(len(lesions.labels), dtype=bool)
+    if archive is None:
+        return Pool(lesions.isic_ids, lesions.labels, lesions.tabular, own, store)
+    return Pool(
+        isic_ids=np.concatenate([lesions.isic_ids, archive.isic_ids]),
+        labels=np.concatenate([lesions.labels, archive.labels]),
+        tabular=np.concatenate([lesions.tabular, np.full(len(archive.labels), opinion)]),
+        archive=np.concatenate([own, np.ones(len(archive.labels), dtype=bool)]),
+        images=JoinedImages(store, archive.store),
+    )
+
+
+def draw_pool(pool: Pool, train: np.ndarray, per_positive: float, rng: np.random.Generator) -> np.ndarray:
+    """Positions of one epoch: ``draw_epoch`` of the rows ``train``, and of the archive as many malignant lesions as those.
+
+    Fewer where the archive has fewer. Benign ones join in the same proportion: with malignant ones alone the source would
+    tell the label, and nothing be left to learn from the pixels.
+    """
+    own = train[draw_epoch(pool.labels[train], per_positive, rng)]
+    if not pool.archive.any():
+        return own
+    malignant = np.flatnonzero(pool.archive & (pool.labels == 1))
+    benign = np.flatnonzero(pool.archive & (pool.labels == 0))
+    malignant = rng.choice(malignant, min(int(pool.labels[own].sum()), len(malignant)), replace=False)
+    benign = rng.choice(benign, max(1, min(len(benign), round(per_positive * len(malignant)))), replace=False)
+    return rng.permutation(np.concatenate([own, malignant, benign]))
