@@ -21,6 +21,7 @@ from train.archive_diagnoses import CLASSES, class_of
 from train.fitting import BACKBONE, augmented, fit, starting_network, unfreeze
 from train.lesions import Lesions, open_images
 from train.sampling import JoinedImages, draw_epoch, readable_images, training_batches
+from utils import say
 
 MODES = ("pretrain", "joint")
 #: What pretraining tells apart: malignant from benign, or the five classes.
@@ -29,7 +30,7 @@ LABELS = ("malignant", "classes")
 
 @dataclass(frozen=True)
 class Archive:
-    """The lesions of an archive folder that have a readable image; arrays of shape (rows,)."""
+    """The lesions of an archive folder that may be learned from; arrays of shape (rows,)."""
 
     isic_ids: np.ndarray
     labels: np.ndarray
@@ -40,29 +41,27 @@ class Archive:
 
 
 def read_archive(folder: Path, lesions: Lesions) -> Archive:
-    """The archive in ``folder``, as ``train.archives`` writes it.
+    """The archive in ``folder``, as ``train.archives`` writes it, without patients of ``lesions`` and unreadable images.
+
+    ISIC 2020 and SLICE-3D share patients, under the same ids.
 
     Raises:
-        InputError: the folder is wanting, holds one class only, or shares a lesion or a patient with ``lesions``.
+        InputError: the folder is wanting, or all lesions left are of one class.
     """
     path = folder / "train-metadata.csv"
     metadata = read_metadata(path, labelled=True)
     diagnoses = pd.read_csv(path, dtype="str")
     if "diagnosis" not in diagnoses:
         raise InputError(f"{path} has no column 'diagnosis'; make the folder with train.archives.")
-    for column, known in ((ID, lesions.isic_ids), (PATIENT, lesions.patients)):
-        shared = metadata[column].isin(set(known))
-        if shared.any():
-            raise InputError(
-                f"{path}: {column} {metadata.loc[shared, column].iloc[0]} is in --data too ({int(shared.sum())} such rows); "
-                "make the archive again with train.archives --competition DATA, or it would be learned from and reported."
-            )
+    known = metadata[ID].isin(set(lesions.isic_ids)) | metadata[PATIENT].isin(set(lesions.patients))
+    if known.any():
+        say(f"{int(known.sum()):,} archive lesions are of patients in --data, and are left out: those are reported")
     store = open_images(folder)
-    seen = readable_images(store, metadata[ID].to_numpy())
+    seen = readable_images(store, metadata[ID].to_numpy()) & ~known.to_numpy()
     labels = metadata[TARGET].to_numpy()[seen]
     if not 0 < labels.sum() < len(labels):
         raise InputError(
-            f"{folder} has {int(labels.sum())} malignant of {len(labels)} lesions with an image; both are needed."
+            f"{folder} has {int(labels.sum())} malignant of {len(labels)} lesions to learn from; both are needed."
         )
     classes = [CLASSES.index(class_of(word)) for word in diagnoses["diagnosis"].fillna("")[seen]]
     return Archive(metadata[ID].to_numpy()[seen], labels, np.array(classes), store, sha256_of(path))

@@ -155,11 +155,11 @@ def write_images(path: Path, rows: pd.DataFrame, texture: NDArray[np.float64], s
     ):
         for first, jpegs in _rendered(ids, numbers, texture, seed, jobs):
             for lesion, jpeg in zip(ids[first : first + CHUNK], jpegs, strict=True):
-                _write_scalar(file, lesion, jpeg)
+                write_scalar(file, lesion, jpeg)
             bar.update(len(jpegs))
 
 
-def _write_scalar(file: h5py.File, name: str, jpeg: bytes) -> None:
+def write_scalar(file: h5py.File, name: str, jpeg: bytes) -> None:
     """``file[name] = numpy.bytes_(jpeg)`` by h5py's low-level calls, which take a third of the time."""
     kind = h5py.h5t.C_S1.copy()
     kind.set_size(len(jpeg))
