@@ -318,7 +318,7 @@ def _lines(report: Mapping[str, Any]) -> Iterable[str]:
     if unlabelled:
         yield f"images without a row in the ground truth of these years: {_listed(unlabelled)}"
     if "2018" in report["years"] and "2019" not in report["years"] and report["years"]["2018"]["all"]["unknown"]:
-        yield "2018: AKIEC may be benign or malignant; ISIC_2019_Training_GroundTruth.csv tells which: use 2019 too, or --unknown"
+        yield "2018: AKIEC is benign or malignant; ISIC_2019_Training_GroundTruth.csv tells which: use 2019, or --unknown"
     shared = report["kept"]["lesions of persons in the competition"]
     if shared:
         yield f"{shared:,} lesions are of persons who are in the competition, too: keep a person on one side of a fold"
