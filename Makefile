@@ -4,7 +4,7 @@ VENV   ?= .venv
 RUN    := $(VENV)/bin/python
 DEMO   ?= demo
 
-.PHONY: demo test lint kernel bench clean
+.PHONY: demo test lint kernel bench archives-study clean
 
 # A virtual environment with the pinned packages; made again when the pins change.
 $(VENV)/installed: requirements.txt requirements-dev.txt
@@ -41,6 +41,18 @@ kernel: $(VENV)/installed
 # Measured figures of the tabular side on half a million made lesions; one JSON line each.
 bench: $(VENV)/installed
 	$(RUN) -m benchmarks.tabular --growth
+
+# What the earlier archives are worth to the network, on the images in DATA: hours on a CPU where DATA is the whole set.
+DATA          ?= data/isic-2024-challenge
+ARCHIVES      ?= data/isic-archives
+STUDY         ?= archives-study
+STUDY_NETWORK ?= --weights imagenet
+archives-study: $(VENV)/installed
+	$(RUN) -m train.archives --root $(ARCHIVES) --out $(STUDY)/archives --competition $(DATA)
+	$(RUN) -m train.folds --data $(DATA) --artifacts $(STUDY)/artifacts --holdout 0
+	$(RUN) -m train.tabular --data $(DATA) --artifacts $(STUDY)/artifacts
+	$(RUN) -m train.archives_study --data $(DATA) --artifacts $(STUDY)/artifacts --archives $(STUDY)/archives \
+	  --out $(STUDY)/trained $(STUDY_NETWORK)
 
 clean:
 	rm -rf $(DEMO) $(VENV)

@@ -153,8 +153,7 @@ def context_features(numbers: dict[str, np.ndarray], metadata: pd.DataFrame) -> 
         large = features[f"{group}_lesions"][:, None] >= SMALLEST_NORM
         scores = np.where(large, standard_scores(values, codes), 0.0)
         features |= {f"{name}_z_{group}": scores[:, i] for i, name in enumerate(names)}
-    large = features["patient_lesions"][:, None] >= SMALLEST_NORM
-    ranks = np.where(large, percentile_ranks(values, patient), 0.5)
+    ranks = percentile_ranks(values, patient, SMALLEST_NORM)
     features |= {f"{name}_rank_patient": ranks[:, i] for i, name in enumerate(names)}
     if all(name in names for name in OUTLIER_SPACE):
         points = np.column_stack([features[f"{name}_z_patient"] for name in OUTLIER_SPACE])

@@ -4,10 +4,14 @@ import shutil
 import pandas as pd
 import pytest
 
+from inference.dry_run import main as dry_run
 from inference.files import InputError, sha256_of
 from inference.schema import ID
 from train.archives_study import WAYS, as_markdown, compare, main, own_artifacts
+from train.folds import main as make_folds
+from train.fusion import main as train_fusion
 from train.manifest import read_manifest
+from train.tabular import main as train_tabular
 from utils import bootstrap_scores
 
 NETWORK = ["--weights", "none", "--image-size", "32", "--epochs", "1", "--batch-size", "16", "--archives-epochs", "1"]
@@ -100,3 +104,20 @@ def test_an_archive_folder_must_be_one(command, tmp_path):
     command[command.index("--archives") + 1] = str(tmp_path)
     with pytest.raises(InputError, match=r"has no train-metadata\.csv; make it with train\.archives"):
         main(command)
+
+
+def test_the_whole_pipeline_runs_on_an_archive_folder_by_itself(archive_folder, tmp_path):
+    """Folds, tabular, fusion, kernel and dry run, with the columns that an archive has."""
+    artifacts, parameters = tmp_path / "artifacts", tmp_path / "few_trees.json"
+    parameters.write_text('{"iterations": 20}')
+    where = ["--data", str(archive_folder), "--artifacts", str(artifacts)]
+    make_folds([*where, "--folds", "2", "--holdout", "0.25"])
+    train_tabular([*where, "--seeds", "1", "--params", str(parameters)])
+    train_fusion([*where, "--weights", "none", "--image-size", "32", "--epochs", "1", "--batch-size", "16"])
+    assert dry_run([*where, "--report", str(tmp_path / "report")]) == 0
+    features = read_manifest(artifacts)["tabular"]["features"]
+    assert {"age_approx", "sex", "anatom_site_general", "patient_lesions"} <= set(features)
+    assert not {"diagnosis", "source", "target", "lesion_id"} & set(features)  # they tell the label
+    run = json.loads((tmp_path / "report" / "run.json").read_text())
+    holdout = pd.read_csv(artifacts / "folds.csv").query("fold == -1")
+    assert run["scored by image"] == len(holdout)

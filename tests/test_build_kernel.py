@@ -7,7 +7,7 @@ from inference.build_kernel import ROOMS, ROOT, build, main
 from inference.files import InputError
 
 #: What the kernel may import besides the standard library: packages of the Kaggle image.
-KAGGLE_PACKAGES = {"catboost", "h5py", "keras", "numpy", "pandas", "tensorflow"}
+KAGGLE_PACKAGES = {"catboost", "h5py", "keras", "numpy", "pandas", "scipy", "tensorflow"}
 #: Parts of the standard library that could reach out of the kernel or run what they read.
 UNWANTED = {
     "ctypes",

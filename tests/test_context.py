@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference import context
-from inference.context import NEIGHBOURS, group_codes, group_sizes, outlier_scores, percentile_ranks, standard_scores
+from inference.context import (
+    NEIGHBOURS,
+    group_codes,
+    group_sizes,
+    groups_of,
+    outlier_scores,
+    percentile_ranks,
+    standard_scores,
+)
 
 
 def slow_score(value, group):
@@ -81,14 +89,19 @@ def test_a_constant_group_with_a_large_mean_has_no_spread():
     assert (standard_scores(values, np.zeros(1000, int)) == 0).all()
 
 
-def test_more_groups_than_16_bits_count_are_ranked_alike():
-    rng = np.random.default_rng(0)
-    values = rng.integers(0, 3, (66_000, 2)).astype(float)
-    codes = np.append(np.arange(65_900), rng.integers(0, 5, 100))
-    last = codes < 5
-    ranks = percentile_ranks(values, codes)
-    assert (ranks[~last] == 0.5).all()
-    assert np.array_equal(ranks[last], percentile_ranks(values[last], codes[last]))
+def test_small_groups_are_not_ranked():
+    values = np.array([[1.0], [math.nan], [2.0], [5.0], [4.0], [3.0]])
+    codes = np.array([0, 1, 0, 2, 2, 2])
+    ranks = percentile_ranks(values, codes, 3)
+    assert ranks[:3].tolist() == [[0.5], [0.5], [0.5]]
+    assert np.array_equal(ranks[3:], percentile_ranks(values[3:], np.zeros(3, int)))
+
+
+def test_groups_are_all_rows_of_those_large_enough():
+    codes = np.array([2, 0, 2, 1, 2, 1])
+    assert [rows.tolist() for rows in groups_of(codes, 2)] == [[3, 5], [0, 2, 4]]
+    assert [rows.tolist() for rows in groups_of(codes, 1)] == [[1], [3, 5], [0, 2, 4]]
+    assert list(groups_of(codes, 4)) == []
 
 
 def test_what_is_not_finite_has_no_rank_and_is_not_counted():
