@@ -4,7 +4,7 @@ VENV   ?= .venv
 RUN    := $(VENV)/bin/python
 DEMO   ?= demo
 
-.PHONY: demo test lint kernel bench archives-study clean
+.PHONY: demo test lint kernel data publish push submit score train-on-kaggle bench archives-study clean
 
 # A virtual environment with the pinned packages; made again when the pins change.
 $(VENV)/installed: requirements.txt requirements-dev.txt
@@ -38,18 +38,50 @@ lint: $(VENV)/installed
 kernel: $(VENV)/installed
 	$(RUN) -m inference.build_kernel
 
+# The round trip with Kaggle, by the official CLI in the name of whoever is logged in there. DRY=1 says what a step
+# would do; OPTIONS are those of its command, as --help tells them.
+DATA      ?= data/isic-2024-challenge
+ARTIFACTS ?= artifacts
+OUTPUT    ?= kaggle-output
+SOURCE    ?= dataset
+PART      ?= 1
+OPTIONS   ?=
+MESSAGE   ?=
+DRY_RUN   := $(if $(DRY),--dry-run)
+
+# The competition's five files; goes on where it was interrupted.
+data: $(VENV)/installed
+	$(RUN) -m round_trip.data --data $(DATA) $(OPTIONS) $(DRY_RUN)
+
+# The artifact folder as a private dataset: created the first time, a new version after that.
+publish: $(VENV)/installed
+	$(RUN) -m round_trip.publish --artifacts $(ARTIFACTS) $(OPTIONS) $(DRY_RUN)
+
+# kernel.py with the published artifacts, or with SOURCE=training those of train-on-kaggle; waits, fetches, checks.
+push: $(VENV)/installed
+	$(RUN) -m round_trip.push --data $(DATA) --output $(OUTPUT) --source $(SOURCE) --part $(PART) $(OPTIONS) $(DRY_RUN)
+
+submit: $(VENV)/installed
+	$(RUN) -m round_trip.submit --output $(OUTPUT) $(if $(MESSAGE),--message "$(MESSAGE)") $(OPTIONS) $(DRY_RUN)
+
+score: $(VENV)/installed
+	$(RUN) -m round_trip.submit --score $(DRY_RUN)
+
+# Training on Kaggle's GPUs, in parts of at most 11 hours: PART=2 goes on with what PART=1 left.
+train-on-kaggle: $(VENV)/installed
+	$(RUN) -m round_trip.train_there --part $(PART) $(OPTIONS) $(DRY_RUN)
+
 # Measured figures of the tabular side on half a million made lesions; one JSON line each.
 bench: $(VENV)/installed
 	$(RUN) -m benchmarks.tabular --growth
 
 # What the earlier archives are worth to the network, on the images in DATA: hours on a CPU where DATA is the whole set.
-DATA          ?= data/isic-2024-challenge
 ARCHIVES      ?= data/isic-archives
 STUDY         ?= archives-study
 STUDY_NETWORK ?= --weights imagenet
 archives-study: $(VENV)/installed
 	$(RUN) -m train.archives --root $(ARCHIVES) --out $(STUDY)/archives --competition $(DATA)
-	$(RUN) -m train.folds --data $(DATA) --artifacts $(STUDY)/artifacts --holdout 0
+	$(RUN) -m train.folds --data $(DATA) --artifacts $(STUDY)/artifacts --folds 3 --holdout 0
 	$(RUN) -m train.tabular --data $(DATA) --artifacts $(STUDY)/artifacts
 	$(RUN) -m train.archives_study --data $(DATA) --artifacts $(STUDY)/artifacts --archives $(STUDY)/archives \
 	  --out $(STUDY)/trained $(STUDY_NETWORK)

@@ -66,3 +66,13 @@ def archive_folder(tmp_path_factory):
     table = made[columns].assign(diagnosis=diagnosis, source="ISIC 2018", image_type="dermoscopic")
     table.to_csv(folder / "train-metadata.csv", index=False)
     return folder
+
+
+@pytest.fixture
+def eager():
+    """TensorFlow without graphs: a training of a few steps takes seconds where tracing ResNet50 takes many."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)

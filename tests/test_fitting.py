@@ -65,7 +65,7 @@ def test_the_source_moves_the_log_odds_outside_of_the_network_only():
     assert "archive" not in {tensor.name for tensor in network.inputs}
 
 
-def test_fitting_takes_the_inputs_it_needs_and_the_steps_it_was_given():
+def test_fitting_takes_the_inputs_it_needs_and_the_steps_it_was_given(eager):
     import tensorflow as tf
 
     rng = np.random.default_rng(1)

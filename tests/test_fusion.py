@@ -12,6 +12,7 @@ from inference.schema import ID, TARGET
 from train.fusion import fingerprint, main, parse
 
 SMALL = ["--weights", "none", "--image-size", "32", "--epochs", "1", "--batch-size", "16"]
+FEW = ["--negatives-per-positive", "1"]
 
 
 def command(data, artifacts, *more):
@@ -107,6 +108,47 @@ def test_image_alone_is_recorded_beside_the_fusion(trained, artifacts, monkeypat
     rate = alone.query("fold >= 0")[TARGET].mean()
     np.testing.assert_allclose(alone["log_odds"], np.log(rate / (1 - rate)), atol=1e-4)  # untrained: the base rate
     assert not list(artifacts.glob(".image*"))
+
+
+# Archives
+
+
+def test_lesions_of_an_archive_join_the_training(trained, artifacts, archive_folder, eager):
+    before = pd.read_csv(artifacts / "oof_fusion.csv")["log_odds"]
+    assert main(command(trained.data, artifacts, "--archives", str(archive_folder), "--archives-mode", "joint", *FEW)) == 0
+    after = pd.read_csv(artifacts / "oof_fusion.csv")["log_odds"]
+    assert np.isfinite(after).all()
+    assert (after != before).all()
+    network = json.loads((artifacts / "manifest.json").read_text())["network"]
+    assert network["training"]["archives_mode"] == "joint"
+    assert network["settings"]["inputs"] == ["crop", "tabular"]  # the kernel's network knows no source
+
+
+def test_a_pretrained_backbone_starts_every_fold(trained, artifacts, archive_folder, monkeypatch):
+    learned, started = build_network(32).get_layer("resnet50"), []
+
+    def pretrain(archive, weights, options):
+        assert len(archive.labels) == 40
+        learned.save_weights(weights)
+
+    def train(network, lesions, number, store, archive, options):
+        started.append(network.get_layer("resnet50").get_weights())
+        assert archive is None  # its lesions have taught already
+
+    monkeypatch.setattr("train.fusion.pretrain_backbone", pretrain)
+    monkeypatch.setattr("train.fusion.train_fold", train)
+    assert main(command(trained.data, artifacts, "--archives", str(archive_folder), "--archives-mode", "pretrain")) == 0
+    assert len(started) == 2
+    for weights in started:
+        for expected, found in zip(learned.get_weights(), weights, strict=True):
+            np.testing.assert_array_equal(expected, found)
+    assert not list(artifacts.glob(".fusion*"))
+
+
+@pytest.mark.parametrize("half", [["--archives", "folder"], ["--archives-mode", "joint"]])
+def test_archives_and_their_mode_go_together(half):
+    with pytest.raises(InputError, match=r"go together; give both or none \(modes: pretrain, joint\)"):
+        parse(["--data", "d", "--artifacts", "a", *half])
 
 
 # Bad input

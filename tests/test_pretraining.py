@@ -134,7 +134,7 @@ def test_a_small_archive_gives_what_it_has(lesions, archive, twin):
 
 
 @pytest.mark.parametrize("labels", ["malignant", "classes"])
-def test_the_backbone_learns_and_fits_into_the_fusion_network(archive, tmp_path, labels):
+def test_the_backbone_learns_and_fits_into_the_fusion_network(archive, eager, tmp_path, labels):
     path = tmp_path / "backbone.weights.h5"
     pretrain_backbone(archive, path, options(archives_labels=labels))
     network = build_network(32)

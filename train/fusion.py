@@ -212,8 +212,6 @@ def finish_fusion(options, settings, lesions: Lesions, log_odds, seen, kept: Pat
     trained = lesions.fold != HOLDOUT
     final = np.where(seen, log_odds, lesions.tabular)
     names = [f"fusion_fold{number}.weights.h5" for number in range(folds)]
-    for number, name in enumerate(names):
-        (kept / f"fold{number}.weights.h5").replace(options.artifacts / name)
     table = pd.DataFrame({ID: lesions.isic_ids, TARGET: lesions.labels, "fold": lesions.fold, "tabular": lesions.tabular})
     table = table.assign(log_odds=final, image_seen=seen.astype(int))
     write_csv(options.artifacts / "oof_fusion.csv", table[trained])
@@ -231,6 +229,8 @@ def finish_fusion(options, settings, lesions: Lesions, log_odds, seen, kept: Pat
         "trained_on": {"lesions": int(trained.sum()), "images": int((trained & lesions.has_image).sum())},
         "scores": {"pauc": pauc.value, "interval": [pauc.low, pauc.high], "gain": [gain.value, gain.low, gain.high]},
     }
+    for number, name in enumerate(names):
+        (kept / f"fold{number}.weights.h5").replace(options.artifacts / name)
     record_stage(options.artifacts, "network", content, [*names, "oof_fusion.csv"])
     say(format_table(results))
     say(
