@@ -27,14 +27,25 @@ def metadata(twin):
     return read_metadata(twin / "train-metadata.csv", labelled=True)
 
 
+def real_folder(name, variable, must_hold):
+    """A folder of real data: the one that ``variable`` names, else ../shared/data/``name`` beside the repository."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data" / name
+    folder = Path(os.environ.get(variable, beside))
+    if not (folder / must_hold).exists():
+        pytest.skip(f"there is no real data in {folder}; name its folder in {variable} to run this test")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def real_data():
-    """The real competition folder: ISIC_DATA, else ../shared/data/isic-2024-challenge beside the repository."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data" / "isic-2024-challenge"
-    folder = Path(os.environ.get("ISIC_DATA", beside))
-    if not (folder / "train-metadata.csv").is_file():
-        pytest.skip(f"there is no real data in {folder}; name the competition's folder in ISIC_DATA to run this test")
-    return folder
+    """The real competition folder."""
+    return real_folder("isic-2024-challenge", "ISIC_DATA", "train-metadata.csv")
+
+
+@pytest.fixture(scope="session")
+def real_archives():
+    """The folder of the real earlier archives."""
+    return real_folder("isic-archives", "ISIC_ARCHIVES", "2019")
 
 
 @pytest.fixture(scope="session")

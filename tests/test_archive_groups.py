@@ -1,6 +1,4 @@
 import io
-import os
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -242,13 +240,9 @@ def test_a_copy_that_cannot_stay_neither_stays_nor_contradicts():
 
 
 @pytest.fixture(scope="module")
-def real_images():
-    """The real images of 2018, whose lesions all differ: below ISIC_ARCHIVES, else ../shared/data/isic-archives."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data" / "isic-archives"
-    folder = Path(os.environ.get("ISIC_ARCHIVES", beside)) / "2018" / "ISIC2018_Task3_Training_Input"
-    if not folder.is_dir():
-        pytest.skip(f"there are no real images in {folder}; name the archives' folder in ISIC_ARCHIVES to run this test")
-    return sorted(folder.glob("*.jpg"))
+def real_images(real_archives):
+    """The real images of 2018, whose lesions all differ."""
+    return sorted((real_archives / "2018" / "ISIC2018_Task3_Training_Input").glob("*.jpg"))
 
 
 def test_real_copies_are_found_and_real_lesions_are_not_merged(real_images):

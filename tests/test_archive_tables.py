@@ -1,8 +1,6 @@
 import csv
 import json
-import os
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -55,16 +53,6 @@ SMALL = {  # official name -> content: every year, with the quirks of its files
         "PAT_9,881,20,,THIGH,ACK,PAT_9_881_1.png\n"
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def real_archives():
-    """The real archives: ISIC_ARCHIVES, else ../shared/data/isic-archives beside the repository."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data" / "isic-archives"
-    folder = Path(os.environ.get("ISIC_ARCHIVES", beside))
-    if not (folder / "2019").is_dir():
-        pytest.skip(f"there are no real archives in {folder}; name their folder in ISIC_ARCHIVES to run this test")
-    return folder
 
 
 @pytest.fixture
