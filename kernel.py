@@ -343,7 +343,8 @@ def standard_scores(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
     mean = _group_means(np.where(known, values, np.nan), codes)
     centred = np.where(known, values - mean, np.nan)
     # The second pass over the centred values keeps the variance exact where the mean is large beside it.
-    deviation = np.sqrt(_group_means(centred**2, codes))
+    with np.errstate(over="ignore"):  # of numbers that no scanner gives; their scores are 0
+        deviation = np.sqrt(_group_means(centred**2, codes))
     scale = np.abs(mean) * 1e-9 + 1e-9
     return np.where(known, np.where(deviation > scale, centred / np.maximum(deviation, scale), 0.0), np.nan)
 
