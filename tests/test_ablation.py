@@ -65,7 +65,7 @@ def test_the_command_writes_the_table_of_the_steps_asked_for(twin, metadata, par
         assert 0 <= low <= float(row[2]) <= high <= 0.2
     rows = f"60 lesions, {metadata[TARGET].sum()} malignant, 8 patients; 2 patient-grouped folds, split seeds 0, 1"
     assert rows in text
-    assert "--folds 2 --seeds 2 --split-seeds 0 1 --params" in text
+    assert "--folds 2 --seed 0 --seeds 2 --split-seeds 0 1 --params" in text
     assert "--steps 1 5 6" in text
 
 

@@ -159,6 +159,6 @@ def test_bad_input_is_refused_in_one_sentence(twin, artifacts, tmp_path, metadat
 
 
 def test_models_of_other_features_are_refused(twin, artifacts, tmp_path, monkeypatch):
-    monkeypatch.setattr("train.explain.build_features", lambda metadata: build_features(metadata).drop(columns="tbp_lv_H"))
+    monkeypatch.setattr("train.rows.build_features", lambda metadata: build_features(metadata).drop(columns="tbp_lv_H"))
     with pytest.raises(InputError, match="use 'tbp_lv_H', which this code does not make"):
         main(["--data", str(twin), "--artifacts", str(artifacts), "--out", str(tmp_path / "out")])

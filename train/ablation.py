@@ -74,7 +74,8 @@ def measure(step: Step, features: pd.DataFrame, labels: np.ndarray, folds: dict[
     columns = [name for name in features if step.columns(name)]
     log_odds, means = [], []
     for seed, fold in folds.items():
-        _, scores = cross_validate(features[columns], labels, fold, replace(step.recipe, seed=seed), progress=False)
+        recipe = replace(step.recipe, seed=step.recipe.seed + seed)
+        _, scores = cross_validate(features[columns], labels, fold, recipe, progress=False)
         log_odds.append(scores)
         means.append(fold_mean(labels, scores, fold)[0])
     return Measured(len(columns), log_odds, means, time.monotonic() - started)
@@ -138,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     table = bootstrap_scores(rows.labels, rows.patients, scores)
     command = f"python -m train.ablation --data DIR --out {options.out.name}"
-    for name in ("folds", "seeds", "split_seeds", "params", "negatives_per_positive", "steps"):
+    for name in ("folds", "seed", "seeds", "split_seeds", "params", "negatives_per_positive", "steps"):
         value = getattr(options, name)
         if value is not None:
             command += f" --{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list) else value}"

@@ -20,10 +20,9 @@ from catboost import CatBoostClassifier, CatBoostError, Pool
 from tqdm import tqdm
 
 from inference.artifacts import Manifest, checked_file, load_manifest
-from inference.features import build_features
 from inference.files import InputError, replacing
-from inference.schema import TARGET, TRAIN_ONLY, read_metadata
 from train.folds import HOLDOUT, read_folds
+from train.rows import read_rows
 from utils import add_data_options, add_seed_option, run_command, say, write_csv
 
 BARS, STRIPS = 25, 15
@@ -251,12 +250,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     manifest = load_manifest(options.artifacts)
     models = load_fold_models(options.artifacts, manifest)
-    metadata = read_metadata(options.data / "train-metadata.csv", labelled=True)
-    fold, labels = read_folds(options.artifacts, metadata), metadata[TARGET].to_numpy()
+    lesions = read_rows(options.data)
+    fold, labels = read_folds(options.artifacts, lesions.metadata), lesions.labels
     rows, weights = sample_rows(labels, options.rows, options.seed)
     names, categories = manifest["tabular"]["features"], manifest["tabular"]["categories"]
     # Of all rows, before any are drawn: a lesion's features rest on the patient's other lesions.
-    features = build_features(metadata.drop(columns=list(TRAIN_ONLY), errors="ignore"))
+    features = lesions.features
     unknown = [name for name in names if name not in features]
     if unknown:
         raise InputError(

@@ -20,7 +20,7 @@ from inference.schema import ID, PATIENT, TARGET, read_metadata
 from train.archive_diagnoses import CLASSES, class_of
 from train.fitting import BACKBONE, augmented, fit, starting_network, unfreeze
 from train.lesions import Lesions, open_images
-from train.sampling import JoinedImages, draw_epoch, readable_images, training_batches
+from train.sampling import JoinedImages, draw_epoch, negatives_drawn, readable_images, training_batches
 from utils import say
 
 MODES = ("pretrain", "joint")
@@ -149,5 +149,6 @@ def draw_pool(pool: Pool, train: np.ndarray, per_positive: float, rng: np.random
     malignant = np.flatnonzero(pool.archive & (pool.labels == 1))
     benign = np.flatnonzero(pool.archive & (pool.labels == 0))
     malignant = rng.choice(malignant, min(int(pool.labels[own].sum()), len(malignant)), replace=False)
-    benign = rng.choice(benign, max(1, min(len(benign), round(per_positive * len(malignant)))), replace=False)
+    drawn = negatives_drawn(pool.labels[np.concatenate([malignant, benign])], per_positive)
+    benign = rng.choice(benign, drawn, replace=False)
     return rng.permutation(np.concatenate([own, malignant, benign]))

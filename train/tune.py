@@ -235,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Searches, confirms, and writes the parameter file and the table of trials."""
     parser = argparse.ArgumentParser(
         description="Optuna search of CatBoost's parameters -> a file for train.tabular --params. "
-        "The same command continues an interrupted search."
+        "Trials have one model per fold, the confirmation --seeds. The same command continues an interrupted search."
     )
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="competition folder to read")
     parser.add_argument(
