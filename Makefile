@@ -4,7 +4,7 @@ VENV   ?= .venv
 RUN    := $(VENV)/bin/python
 DEMO   ?= demo
 
-.PHONY: demo test lint kernel data publish push submit score train-on-kaggle bench archives-study clean
+.PHONY: demo test lint kernel data publish push submit score train-on-kaggle bench archives-study imbalance-study clean
 
 # A virtual environment with the pinned packages; made again when the pins change.
 $(VENV)/installed: requirements.txt requirements-dev.txt
@@ -71,9 +71,10 @@ score: $(VENV)/installed
 train-on-kaggle: $(VENV)/installed
 	$(RUN) -m round_trip.train_there --part $(PART) $(OPTIONS) $(DRY_RUN)
 
-# Measured figures of the tabular side on half a million made lesions; one JSON line each.
+# Measured figures, one JSON line each: the tabular side on half a million made lesions, the fitting of the network.
 bench: $(VENV)/installed
 	$(RUN) -m benchmarks.tabular --growth
+	$(RUN) -m benchmarks.training
 
 # What the earlier archives are worth to the network, on the images in DATA: hours on a CPU where DATA is the whole set.
 ARCHIVES      ?= data/isic-archives
@@ -85,6 +86,10 @@ archives-study: $(VENV)/installed
 	$(RUN) -m train.tabular --data $(DATA) --artifacts $(STUDY)/artifacts
 	$(RUN) -m train.archives_study --data $(DATA) --artifacts $(STUDY)/artifacts --archives $(STUDY)/archives \
 	  --out $(STUDY)/trained $(STUDY_NETWORK)
+
+# What is best done about rare malignant lesions, with the folds and tabular scores in ARTIFACTS.
+imbalance-study: $(VENV)/installed
+	$(RUN) -m train.imbalance_study --data $(DATA) --artifacts $(ARTIFACTS) --out $(STUDY) $(STUDY_NETWORK)
 
 clean:
 	rm -rf $(DEMO) $(VENV)

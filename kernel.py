@@ -1,7 +1,7 @@
 """ISIC 2024 (SLICE-3D) submission kernel: CatBoost on the metadata, ResNet50 on the crop, one submission.csv.
 
 Built by `python -m inference.build_kernel` from the files of inference/ in this order:
-files.py, schema.py, context.py, features.py, artifacts.py, tabular.py, images.py, network.py, submission.py.
+files.py, schema.py, context.py, features.py, artifacts.py, tabular.py, images.py, network.py, combination.py, submission.py.
 Edit those and build again; a test compares. The file needs the Kaggle image, the competition's files and one artifact
 folder written by this project's training; it opens no network connection. On Kaggle it is run without arguments:
 
@@ -33,6 +33,7 @@ import h5py
 import numpy as np
 import pandas as pd
 from catboost import CatBoostClassifier, CatBoostError, Pool
+from scipy.special import logit
 from scipy.stats import rankdata
 
 if TYPE_CHECKING:
@@ -621,7 +622,7 @@ def finite_float32(values: np.ndarray) -> np.ndarray:
 
 MANIFEST = "manifest.json"
 #: Raised by one whenever a kernel of the older format could not read the newer.
-FORMAT = "slice-3d-fusion/1"
+FORMAT = "slice-3d-fusion/2"
 
 Manifest = dict[str, Any]
 
@@ -852,6 +853,8 @@ between Keras versions.
 # submission even where they cannot be imported. These settings are read at that first import.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# By itself TensorFlow uses oneDNN only where the processor has AVX-512; it is several times faster without that, too.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 # One network after another is traced, by design; TensorFlow would warn of it on every fold.
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
@@ -867,6 +870,7 @@ def build_network(
     tabular_mean: float = 0.0,
     tabular_std: float = 1.0,
     head_units: int = 64,
+    head_dropout: float = 0.2,
     base_log_odds: float = 0.0,
     backbone_weights: str | None = None,
 ) -> keras.Model:
@@ -874,10 +878,11 @@ def build_network(
 
     Args:
         image_size: width and height of the crops, pixels; at least 32.
-        inputs: ("crop", "tabular") for the fusion; ("crop",) for the image alone.
+        inputs: ("crop", "tabular") for the fusion; ("crop",) for the image alone; ("tabular",) for the opinion alone.
         tabular_mean: mean of the tabular log-odds in training, for the head's copy of it.
         tabular_std: their standard deviation.
         head_units: width of the head.
+        head_dropout: share of the head that rests in each training step.
         base_log_odds: where the image alone starts: the log-odds of the prevalence. The fusion starts from the tabular
             score and ignores it.
         backbone_weights: None for random weights, "imagenet", or the path of a ResNet50 weights file without its top.
@@ -894,30 +899,39 @@ def build_network(
 
     if image_size < SMALLEST_IMAGE:
         raise InputError(f"image size {image_size} is too small for ResNet50; use at least {SMALLEST_IMAGE}.")
-    crop = keras.Input((image_size, image_size, 3), name="crop", dtype="uint8")
-    pixels = layers.Rescaling(1.0, name="float_pixels")(crop)
-    bgr = keras.ops.flip(pixels, axis=-1)
-    centred = layers.Rescaling(1.0, offset=[-mean for mean in IMAGENET_MEAN_BGR], name="less_imagenet_mean")(bgr)
-    backbone = keras.applications.ResNet50(
-        include_top=False, weights=backbone_weights, input_shape=(image_size, image_size, 3), pooling="avg", name="resnet50"
-    )
-    seen = backbone(centred)
-    start = keras.initializers.Constant(0.0 if "tabular" in inputs else base_log_odds)
-    tabular = keras.Input((1,), name="tabular", dtype="float32")
-    if "tabular" in inputs:
-        opinion = layers.Rescaling(1.0 / tabular_std, offset=-tabular_mean / tabular_std, name="standardised_opinion")(
-            tabular
+    asked, seen = {}, []
+    if "crop" in inputs:
+        asked["crop"] = keras.Input((image_size, image_size, 3), name="crop", dtype="uint8")
+        pixels = layers.Rescaling(1.0, name="float_pixels", dtype="float32")(asked["crop"])
+        bgr = keras.ops.flip(pixels, axis=-1)
+        mean = [-level for level in IMAGENET_MEAN_BGR]
+        centred = layers.Rescaling(1.0, offset=mean, name="less_imagenet_mean", dtype="float32")(bgr)
+        backbone = keras.applications.ResNet50(
+            include_top=False,
+            weights=backbone_weights,
+            # Named here: Keras would count its inputs, and weights files keep the name.
+            input_tensor=keras.Input((image_size, image_size, 3), name="centred_pixels"),
+            pooling="avg",
+            name="resnet50",
         )
-        seen = layers.Concatenate(name="crop_and_opinion")([seen, opinion])
-    hidden = layers.Dense(head_units, activation="relu", name="head")(seen)
-    hidden = layers.Dropout(0.2, name="head_dropout")(hidden)
+        seen.append(backbone(centred))
+    if "tabular" in inputs:
+        asked["tabular"] = keras.Input((1,), name="tabular", dtype="float32")
+        offset = -tabular_mean / tabular_std
+        standardised = layers.Rescaling(1.0 / tabular_std, offset=offset, name="standardised_opinion", dtype="float32")
+        seen.append(standardised(asked["tabular"]))
+    # The head computes in float32 whatever the backbone does: its small corrections would drown in half precision.
+    joined = layers.Concatenate(name="crop_and_opinion", dtype="float32")(seen) if len(seen) > 1 else seen[0]
+    hidden = layers.Dense(head_units, activation="relu", name="head", dtype="float32")(joined)
+    hidden = layers.Dropout(head_dropout, name="head_dropout", dtype="float32")(hidden)
+    start = keras.initializers.Constant(0.0 if "tabular" in inputs else base_log_odds)
     correction = layers.Dense(1, kernel_initializer="zeros", bias_initializer=start, dtype="float32", name="correction")(
         hidden
     )
     if "tabular" not in inputs:
-        return keras.Model({"crop": crop}, correction, name="image_alone")
-    log_odds = layers.Add(dtype="float32", name="log_odds")([tabular, correction])
-    return keras.Model({"crop": crop, "tabular": tabular}, log_odds, name="fusion")
+        return keras.Model(asked, correction, name="image_alone")
+    log_odds = layers.Add(dtype="float32", name="log_odds")([asked["tabular"], correction])
+    return keras.Model(asked, log_odds, name="fusion" if "crop" in inputs else "opinion_alone")
 
 
 def load_network(settings: dict, weights: Path) -> keras.Model:
@@ -964,6 +978,48 @@ def network_log_odds(
 
 
 # ===========================================================================================================================
+# inference/combination.py
+# ===========================================================================================================================
+
+"""How the tabular and the fusion log-odds become one score: as training found best out of fold, and the manifest says."""
+
+
+#: The fusion networks alone; the mean of both ranks; weights for both log-odds.
+FUSION_ALONE, RANK_AVERAGE, BLEND = "fusion", "rank average", "blend"
+COMBINATIONS = (FUSION_ALONE, RANK_AVERAGE, BLEND)
+
+
+def combine(how: dict[str, Any], tabular: np.ndarray, fusion: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """One score per lesion.
+
+    Args:
+        how: "kind" is one of ``COMBINATIONS``; a blend has "intercept" and the weights "tabular" and "fusion" beside it.
+        tabular: tabular log-odds, shape (rows,).
+        fusion: mean log-odds of the fusion networks, shape (rows,); read where ``seen`` only.
+        seen: whether a network has seen the lesion's image, bool of shape (rows,).
+
+    Returns:
+        Shape (rows,), float64: log-odds, on one scale for lesions with and without an image. An average of ranks depends on
+        the rows that it is made of; it comes as the logit of the average rank.
+
+    Raises:
+        InputError: ``how`` is none of these.
+    """
+    single = np.where(seen, fusion, tabular)
+    kind = how.get("kind")
+    if kind == FUSION_ALONE:
+        return single
+    if kind == RANK_AVERAGE:
+        return logit((rankdata(tabular) + rankdata(single)) / (2 * (len(single) + 1)))
+    if kind == BLEND:
+        blended = how["intercept"] + how["tabular"] * tabular + how["fusion"] * single
+        return np.where(seen, blended, tabular)
+    raise InputError(
+        f"the manifest combines the scores by {kind!r}, this code knows {', '.join(COMBINATIONS)}; train again."
+    )
+
+
+# ===========================================================================================================================
 # inference/submission.py
 # ===========================================================================================================================
 
@@ -972,7 +1028,7 @@ def network_log_odds(
 1. Find the competition folder and the artifact folder.   Without them there is nothing to do: exit 2.
 2. Score every lesion by its metadata (CatBoost).         Without one usable model: exit 2.
 3. Write that as submission.csv.                          From here on nothing can come home empty-handed.
-4. Let the networks correct the lesions whose crop can be read; the others keep the tabular score.
+4. Let the networks correct the lesions whose crop can be read; the others keep the tabular score. Combine both scores.
 5. Write the final submission.csv, and run.json: what was scored how, what fell back and why, versions, seconds.
 """
 
@@ -1054,7 +1110,8 @@ def score_folder(options: argparse.Namespace) -> None:
     run.say(f"{len(order):,} lesions have their tabular score; {options.output} is written and can only get better")
     run.finish("tabular")
 
-    final, seen = correct_by_image(rows, tabular, competition, artifacts, manifest, options.batch_size, run)
+    corrected, seen = correct_by_image(rows, tabular, competition, artifacts, manifest, options.batch_size, run)
+    final = combine_scores(tabular, corrected, seen, manifest, run)
     run.finish("images")
     write_submission(options.output, order, rows[ID], final, manifest)
     if options.scores:
@@ -1180,6 +1237,20 @@ def correct_by_image(
     if unseen:
         run.fall_back("lesions without image score", unseen, f"{unseen:,} of {len(rows):,} keep their tabular score.")
     return final, seen
+
+
+def combine_scores(tabular: np.ndarray, corrected: np.ndarray, seen: np.ndarray, manifest: Manifest, run: Run) -> np.ndarray:
+    """The final score of every lesion, float64 (rows,): tabular and corrected log-odds as the manifest combines them."""
+    if not seen.any():
+        return tabular
+    try:
+        how = manifest["network"]["combination"]
+        final = combine(how, tabular, corrected, seen)
+    except (InputError, LookupError, TypeError) as error:
+        run.fall_back("networks alone", int(seen.sum()), f"the scores could not be combined: {error}")
+        return corrected
+    run.facts["combination"] = how["kind"]
+    return final
 
 
 def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> list:

@@ -10,7 +10,6 @@ busy or slow machine changes less than the seconds.
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmarks.report import progress, report
 from inference.context import group_codes, percentile_ranks, standard_scores
 from inference.features import CONTEXT, SITE, build_features, engineered_features
 from inference.files import InputError
@@ -32,7 +32,7 @@ from inference.tabular import tabular_log_odds
 from train.cross_validation import categories_of, train_model
 from train.recipe import PARAMETERS
 from train.synthetic import LESIONS, PATIENTS, PREVALENCE, make_tables
-from utils import add_seed_option, run_command, say
+from utils import add_seed_option, run_command
 
 TEST_LESIONS = 511_474
 #: Rows that the models are trained on: how long a model takes to score hangs on its trees, not on what they have seen.
@@ -54,22 +54,22 @@ def main(arguments: list[str] | None = None) -> int:
         raise InputError("--lesions must be 500 or more, --models and --trees 1 or more.")
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.pkl"
-        _progress(f"making {options.lesions} lesions")
+        progress(f"making {options.lesions} lesions")
         _alone(write_rows, rows, options.lesions, options.seed)
-        _progress("features")
+        progress("features")
         features = _alone(measure_features, rows)
-        _progress("standard scores and ranks, here and by pandas")
+        progress("standard scores and ranks, here and by pandas")
         context = _alone(measure_context, rows)
         _report("features", features["seconds"], "s", "pandas scores and ranks", context["pandas"], options.lesions)
         _report("scores and ranks", context["arrays"], "s", "pandas scores and ranks", context["pandas"], options.lesions)
         _report("memory", features["peak"], "GB", "the metadata in memory", features["metadata"], options.lesions)
-        _progress(f"training {options.models} models, then their scores")
+        progress(f"training {options.models} models, then their scores")
         scores = _alone(measure_scores, rows, options.models, options.trees)
         _report("scores", scores["seconds"], "s", "features", scores["features"], options.lesions)
         if options.growth:
             seconds = []
             for lesions in GROWTH:
-                _progress(f"features of {lesions} lesions")
+                progress(f"features of {lesions} lesions")
                 _alone(write_rows, rows, lesions, options.seed)
                 seconds.append(_alone(measure_features, rows)["seconds"])
             exponent = growth_exponent(GROWTH, seconds)
@@ -156,12 +156,7 @@ def _alone(work: Callable, *arguments: Any) -> Any:
 
 
 def _report(name: str, value: float, unit: str, ratio_to: str, reference: float, lesions: int) -> None:
-    line = {"benchmark": f"tabular {name}", "lesions": lesions, "value": round(value, 4), "unit": unit}
-    say(json.dumps(line | {"ratio_to": ratio_to, "ratio": round(value / reference, 4), "target": TARGETS.get(name)}))
-
-
-def _progress(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    report(f"tabular {name}", value, {"lesions": lesions, "unit": unit}, ratio_to, reference, TARGETS.get(name))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from inference.files import InputError, sha256_of
 
 MANIFEST = "manifest.json"
 #: Raised by one whenever a kernel of the older format could not read the newer.
-FORMAT = "slice-3d-fusion/1"
+FORMAT = "slice-3d-fusion/2"
 
 Manifest = dict[str, Any]
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 # submission even where they cannot be imported. These settings are read at that first import.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# By itself TensorFlow uses oneDNN only where the processor has AVX-512; it is several times faster without that, too.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 # One network after another is traced, by design; TensorFlow would warn of it on every fold.
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
@@ -41,6 +43,7 @@ def build_network(
     tabular_mean: float = 0.0,
     tabular_std: float = 1.0,
     head_units: int = 64,
+    head_dropout: float = 0.2,
     base_log_odds: float = 0.0,
     backbone_weights: str | None = None,
 ) -> keras.Model:
@@ -48,10 +51,11 @@ def build_network(
 
     Args:
         image_size: width and height of the crops, pixels; at least 32.
-        inputs: ("crop", "tabular") for the fusion; ("crop",) for the image alone.
+        inputs: ("crop", "tabular") for the fusion; ("crop",) for the image alone; ("tabular",) for the opinion alone.
         tabular_mean: mean of the tabular log-odds in training, for the head's copy of it.
         tabular_std: their standard deviation.
         head_units: width of the head.
+        head_dropout: share of the head that rests in each training step.
         base_log_odds: where the image alone starts: the log-odds of the prevalence. The fusion starts from the tabular
             score and ignores it.
         backbone_weights: None for random weights, "imagenet", or the path of a ResNet50 weights file without its top.
@@ -68,30 +72,39 @@ def build_network(
 
     if image_size < SMALLEST_IMAGE:
         raise InputError(f"image size {image_size} is too small for ResNet50; use at least {SMALLEST_IMAGE}.")
-    crop = keras.Input((image_size, image_size, 3), name="crop", dtype="uint8")
-    pixels = layers.Rescaling(1.0, name="float_pixels")(crop)
-    bgr = keras.ops.flip(pixels, axis=-1)
-    centred = layers.Rescaling(1.0, offset=[-mean for mean in IMAGENET_MEAN_BGR], name="less_imagenet_mean")(bgr)
-    backbone = keras.applications.ResNet50(
-        include_top=False, weights=backbone_weights, input_shape=(image_size, image_size, 3), pooling="avg", name="resnet50"
-    )
-    seen = backbone(centred)
-    start = keras.initializers.Constant(0.0 if "tabular" in inputs else base_log_odds)
-    tabular = keras.Input((1,), name="tabular", dtype="float32")
-    if "tabular" in inputs:
-        opinion = layers.Rescaling(1.0 / tabular_std, offset=-tabular_mean / tabular_std, name="standardised_opinion")(
-            tabular
+    asked, seen = {}, []
+    if "crop" in inputs:
+        asked["crop"] = keras.Input((image_size, image_size, 3), name="crop", dtype="uint8")
+        pixels = layers.Rescaling(1.0, name="float_pixels", dtype="float32")(asked["crop"])
+        bgr = keras.ops.flip(pixels, axis=-1)
+        mean = [-level for level in IMAGENET_MEAN_BGR]
+        centred = layers.Rescaling(1.0, offset=mean, name="less_imagenet_mean", dtype="float32")(bgr)
+        backbone = keras.applications.ResNet50(
+            include_top=False,
+            weights=backbone_weights,
+            # Named here: Keras would count its inputs, and weights files keep the name.
+            input_tensor=keras.Input((image_size, image_size, 3), name="centred_pixels"),
+            pooling="avg",
+            name="resnet50",
         )
-        seen = layers.Concatenate(name="crop_and_opinion")([seen, opinion])
-    hidden = layers.Dense(head_units, activation="relu", name="head")(seen)
-    hidden = layers.Dropout(0.2, name="head_dropout")(hidden)
+        seen.append(backbone(centred))
+    if "tabular" in inputs:
+        asked["tabular"] = keras.Input((1,), name="tabular", dtype="float32")
+        offset = -tabular_mean / tabular_std
+        standardised = layers.Rescaling(1.0 / tabular_std, offset=offset, name="standardised_opinion", dtype="float32")
+        seen.append(standardised(asked["tabular"]))
+    # The head computes in float32 whatever the backbone does: its small corrections would drown in half precision.
+    joined = layers.Concatenate(name="crop_and_opinion", dtype="float32")(seen) if len(seen) > 1 else seen[0]
+    hidden = layers.Dense(head_units, activation="relu", name="head", dtype="float32")(joined)
+    hidden = layers.Dropout(head_dropout, name="head_dropout", dtype="float32")(hidden)
+    start = keras.initializers.Constant(0.0 if "tabular" in inputs else base_log_odds)
     correction = layers.Dense(1, kernel_initializer="zeros", bias_initializer=start, dtype="float32", name="correction")(
         hidden
     )
     if "tabular" not in inputs:
-        return keras.Model({"crop": crop}, correction, name="image_alone")
-    log_odds = layers.Add(dtype="float32", name="log_odds")([tabular, correction])
-    return keras.Model({"crop": crop, "tabular": tabular}, log_odds, name="fusion")
+        return keras.Model(asked, correction, name="image_alone")
+    log_odds = layers.Add(dtype="float32", name="log_odds")([asked["tabular"], correction])
+    return keras.Model(asked, log_odds, name="fusion" if "crop" in inputs else "opinion_alone")
 
 
 def load_network(settings: dict, weights: Path) -> keras.Model:

@@ -3,7 +3,7 @@
 1. Find the competition folder and the artifact folder.   Without them there is nothing to do: exit 2.
 2. Score every lesion by its metadata (CatBoost).         Without one usable model: exit 2.
 3. Write that as submission.csv.                          From here on nothing can come home empty-handed.
-4. Let the networks correct the lesions whose crop can be read; the others keep the tabular score.
+4. Let the networks correct the lesions whose crop can be read; the others keep the tabular score. Combine both scores.
 5. Write the final submission.csv, and run.json: what was scored how, what fell back and why, versions, seconds.
 """
 
@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from inference.artifacts import FORMAT, MANIFEST, Manifest, checked_file, load_manifest
+from inference.combination import combine
 from inference.features import build_features
 from inference.files import InputError, replacing
 from inference.images import ImageStore, find_images, image_batches
@@ -108,7 +109,8 @@ def score_folder(options: argparse.Namespace) -> None:
     run.say(f"{len(order):,} lesions have their tabular score; {options.output} is written and can only get better")
     run.finish("tabular")
 
-    final, seen = correct_by_image(rows, tabular, competition, artifacts, manifest, options.batch_size, run)
+    corrected, seen = correct_by_image(rows, tabular, competition, artifacts, manifest, options.batch_size, run)
+    final = combine_scores(tabular, corrected, seen, manifest, run)
     run.finish("images")
     write_submission(options.output, order, rows[ID], final, manifest)
     if options.scores:
@@ -234,6 +236,20 @@ def correct_by_image(
     if unseen:
         run.fall_back("lesions without image score", unseen, f"{unseen:,} of {len(rows):,} keep their tabular score.")
     return final, seen
+
+
+def combine_scores(tabular: np.ndarray, corrected: np.ndarray, seen: np.ndarray, manifest: Manifest, run: Run) -> np.ndarray:
+    """The final score of every lesion, float64 (rows,): tabular and corrected log-odds as the manifest combines them."""
+    if not seen.any():
+        return tabular
+    try:
+        how = manifest["network"]["combination"]
+        final = combine(how, tabular, corrected, seen)
+    except (InputError, LookupError, TypeError) as error:
+        run.fall_back("networks alone", int(seen.sum()), f"the scores could not be combined: {error}")
+        return corrected
+    run.facts["combination"] = how["kind"]
+    return final
 
 
 def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> list:

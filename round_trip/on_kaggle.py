@@ -27,7 +27,7 @@ from typing import Any
 from inference.artifacts import MANIFEST, checked_file, load_manifest
 from inference.files import InputError
 from inference.submission import versions
-from train import folds, fusion, tabular
+from train import folds, fusion, fusion_options, tabular
 from train.manifest import read_manifest
 from utils import say, write_json
 
@@ -138,7 +138,7 @@ def train(data: Path, working: Path, settings: dict[str, list[str]]) -> None:
     if "tabular" not in done:
         tabular.main([*where, *settings["tabular"]])
     if "network" not in done:
-        fusion.main([*where, *settings["fusion"]])
+        fusion.main([*where, "--logs", str(working / "logs"), *settings["fusion"]])
 
 
 def main(settings: dict[str, list[str]], hours: float, arguments: list[str] | None = None) -> int:
@@ -162,7 +162,7 @@ def main(settings: dict[str, list[str]], hours: float, arguments: list[str] | No
         take_over(before, working, settings)
     settings_there = settings | {"fusion": [*settings["fusion"], *attached_weights(root)]}
     # A wrong option of the last stage is told now, not after an hour of CatBoost.
-    fusion.parse(["--data", str(data), "--artifacts", str(working), *settings_there["fusion"]])
+    fusion_options.parse(["--data", str(data), "--artifacts", str(working), *settings_there["fusion"]])
     say(f"competition {data}, {hours:g} hours, " + ", ".join(f"{name} {version}" for name, version in versions().items()))
     trouble = ""
     try:

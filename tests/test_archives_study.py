@@ -1,13 +1,14 @@
 import json
-import shutil
 
 import pandas as pd
 import pytest
+from test_comparison import pretend, without_networks
 
 from inference.dry_run import main as dry_run
 from inference.files import InputError, sha256_of
 from inference.schema import ID
-from train.archives_study import WAYS, as_markdown, compare, main, own_artifacts
+from train.archives_study import WAYS, main
+from train.comparison import as_markdown, compare
 from train.folds import main as make_folds
 from train.fusion import main as train_fusion
 from train.manifest import read_manifest
@@ -18,26 +19,18 @@ NETWORK = ["--weights", "none", "--image-size", "32", "--epochs", "1", "--batch-
 
 
 @pytest.fixture
-def command(trained, archive_folder, tmp_path):
+def artifacts(twin, tmp_path):
+    return without_networks(twin, tmp_path / "artifacts")
+
+
+@pytest.fixture
+def command(twin, artifacts, archive_folder, tmp_path):
     """A study's command line."""
-    where = ["--data", str(trained.data), "--artifacts", str(trained.artifacts), "--archives", str(archive_folder)]
+    where = ["--data", str(twin), "--artifacts", str(artifacts), "--archives", str(archive_folder)]
     return [*where, "--out", str(tmp_path / "study")]
 
 
-def pretend(monkeypatch, asked):
-    """Puts a training in place of the real one that writes scores shifted by the number of trainings so far."""
-
-    def train(arguments):
-        asked.append(arguments)
-        folder = arguments[arguments.index("--artifacts") + 1]
-        oof = pd.read_csv(f"{folder}/oof_tabular.csv").rename(columns={"log_odds": "tabular"})
-        oof = oof.assign(log_odds=oof["tabular"] + oof["target"] * len(asked), image_seen=(oof.index != 3).astype(int))
-        oof.to_csv(f"{folder}/oof_fusion.csv", index=False)
-
-    monkeypatch.setattr("train.archives_study.train_fusion", train)
-
-
-def test_three_trainings_on_the_same_folds_make_the_table(command, trained, archive_folder, tmp_path, monkeypatch, capsys):
+def test_three_trainings_on_the_same_folds_make_the_table(command, artifacts, archive_folder, tmp_path, monkeypatch, capsys):
     asked = []
     pretend(monkeypatch, asked)
     assert main([*command, *NETWORK]) == 0
@@ -49,10 +42,11 @@ def test_three_trainings_on_the_same_folds_make_the_table(command, trained, arch
     assert all(arguments[-len(NETWORK) :] == NETWORK for arguments in asked)
     for way in WAYS:
         for name in ("folds.csv", "oof_tabular.csv"):
-            assert sha256_of(study / way / name) == sha256_of(trained.artifacts / name)
+            assert sha256_of(study / way / name) == sha256_of(artifacts / name)
     text = (study / "archives.md").read_text()
     rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")][2:]
     assert rows == ["tabular alone", "none", "pretrain", "joint"]
+    assert "| archives | pAUC | 95 % interval | less without, paired | minutes |" in text.splitlines()
     assert "less without archives: pretrain +" in capsys.readouterr().out.splitlines()[-1]
     main([*command, *NETWORK])  # all is kept
     assert len(asked) == 3
@@ -60,27 +54,19 @@ def test_three_trainings_on_the_same_folds_make_the_table(command, trained, arch
         main([*command, *NETWORK, "--seed", "3"])
 
 
-def test_the_table_is_of_lesions_that_a_network_has_seen(command, trained, tmp_path, monkeypatch):
+def test_the_table_is_of_lesions_that_a_network_has_seen(command, artifacts, tmp_path, monkeypatch):
     pretend(monkeypatch, [])
     main([*command, *NETWORK])
     folders = {way: tmp_path / "study" / way for way in WAYS}
-    folds = pd.read_csv(trained.artifacts / "folds.csv").set_index(ID)
-    table, seen = compare(folders, folds["patient_id"])
+    folds = pd.read_csv(artifacts / "folds.csv").set_index(ID)
+    table = compare(folders)
     oof = pd.read_csv(folders["joint"] / "oof_fusion.csv").drop(3)
-    assert seen == len(oof) == table.rows
+    assert len(oof) == table.rows
     expected = bootstrap_scores(oof["target"], folds["patient_id"].loc[oof[ID]], {"joint": oof["log_odds"]})
     assert table.scores["joint"] == expected.scores["joint"]
-    text = as_markdown(table, dict.fromkeys(WAYS, 90.0))
+    text = as_markdown(table, dict.fromkeys(WAYS, 90.0), label="archives", against="without")
     gain = table.difference("joint", "none")
     assert f"| {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] | 1.5 |" in text.splitlines()[-1]
-
-
-def test_artifacts_of_another_training_are_not_mixed_in(trained, tmp_path):
-    other = shutil.copytree(trained.artifacts, tmp_path / "other")
-    own_artifacts(trained.artifacts, tmp_path / "own")
-    (tmp_path / "own" / "folds.csv").write_text("other")
-    with pytest.raises(InputError, match=r"own/folds\.csv is from another training .*give another --out"):
-        own_artifacts(other, tmp_path / "own")
 
 
 @pytest.mark.parametrize("more", [["--archives-mode", "joint"], ["--inputs", "image"]])

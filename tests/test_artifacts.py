@@ -29,9 +29,9 @@ def test_a_file_that_is_named_and_unchanged_is_given(folder):
         (b"", "is not JSON"),
         (b"\xff\xfe{", "is not JSON"),
         (b"[]", "is of format None"),
-        (b'"slice-3d-fusion/1"', "is of format None"),
+        (b'"slice-3d-fusion/2"', "is of format None"),
         (b"{}", "is of format None"),
-        (b'{"format": "slice-3d-fusion/2"}', r"is of format 'slice-3d-fusion/2', this code reads 'slice-3d-fusion/1'"),
+        (b'{"format": "slice-3d-fusion/3"}', r"is of format 'slice-3d-fusion/3', this code reads 'slice-3d-fusion/2'"),
     ],
 )
 def test_no_json_and_other_formats_are_refused_in_one_sentence(folder, content, sentence):

@@ -27,6 +27,17 @@ def test_the_tabular_benchmark_prints_one_json_line_per_figure():
     assert figures["tabular memory"]["value"] < 3
 
 
+def test_the_training_benchmark_compares_the_feed_and_the_optimizer():
+    command = [sys.executable, "-m", "benchmarks.training", "--image-size", "32", "--batch-size", "4"]
+    command += ["--steps", "2", "--rounds", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    figures = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [figure["benchmark"] for figure in figures] == ["training feed", "training optimizer"]
+    assert [figure["target"] for figure in figures] == [0.95, 1.0]
+    assert all(figure["value"] > 0 and figure["ratio"] > 0 and figure["lesions"] == 60 for figure in figures)
+
+
 def test_the_growth_exponent_is_the_power_of_rows():
     assert growth_exponent((10, 100, 1000), [0.5, 5.0, 50.0]) == pytest.approx(1.0)
     assert growth_exponent((10, 100, 1000), [2.0, 200.0, 20_000.0]) == pytest.approx(2.0)

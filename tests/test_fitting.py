@@ -3,7 +3,20 @@ import pytest
 
 from inference.files import InputError
 from inference.network import build_network
-from train.fitting import UNFREEZE, augmented, fit, shifted_loss, starting_network, unfreeze, with_source
+from train.augmentation import DRAWS
+from train.checkpoint import Checkpoint
+from train.fitting import (
+    UNFREEZE,
+    Phase,
+    Plan,
+    augmented,
+    fit,
+    phases_of,
+    shifted_loss,
+    starting_network,
+    unfreeze,
+    with_source,
+)
 
 
 def layers_that_learn(network):
@@ -37,7 +50,19 @@ def test_before_the_first_step_the_trained_model_is_the_tabular_model():
     model = augmented(network)
     tabular = np.array([[-4.0], [0.5]], "float32")
     crops = np.random.default_rng(1).integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(model({"crop": crops, "tabular": tabular}, training=True).numpy(), tabular)
+    draws = np.random.default_rng(2).random((2, DRAWS)).astype("float32")
+    asked = {"crop": crops, "tabular": tabular, "draws": draws}
+    np.testing.assert_array_equal(model(asked, training=True).numpy(), tabular)
+
+
+def test_over_several_devices_batch_norms_see_the_whole_batch():
+    network = build_network(32)
+    norm = network.get_layer("resnet50").get_layer("conv5_block3_3_bn")
+    unfreeze(network, "all", from_scratch=True, replicas=2)
+    assert norm.synchronized
+    assert norm.momentum == 0.9
+    unfreeze(network, "all", from_scratch=True, replicas=1)
+    assert not norm.synchronized
 
 
 def test_the_loss_counts_the_sampling_of_benign_lesions_in():
@@ -47,10 +72,26 @@ def test_the_loss_counts_the_sampling_of_benign_lesions_in():
     np.testing.assert_allclose(shifted_loss(1.5)(labels, log_odds).numpy(), expected, rtol=1e-5)
 
 
+def test_labels_are_smoothed_towards_both_sides():
+    labels, log_odds = np.array([[1.0], [0.0]], "float32"), np.array([[-1.0], [-2.0]], "float32")
+    probability, soft = 1 / (1 + np.exp(-log_odds)), np.array([[0.95], [0.05]])
+    expected = -(soft * np.log(probability) + (1 - soft) * np.log(1 - probability))[:, 0]
+    np.testing.assert_allclose(shifted_loss(0.0, smoothing=0.1)(labels, log_odds).numpy(), expected, rtol=1e-5)
+
+
+def test_the_focal_loss_turns_to_the_hard_ones():
+    labels, log_odds = np.array([[1.0], [1.0], [0.0]], "float32"), np.array([[3.0], [-3.0], [-1.0]], "float32")
+    right = 1 / (1 + np.exp(-np.where(labels == 1, log_odds, -log_odds)))
+    expected = (-np.log(right) * (1 - right) ** 2)[:, 0]
+    np.testing.assert_allclose(shifted_loss(0.0, gamma=2.0)(labels, log_odds).numpy(), expected, rtol=1e-4)
+
+
 def some_batch(rng, archive):
     """Four random crops, half of them from an archive and malignant by ``archive``."""
     crops = rng.integers(0, 255, (4, 32, 32, 3), dtype=np.uint8)
-    return {"crop": crops, "tabular": np.full((4, 1), -2.0, "float32"), "archive": np.array(archive, "float32")[:, None]}
+    draws = rng.random((4, DRAWS)).astype("float32")
+    beside = {"tabular": np.full((4, 1), -2.0, "float32"), "archive": np.array(archive, "float32")[:, None]}
+    return {"crop": crops, "draws": draws} | beside
 
 
 def test_the_source_moves_the_log_odds_outside_of_the_network_only():
@@ -65,23 +106,105 @@ def test_the_source_moves_the_log_odds_outside_of_the_network_only():
     assert "archive" not in {tensor.name for tensor in network.inputs}
 
 
-def test_fitting_takes_the_inputs_it_needs_and_the_steps_it_was_given(eager):
+# The loop
+
+
+def some_batches(count=2):
+    """Two batches of four crops, over and over, whatever the epoch."""
     import tensorflow as tf
 
     rng = np.random.default_rng(1)
-    batch, labels = some_batch(rng, [0, 1, 0, 1]), np.array([[0.0], [1.0], [0.0], [1.0]], "float32")
-    network = build_network(32)
-    unfreeze(network, "none", from_scratch=False)
-    before = [weight.numpy().copy() for weight in network.get_layer("correction").weights]
-    frozen = network.get_layer("resnet50").get_weights()
-    dataset = tf.data.Dataset.from_tensors((batch, labels))
-    model = augmented(network)
-    fit(model, dataset, shifted_loss(0.0), steps=2, epochs=3, learning_rate=0.01, description="test")
-    assert int(model.optimizer.iterations) == 6
-    after = network.get_layer("correction").weights
-    assert all(np.abs(new.numpy() - old).max() > 0 for new, old in zip(after, before, strict=True))
-    for old, new in zip(frozen, network.get_layer("resnet50").get_weights(), strict=True):
-        np.testing.assert_array_equal(old, new)
+    parts = [some_batch(rng, [0, 1, 0, 1]) for _ in range(count)]
+    inputs = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+    labels = np.tile(np.array([[0.0], [1.0], [0.0], [1.0]], "float32"), (count, 1, 1))
+    return tf.data.Dataset.from_tensor_slices((inputs, labels, np.ones((count, 4), "float32")))
+
+
+def a_plan(phases, **more):
+    return Plan(phases, steps=2, batch_size=4, from_scratch=False, loss=shifted_loss(0.0), **more)
+
+
+def a_network():
+    """A network of the same parts, small: its backbone has two convolutions in two stages."""
+    import keras
+    from keras import layers
+
+    keras.utils.set_random_seed(0)
+    pixels = keras.Input((32, 32, 3))
+    first = layers.BatchNormalization(name="conv4_bn")(layers.Conv2D(4, 5, strides=4, name="conv4_conv")(pixels))
+    second = layers.BatchNormalization(name="conv5_bn")(layers.Conv2D(4, 3, activation="relu", name="conv5_conv")(first))
+    backbone = keras.Model(pixels, layers.GlobalAveragePooling2D()(second), name="resnet50")
+    crop, tabular = keras.Input((32, 32, 3), name="crop", dtype="uint8"), keras.Input((1,), name="tabular")
+    seen = layers.Concatenate()([backbone(layers.Rescaling(1 / 255)(crop)), tabular])
+    hidden = layers.Dropout(0.5, name="head_dropout")(layers.Dense(8, activation="relu", name="head")(seen))
+    correction = layers.Dense(1, name="correction")(hidden)
+    return keras.Model({"crop": crop, "tabular": tabular}, layers.Add()([tabular, correction]))
+
+
+def test_the_head_learns_before_the_stages():
+    assert phases_of("conv5", 3, 1e-4, 2, 1e-3) == [Phase("head", "none", 0, 2, 1e-3), Phase("stages", "conv5", 2, 5, 1e-4)]
+    assert phases_of("all", 3, 1e-4) == [Phase("stages", "all", 0, 3, 1e-4)]
+    assert phases_of("none", 3, 1e-4, 2, 1e-3) == [Phase("head", "none", 0, 5, 1e-3)]
+
+
+def test_a_training_has_the_steps_it_was_given_and_freezes_what_it_should():
+    network, frozen = a_network(), []
+    before = {layer.name: layer.get_weights() for layer in network.get_layer("resnet50").layers}
+    head = network.get_layer("correction").get_weights()
+    models = []
+
+    def wrap(inner):
+        models.append(augmented(inner))
+        frozen.append(inner.get_layer("resnet50").get_layer("conv5_conv").get_weights())
+        return models[-1]
+
+    history = fit(network, wrap, lambda epoch: some_batches(), a_plan(phases_of("conv5", 1, 1e-3, 2, 1e-2)), "test")
+    assert [(record["phase"], record["epoch"]) for record in history] == [("head", 1), ("head", 2), ("stages", 3)]
+    assert all(np.isfinite(record["loss"]) and record["images_per_second"] > 0 for record in history)
+    assert [int(model.optimizer.iterations) for model in models] == [4, 2]
+    for old, new in zip(before["conv5_conv"], frozen[1], strict=True):
+        np.testing.assert_array_equal(old, new)  # still as it was when the second phase began
+    after = {layer.name: layer.get_weights() for layer in network.get_layer("resnet50").layers}
+    moved = {name for name in after if any((x != y).any() for x, y in zip(before[name], after[name], strict=True))}
+    assert {name.split("_")[0] for name in moved} == {"conv5"}
+    assert np.abs(network.get_layer("correction").get_weights()[0] - head[0]).max() > 0
+
+
+def test_batches_are_asked_for_from_the_epoch_that_begins():
+    asked = []
+
+    def batches_from(epoch):
+        asked.append(epoch)
+        return some_batches()
+
+    fit(a_network(), augmented, batches_from, a_plan(phases_of("none", 1, 1e-3, 1, 1e-2)), "test")
+    assert asked == [0]
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch, stop_after):
+    phases = phases_of("conv5", 2, 1e-3, 2, 1e-2)
+    whole = a_network()
+    history = fit(whole, augmented, lambda epoch: some_batches(), a_plan(phases, ema=0.5), "test")
+
+    path, save = tmp_path / "checkpoint.weights.h5", Checkpoint.save
+
+    def save_and_stop(self, model, record):
+        save(self, model, record)
+        if self.epochs == stop_after:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Checkpoint, "save", save_and_stop)
+        fit(a_network(), augmented, lambda epoch: some_batches(), a_plan(phases, ema=0.5), "test", Checkpoint(path))
+    parts = a_network()
+    again = fit(parts, augmented, lambda epoch: some_batches(), a_plan(phases, ema=0.5), "test", Checkpoint(path))
+    for one, other in zip(whole.get_weights(), parts.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    timing = ("seconds", "images_per_second")
+    assert [{k: v for k, v in record.items() if k not in timing} for record in again] == [
+        {k: v for k, v in record.items() if k not in timing} for record in history
+    ]
 
 
 # Where it starts

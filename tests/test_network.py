@@ -127,5 +127,13 @@ def test_the_image_alone_starts_at_the_log_odds_of_the_prevalence(crops, tabular
     assert log_odds.tolist() == [-6.5, -6.5]  # and not the tabular ones
 
 
+def test_the_opinion_alone_starts_as_the_tabular_model(tabular):
+    network = build_network(SIZE, inputs=("tabular",), tabular_mean=-5.0, tabular_std=1.5)
+    assert [tensor.name for tensor in network.inputs] == ["tabular"]
+    assert network.count_params() < 1000
+    opinion = tabular[:, None].astype("float32")
+    assert np.array_equal(network({"tabular": opinion}, training=False).numpy(), opinion)
+
+
 def test_no_crop_no_opinion(moved, tabular):
     assert list(network_log_odds(moved, [], tabular)) == []

@@ -13,6 +13,7 @@ from inference.schema import ID, PATIENT, TARGET
 from train.archive_diagnoses import CLASSES
 from train.lesions import Lesions
 from train.pretraining import Archive, draw_pool, pool_of, pretrain_backbone, read_archive
+from train.sampling import Imbalance
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_a_folder_that_teaches_nothing_is_refused(archive_folder, lesions, tmp_p
 def test_without_an_archive_an_epoch_is_drawn_from_the_own_rows_only(lesions, twin):
     pool = pool_of(lesions, ImageStore(twin / "train-image.hdf5"), None, opinion=-3.0)
     train = np.flatnonzero(lesions.fold == 0)
-    epoch = draw_pool(pool, train, 2, np.random.default_rng(0))
+    epoch = draw_pool(pool, train, Imbalance(per_positive=2), np.random.default_rng(0))
     assert set(epoch) <= set(train)
     assert set(train[lesions.labels[train] == 1]) <= set(epoch)
 
@@ -108,7 +109,7 @@ def test_an_archive_joins_with_as_many_malignant_lesions_in_the_same_proportion(
     train = np.flatnonzero(lesions.fold == 0)
     malignant = int(lesions.labels[train].sum())
     rng = np.random.default_rng(1)
-    epochs = [draw_pool(pool, train, 2, rng) for _ in range(30)]
+    epochs = [draw_pool(pool, train, Imbalance(per_positive=2), rng) for _ in range(30)]
     for epoch in epochs:
         assert len(set(epoch)) == len(epoch)
         assert set(epoch[epoch < own]) <= set(train)
@@ -125,7 +126,7 @@ def test_an_archive_joins_with_as_many_malignant_lesions_in_the_same_proportion(
 def test_a_small_archive_gives_what_it_has(lesions, archive, twin):
     few = Archive(archive.isic_ids[:5], np.array([1, 0, 0, 0, 0]), archive.classes[:5], archive.store, archive.sha256)
     pool = pool_of(lesions, ImageStore(twin / "train-image.hdf5"), few, opinion=0.0)
-    epoch = draw_pool(pool, np.arange(len(lesions.labels)), 3, np.random.default_rng(0))
+    epoch = draw_pool(pool, np.arange(len(lesions.labels)), Imbalance(per_positive=3), np.random.default_rng(0))
     assert pool.labels[epoch[pool.archive[epoch]]].tolist().count(1) == 1
     assert pool.archive[epoch].sum() == 4
 

@@ -1,19 +1,23 @@
-"""How a network is fitted: where it starts, which stages learn, augmentation, optimizer, the loop with its progress bar."""
+"""How a network is fitted: where it starts, which stages learn and when, augmentation, losses, the loop over epochs."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from inference.files import InputError
 from inference.network import build_network
+from train.augmentation import DRAWS, augment
+from train.checkpoint import Checkpoint
+from train.optimizer import adamw
 
 #: Which stages of ResNet50 learn: name prefixes of their layers. Frozen stages keep their batch-norm statistics too.
 UNFREEZE = {"none": (), "conv5": ("conv5_",), "conv4": ("conv4_", "conv5_"), "all": ("conv", "bn")}
 BACKBONE = "resnet50"
-WARM_UP = 0.1  # share of the steps
-WEIGHT_DECAY = 1e-4
 
 
 def starting_network(settings: dict, weights: str):
@@ -36,40 +40,39 @@ def starting_network(settings: dict, weights: str):
         raise InputError(f"ResNet50 weights {weights!r} cannot be had ({reason}); give {choices}.") from error
 
 
-def unfreeze(network, choice: str, from_scratch: bool) -> None:
+def unfreeze(network, choice: str, from_scratch: bool, replicas: int = 1) -> None:
     """Lets the head and the chosen stages learn; the rest is frozen, batch norms included.
 
     From random weights the batch norms follow the batches faster: a short training leaves Keras's default statistics, which
-    remember a hundred steps, behind the weights.
+    remember a hundred steps, behind the weights. Over several devices they see the whole batch, not each its part.
     """
-    for layer in network.get_layer(BACKBONE).layers:
+    for layer in network.get_layer(BACKBONE).layers if "crop" in input_names(network) else ():
         layer.trainable = layer.name.startswith(UNFREEZE[choice])
-        if from_scratch and hasattr(layer, "momentum"):
-            layer.momentum = 0.9
+        if hasattr(layer, "momentum"):
+            layer.synchronized = replicas > 1
+            if from_scratch:
+                layer.momentum = 0.9
+
+
+def input_names(model) -> list[str]:
+    """What a model asks for."""
+    return [tensor.name for tensor in model.inputs]
 
 
 def augmented(network):
-    """``network`` behind its augmentation, on the accelerator: flips, small turns, brightness and contrast.
+    """``network`` behind its augmentation, on the accelerator.
 
     Returns:
-        A model of the same inputs and output. It shares the weights of ``network``, which stays uncompiled, so that saving
-        that one saves weights only.
+        A model of the same inputs, "draws" beside them (``train.augmentation``), and the same output. It shares the weights
+        of ``network``, which stays uncompiled, so that saving that one saves weights only.
     """
     import keras
-    from keras import layers
 
-    augmentation = [
-        layers.RandomFlip("horizontal_and_vertical"),
-        layers.RandomRotation(0.08, fill_mode="reflect"),
-        layers.RandomBrightness(0.08, value_range=(0, 255)),
-        layers.RandomContrast(0.1, value_range=(0, 255)),
-    ]
     inputs = {tensor.name: keras.Input(tensor.shape[1:], dtype=tensor.dtype, name=tensor.name) for tensor in network.inputs}
-    crop = layers.Rescaling(1.0)(inputs["crop"])
-    for layer in augmentation:
-        crop = layer(crop)
-    crop = keras.ops.cast(keras.ops.clip(keras.ops.round(crop), 0, 255), "uint8")
-    return keras.Model(inputs, network(inputs | {"crop": crop}))
+    if "crop" not in inputs:
+        return keras.Model(inputs, network(inputs))
+    draws = keras.Input((DRAWS,), name="draws", dtype="float32")
+    return keras.Model(inputs | {"draws": draws}, network(inputs | {"crop": augment(inputs["crop"], draws)}))
 
 
 def with_source(model):
@@ -84,47 +87,154 @@ def with_source(model):
     import keras
 
     source = keras.Input((1,), name="archive", dtype="float32")
-    addition = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros", name="archive_offset")
-    return keras.Model({**model.input, "archive": source}, keras.layers.Add()([model.output, addition(source)]))
+    addition = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros", name="archive_offset", dtype="float32")
+    added = keras.layers.Add(dtype="float32")([model.output, addition(source)])
+    return keras.Model({**model.input, "archive": source}, added)
 
 
-def fit(model, batches, loss, *, steps: int, epochs: int, learning_rate: float, description: str) -> None:
-    """Fits ``model`` for a fixed number of steps; nothing is chosen on any row, the last weights stay.
+@dataclass(frozen=True)
+class Phase:
+    """A part of a training with stages and a learning rate of its own; its epochs are those from ``first`` to ``last``."""
+
+    name: str
+    unfreeze: str
+    first: int
+    last: int
+    learning_rate: float
+
+
+def phases_of(
+    unfreeze: str, epochs: int, learning_rate: float, head_epochs: int = 0, head_learning_rate: float = 0.0
+) -> list[Phase]:
+    """First the head alone, with the backbone frozen, then the chosen stages with it."""
+    if unfreeze == "none":
+        return [Phase("head", "none", 0, head_epochs + epochs, head_learning_rate or learning_rate)]
+    stages = Phase("stages", unfreeze, head_epochs, head_epochs + epochs, learning_rate)
+    return [Phase("head", "none", 0, head_epochs, head_learning_rate), stages] if head_epochs else [stages]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a network is fitted, beside the rows it sees."""
+
+    phases: Sequence[Phase]
+    steps: int  # batches per epoch
+    batch_size: int
+    from_scratch: bool
+    loss: Callable
+    ema: float = 0.0
+    seed: int = 0
+
+
+def fit(
+    network,
+    wrap: Callable,
+    batches_from: Callable,
+    plan: Plan,
+    description: str,
+    checkpoint: Checkpoint | None = None,
+    logs: Path | None = None,
+    strategy=None,
+) -> list[dict]:
+    """Fits a network for a fixed number of epochs; nothing is chosen on any row, the last weights stay.
 
     Args:
-        model: uncompiled.
-        batches: a ``tf.data.Dataset`` of (inputs by name, targets) for all epochs; inputs the model lacks are left out.
-        loss: a Keras loss, or a function of (targets, outputs).
-        steps: batches per epoch.
-        epochs: how many.
-        learning_rate: its peak, after a warm-up and before a cosine decay.
+        network: as ``starting_network`` makes it; it learns in place.
+        wrap: makes of it the model to fit, for instance ``augmented``.
+        batches_from: from the number of an epoch to the ``tf.data.Dataset`` of (inputs by name, targets, weights) that
+            begins there; inputs the model lacks are left out.
+        plan: phases and all that is the same in them.
         description: what the progress bar says.
+        checkpoint: where each epoch is kept, and whence an interrupted training goes on.
+        logs: folder for TensorBoard.
+        strategy: that ``network`` was made in (``train.hardware.distribution``).
+
+    Returns:
+        One record per epoch: "phase", "epoch", "loss", "learning_rate", "seconds", "images_per_second".
+    """
+    import keras
+    import tensorflow as tf
+
+    strategy = strategy or tf.distribute.get_strategy()
+    strategy = strategy or tf.distribute.get_strategy()
+    checkpoint = checkpoint or Checkpoint(None)
+    done, total = checkpoint.epochs, plan.phases[-1].last
+    with tqdm(total=plan.steps * total, initial=plan.steps * done, desc=description, unit="step") as bar:
+        for phase in plan.phases:
+            if done > phase.last:
+                continue
+            with strategy.scope():
+                unfreeze(network, phase.unfreeze, plan.from_scratch, strategy.num_replicas_in_sync)
+                model = wrap(network)
+                optimizer = adamw(plan.steps * (phase.last - phase.first), phase.learning_rate, plan.ema)
+                optimizer.build(model.trainable_variables)  # made in the first step, it would have that step traced twice
+                model.compile(optimizer=optimizer, loss=plan.loss, jit_compile=False)
+            start = max(phase.first, done)
+            if phase.first < done:
+                checkpoint.load(model)
+            names = input_names(model)
+            batches = batches_from(start).map(lambda inputs, *rest, names=names: ({n: inputs[n] for n in names}, *rest))
+            callbacks = [each_epoch(network, phase, plan, bar, checkpoint)]
+            if logs:
+                callbacks.append(keras.callbacks.TensorBoard(logs, write_graph=False))
+            # Repeated, because an image that turns unreadable would leave the last epoch short of batches.
+            model.fit(
+                batches.repeat(),
+                initial_epoch=start,
+                epochs=phase.last,
+                steps_per_epoch=plan.steps,
+                callbacks=callbacks,
+                verbose=0,
+            )
+            done = phase.last
+    return checkpoint.history
+
+
+def each_epoch(network, phase: Phase, plan: Plan, bar: tqdm, checkpoint: Checkpoint):
+    """A Keras callback: moves the bar, and after each epoch keeps what an interrupted training needs."""
+    import keras
+
+    class EachEpoch(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.started = time.monotonic()
+            # Dropout counts its draws; from here it draws the same whether or not the training was interrupted before.
+            for layer in network.layers:
+                if hasattr(layer, "seed_generator"):
+                    layer.seed_generator.state.assign([plan.seed, epoch << 16])
+
+        def on_train_batch_end(self, batch, logs=None):
+            bar.update()
+
+        def on_epoch_end(self, epoch, logs=None):
+            seconds = time.monotonic() - self.started
+            record = {
+                "phase": phase.name,
+                "epoch": epoch + 1,
+                "loss": float(logs["loss"]),
+                "learning_rate": float(self.model.optimizer.learning_rate),
+                "seconds": round(seconds, 3),
+                "images_per_second": round(plan.steps * plan.batch_size / seconds, 1),
+            }
+            checkpoint.save(self.model, record)
+            bar.set_postfix(loss=f"{record['loss']:.4f}")
+
+    return EachEpoch()
+
+
+def shifted_loss(shift: float, smoothing: float = 0.0, gamma: float = 0.0):
+    """Binary cross-entropy of log-odds to which ``shift`` is added: what sampling did to the odds (``train.sampling``).
+
+    Args:
+        shift: in log-odds.
+        smoothing: labels 0 and 1 become smoothing / 2 and 1 - smoothing / 2.
+        gamma: above 0, the focal loss's exponent (Lin et al. 2017): each term is multiplied by (1 - p of its label)^gamma.
     """
     import keras
 
-    warm_up = round(WARM_UP * steps * epochs)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        learning_rate / 100, max(1, steps * epochs - warm_up), warmup_target=learning_rate, warmup_steps=warm_up
-    )
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=WEIGHT_DECAY)
-    optimizer.build(model.trainable_variables)  # made in the first step, its variables would have that step traced twice
-    model.compile(optimizer=optimizer, loss=loss, jit_compile=False)
-    names = [tensor.name for tensor in model.inputs]
-    batches = batches.map(lambda inputs, targets: ({name: inputs[name] for name in names}, targets))
-    with tqdm(total=steps * epochs, desc=description, unit="step") as bar:
-        progress = keras.callbacks.LambdaCallback(
-            on_train_batch_end=lambda batch, logs: bar.update(),
-            on_epoch_end=lambda epoch, logs: bar.set_postfix(loss=f"{logs['loss']:.4f}"),
-        )
-        # Repeated, because unreadable images could leave the last epoch short of batches.
-        model.fit(batches.repeat(), epochs=epochs, steps_per_epoch=steps, callbacks=[progress], verbose=0)
-
-
-def shifted_loss(shift: float):
-    """Binary cross-entropy of log-odds to which ``shift`` is added: what sampling did to the odds (``prior_shift``)."""
-    import keras
-
     def loss(labels, log_odds):
+        labels = labels * (1.0 - smoothing) + smoothing / 2.0
+        if gamma:
+            return keras.losses.binary_focal_crossentropy(labels, log_odds + shift, gamma=gamma, from_logits=True)
         return keras.losses.binary_crossentropy(labels, log_odds + shift, from_logits=True)
 
     return loss

@@ -12,8 +12,8 @@ from inference.artifacts import checked_file, load_manifest
 from inference.files import InputError
 from inference.images import ImageStore, find_images
 from inference.schema import ID, PATIENT, TARGET, read_metadata
+from train.batches import readable_images
 from train.folds import HOLDOUT, read_folds
-from train.sampling import readable_images
 from train.tabular import OOF as OOF_TABULAR
 
 

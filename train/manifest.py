@@ -20,6 +20,7 @@ READS = {
     "tabular": ("folds",),
     "network": ("folds", "tabular"),
     "image_alone": ("folds",),
+    "opinion_alone": ("folds", "tabular"),
 }
 
 

@@ -18,9 +18,10 @@ from inference.files import InputError, sha256_of
 from inference.images import ImageStore
 from inference.schema import ID, PATIENT, TARGET, read_metadata
 from train.archive_diagnoses import CLASSES, class_of
-from train.fitting import BACKBONE, augmented, fit, starting_network, unfreeze
+from train.batches import JoinedImages, Sequence, readable_images, training_batches
+from train.fitting import BACKBONE, Plan, augmented, fit, phases_of, starting_network
 from train.lesions import Lesions, open_images
-from train.sampling import JoinedImages, draw_epoch, negatives_drawn, readable_images, training_batches
+from train.sampling import Imbalance, draw_epoch
 from utils import say
 
 MODES = ("pretrain", "joint")
@@ -93,22 +94,25 @@ def pretrain_backbone(archive: Archive, weights: Path, options: argparse.Namespa
         targets, loss = archive.classes[rows], keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     else:
         targets, loss = labels, keras.losses.BinaryCrossentropy(from_logits=True)
-    unfreeze(network, "all", from_scratch=options.weights == "none")
     rng = np.random.default_rng([options.seed, len(rows)])
-    ratio = options.negatives_per_positive
-    order = np.concatenate([draw_epoch(labels, ratio, rng) for _ in range(options.archives_epochs)])
-    steps = -(-len(order) // options.archives_epochs // options.batch_size)
-    isic_ids = archive.isic_ids[rows][order]
-    batches = training_batches(archive.store, isic_ids, {}, targets[order], options.image_size, options.batch_size)
-    fit(
-        augmented(network),
-        batches,
-        loss,
+    ratio, batch_size = options.negatives_per_positive, options.batch_size
+    epochs = [draw_epoch(labels, ratio, rng) for _ in range(options.archives_epochs)]
+    steps = -(-len(epochs[0]) // batch_size)
+    order = np.concatenate([np.resize(epoch, steps * batch_size) for epoch in epochs])
+    seen = Sequence(archive.isic_ids[rows][order], {}, targets[order], np.ones(len(order)))
+
+    def batches_from(epoch: int):
+        return training_batches(archive.store, seen, options.image_size, batch_size, seed=options.seed)
+
+    plan = Plan(
+        phases_of("all", options.archives_epochs, options.learning_rate),
         steps=steps,
-        epochs=options.archives_epochs,
-        learning_rate=options.learning_rate,
-        description="archives",
+        batch_size=batch_size,
+        from_scratch=options.weights == "none",
+        loss=loss,
+        seed=options.seed,
     )
+    fit(network, augmented, batches_from, plan, "archives")
     network.get_layer(BACKBONE).save_weights(weights)
 
 
@@ -137,18 +141,18 @@ def pool_of(lesions: Lesions, store: ImageStore, archive: Archive | None, opinio
     )
 
 
-def draw_pool(pool: Pool, train: np.ndarray, per_positive: float, rng: np.random.Generator) -> np.ndarray:
-    """Positions of one epoch: ``draw_epoch`` of the rows ``train``, and of the archive as many malignant lesions as those.
+def draw_pool(pool: Pool, train: np.ndarray, imbalance: Imbalance, rng: np.random.Generator) -> np.ndarray:
+    """Positions of one epoch: what ``imbalance`` draws of the rows ``train``, and as many malignant lesions of the archive.
 
     Fewer where the archive has fewer. Benign ones join in the same proportion: with malignant ones alone the source would
     tell the label, and nothing be left to learn from the pixels.
     """
-    own = train[draw_epoch(pool.labels[train], per_positive, rng)]
+    own = train[imbalance.draw(pool.labels[train], rng)]
     if not pool.archive.any():
         return own
     malignant = np.flatnonzero(pool.archive & (pool.labels == 1))
     benign = np.flatnonzero(pool.archive & (pool.labels == 0))
-    malignant = rng.choice(malignant, min(int(pool.labels[own].sum()), len(malignant)), replace=False)
-    drawn = negatives_drawn(pool.labels[np.concatenate([malignant, benign])], per_positive)
-    benign = rng.choice(benign, drawn, replace=False)
+    shown = int(pool.labels[own].sum())
+    malignant = rng.choice(malignant, min(shown, len(malignant)), replace=False)
+    benign = rng.choice(benign, max(1, min(len(benign), round((len(own) - shown) / shown * len(malignant)))), replace=False)
     return rng.permutation(np.concatenate([own, malignant, benign]))

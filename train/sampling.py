@@ -1,101 +1,74 @@
-"""Which lesions an epoch sees, and the batches it sees them in.
+"""Which lesions an epoch sees, and how much each counts: four ways to live with one malignant lesion among a thousand.
 
-All malignant lesions and a fresh draw of benign ones every epoch: over the epochs the network meets far more of the benign
-lesions than it could learn from at once.
+Three of them change the odds that the loss sees, by a factor that is known. The loss adds its logarithm to the network's
+log-odds, so that what the network learns are log-odds at the natural prevalence, on the scale of the tabular score (King and
+Zeng 2001, Logistic Regression in Rare Events Data).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
-from inference.images import ImageStore, image_batches
+MODES = ("undersample", "oversample", "class-weight", "focal")
 
-#: When images are only checked, they are shrunk to this many pixels and handed on this many at a time.
-CHECK_SIZE, CHECK_BATCH = 8, 256
+
+@dataclass(frozen=True)
+class Imbalance:
+    """What is done about rare malignant lesions.
+
+    undersample: all malignant lesions, ``per_positive`` times as many benign ones, drawn anew every epoch.
+    oversample: all benign lesions, the malignant ones repeated until there are ``per_positive`` benign to each.
+    class-weight: every lesion once; malignant ones weigh as much as if there were ``per_positive`` benign to each.
+    focal: every lesion once; the loss turns to the hard ones with the exponent ``gamma`` (Lin et al. 2017, Focal Loss).
+    """
+
+    mode: str = "undersample"
+    per_positive: float = 10.0
+    gamma: float = 2.0
+
+    def draw(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Positions of one epoch's lesions, shuffled.
+
+        Args:
+            labels: 0/1, shape (rows,), both present.
+            rng: draws and shuffles.
+        """
+        positives, negatives = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
+        if self.mode == "undersample":
+            negatives = rng.choice(negatives, negatives_drawn(labels, self.per_positive), replace=False)
+        elif self.mode == "oversample":
+            times, rest = divmod(self._positives_shown(labels), len(positives))
+            positives = np.concatenate([np.tile(positives, times), rng.choice(positives, rest, replace=False)])
+        return rng.permutation(np.concatenate([positives, negatives]))
+
+    def weights(self, labels: np.ndarray) -> np.ndarray:
+        """What each lesion of ``labels`` counts in the loss, shape (rows,), with a mean of one over all of them."""
+        weights = np.ones(len(labels))
+        if self.mode == "class-weight":
+            weights[labels == 1] = self._positives_shown(labels) / int((labels == 1).sum())
+        return weights / weights.mean()
+
+    def shift(self, labels: np.ndarray) -> float:
+        """By how much the log-odds that the loss sees are raised over the natural ones of ``labels``."""
+        positives, negatives = int((labels == 1).sum()), int((labels == 0).sum())
+        if self.mode == "undersample":
+            return math.log(negatives / negatives_drawn(labels, self.per_positive))
+        return math.log(self._positives_shown(labels) / positives)
+
+    def _positives_shown(self, labels: np.ndarray) -> int:
+        """How many malignant lesions an epoch shows, or is worth, where all benign ones are in it."""
+        positives, negatives = int((labels == 1).sum()), int((labels == 0).sum())
+        return max(positives, round(negatives / self.per_positive)) if self.mode != "focal" else positives
 
 
 def draw_epoch(labels: np.ndarray, per_positive: float, rng: np.random.Generator) -> np.ndarray:
-    """Positions of one epoch's lesions, shuffled: all malignant ones, ``per_positive`` times as many benign ones.
-
-    Args:
-        labels: 0/1, shape (rows,).
-        per_positive: benign lesions per malignant one; all of them when there are fewer.
-        rng: draws and shuffles.
-    """
-    positives, negatives = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
-    drawn = rng.choice(negatives, negatives_drawn(labels, per_positive), replace=False)
-    return rng.permutation(np.concatenate([positives, drawn]))
+    """Positions of one epoch's lesions, shuffled: all malignant ones, ``per_positive`` times as many benign ones."""
+    return Imbalance("undersample", per_positive).draw(labels, rng)
 
 
 def negatives_drawn(labels: np.ndarray, per_positive: float) -> int:
     """How many benign lesions an epoch draws, at least one."""
     return max(1, min(int((labels == 0).sum()), round(per_positive * int((labels == 1).sum()))))
-
-
-def prior_shift(labels: np.ndarray, per_positive: float) -> float:
-    """By how much the draw raises the log-odds: ln(benign lesions / benign lesions drawn).
-
-    The loss adds it to the network's log-odds, so that what the network learns are log-odds at the natural prevalence, on
-    the scale of the tabular score (King and Zeng 2001, Logistic Regression in Rare Events Data).
-    """
-    return math.log(int((labels == 0).sum()) / negatives_drawn(labels, per_positive))
-
-
-def readable_images(store: ImageStore, isic_ids: np.ndarray) -> np.ndarray:
-    """Which lesions have an image that can be decoded, bool of shape (lesions,); every image is decoded once to know."""
-    readable = np.zeros(len(isic_ids), dtype=bool)
-    with tqdm(total=len(isic_ids), desc="checking images", unit="image") as bar:
-        for positions, _ in image_batches(store, isic_ids.tolist(), CHECK_SIZE, CHECK_BATCH):
-            readable[positions.numpy()] = True
-            bar.update(len(positions))
-    return readable
-
-
-class JoinedImages:
-    """The images of two stores as one; the first that holds an isic_id gives its image."""
-
-    def __init__(self, *stores: ImageStore) -> None:
-        self._stores = stores
-
-    def read(self, isic_id: str) -> bytes:
-        """The JPEG bytes of one lesion; empty when there are none or they cannot be read."""
-        return next((store.read(isic_id) for store in self._stores if isic_id in store), b"")
-
-
-def training_batches(
-    store: ImageStore | JoinedImages,
-    isic_ids: np.ndarray,
-    inputs: Mapping[str, np.ndarray],
-    targets: np.ndarray,
-    image_size: int,
-    batch_size: int,
-):
-    """The crops in the given order with what training needs beside them.
-
-    Args:
-        store: the images.
-        isic_ids: of shape (rows,).
-        inputs: further inputs of the network by name, shape (rows,) each.
-        targets: labels or classes, shape (rows,).
-        image_size: pixels.
-        batch_size: crops per batch.
-
-    Returns:
-        A ``tf.data.Dataset`` of ({"crop": uint8 (batch, size, size, 3), name: float32 (batch, 1)}, float32 (batch, 1)).
-        Lesions without a readable image are left out.
-    """
-    import tensorflow as tf
-
-    beside = {name: tf.constant(values[:, None], tf.float32) for name, values in inputs.items()}
-    labels = tf.constant(targets[:, None], tf.float32)
-
-    def join(positions, crops):
-        return {"crop": crops} | {name: tf.gather(values, positions) for name, values in beside.items()}, tf.gather(
-            labels, positions
-        )
-
-    return image_batches(store, isic_ids.tolist(), image_size, batch_size).map(join).prefetch(2)

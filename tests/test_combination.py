@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from inference.combination import COMBINATIONS, combine
+from inference.files import InputError
+from train.combination import CHOSEN, choose, fit_blend, nested_scores
+from utils import partial_auc
+
+TABULAR = np.array([-6.0, -2.0, -4.0, -5.0])
+FUSION = np.array([-7.0, -1.0, -4.5, np.nan])
+SEEN = np.array([True, True, True, False])
+BLEND = {"kind": "blend", "intercept": 0.5, "tabular": 0.25, "fusion": 0.75}
+
+
+# What the kernel does
+
+
+def test_fusion_alone_leaves_lesions_without_image_their_tabular_score():
+    assert combine({"kind": "fusion"}, TABULAR, FUSION, SEEN).tolist() == [-7.0, -1.0, -4.5, -5.0]
+
+
+def test_an_average_of_ranks_is_the_logit_of_the_mean_rank():
+    found = combine({"kind": "rank average"}, TABULAR, FUSION, SEEN)
+    np.testing.assert_allclose(expit(found), np.array([1 + 1, 4 + 4, 3 + 3, 2 + 2]) / 2 / 5)
+
+
+def test_a_blend_weighs_both_log_odds_where_there_is_an_image():
+    expected = [0.5 - 6 / 4 - 7 * 0.75, 0.5 - 2 / 4 - 0.75, 0.5 - 1 - 4.5 * 0.75, -5.0]
+    np.testing.assert_allclose(combine(BLEND, TABULAR, FUSION, SEEN), expected)
+
+
+@pytest.mark.parametrize("how", [{"kind": "rank average"}, BLEND, {"kind": "fusion"}])
+def test_one_lesion_is_enough(how):
+    one = np.array([-3.0])
+    assert np.isfinite(combine(how, one, one - 1, np.array([True]))).all()
+
+
+def test_an_unknown_combination_is_named():
+    with pytest.raises(InputError, match="combines the scores by 'stacking', this code knows fusion, rank average, blend"):
+        combine({"kind": "stacking"}, TABULAR, FUSION, SEEN)
+
+
+# What training chooses
+
+
+def made(rows, tabular_noise, fusion_noise, seed=0):
+    """Lesions in three folds, with two scores of different quality."""
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(-2, 2, rows)
+    labels = (rng.random(rows) < expit(truth)).astype(int)
+    scores = [truth + rng.normal(0, noise, rows) for noise in (tabular_noise, fusion_noise)]
+    return labels, np.arange(rows) % 3, *scores, np.ones(rows, dtype=bool)
+
+
+def test_a_blend_of_two_half_good_scores_is_better_than_either_and_is_chosen():
+    data = made(30_000, 2.0, 2.0)
+    labels, _, tabular, fusion, seen = data
+    scores = nested_scores(*data)
+    reached = {name: partial_auc(labels, values) for name, values in scores.items()}
+    assert reached["blend"] > reached["fusion"] + 0.005
+    how = choose(labels, tabular, fusion, seen, scores)
+    assert how["kind"] in ("blend", "rank average")  # equally good scores want equal weights: both are
+    assert reached[how["kind"]] == max(reached[kind] for kind in COMBINATIONS)
+    assert f"{how['kind']} {reached[how['kind']]:.4f}" in how["why"]
+    assert reached[CHOSEN] == pytest.approx(reached[how["kind"]], abs=0.002)
+    blend = fit_blend(labels, tabular, fusion)
+    assert blend["tabular"] == pytest.approx(blend["fusion"], rel=0.1)
+
+
+def test_a_fusion_that_says_all_is_used_alone():
+    labels, _, tabular, fusion, seen = data = made(30_000, 50.0, 0.0)
+    scores = nested_scores(*data)
+    how = choose(labels, tabular, fusion, seen, scores)
+    assert how["kind"] in ("fusion", "blend")
+    assert partial_auc(labels, scores["rank average"]) < partial_auc(labels, scores["fusion"]) - 0.01
+    blend = fit_blend(labels, tabular, fusion)
+    assert blend["fusion"] == pytest.approx(1, abs=0.05)
+    assert blend["tabular"] == pytest.approx(0, abs=0.01)
+
+
+def test_no_label_of_a_fold_touches_its_own_scores():
+    labels, fold, tabular, fusion, seen = made(3_000, 2.0, 1.0)
+    before = nested_scores(labels, fold, tabular, fusion, seen)
+    flipped = np.where(fold == 1, 1 - labels, labels)
+    after = nested_scores(flipped, fold, tabular, fusion, seen)
+    for name in COMBINATIONS:
+        np.testing.assert_array_equal(before[name][fold == 1], after[name][fold == 1])
+    assert (before["blend"][fold != 1] != after["blend"][fold != 1]).all()
+
+
+def test_lesions_without_image_take_no_part_in_the_weights():
+    labels, fold, tabular, fusion, seen = made(3_000, 2.0, 1.0)
+    seen[::5] = False
+    fusion = np.where(seen, fusion, tabular)
+    scores = nested_scores(labels, fold, tabular, fusion, seen)
+    np.testing.assert_array_equal(scores["blend"][~seen], tabular[~seen])
+    assert scores[CHOSEN].min() > 0
+    assert scores[CHOSEN].max() <= 1
