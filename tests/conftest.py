@@ -1,6 +1,7 @@
 """What several rooms' tests need: a small made competition folder, and the real one where it is there."""
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,25 @@ from train.folds import main as make_folds
 from train.fusion import main as train_fusion
 from train.synthetic import main as synthesise
 from train.tabular import main as train_tabular
+
+
+@contextmanager
+def without_graphs():
+    """TensorFlow without graphs: a training of a few steps takes seconds where tracing ResNet50 takes many."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture
+def eager():
+    """A test without graphs."""
+    with without_graphs():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +79,8 @@ def trained(tmp_path_factory):
     make_folds([*where, "--folds", "2", "--holdout", "0.25"])
     train_tabular([*where, "--seeds", "1", "--params", str(parameters)])
     network = ["--weights", "none", "--image-size", "32", "--epochs", "1", "--batch-size", "16"]
-    train_fusion([*where, *network, "--learning-rate", "0.003"])
+    with without_graphs():
+        train_fusion([*where, *network, "--learning-rate", "0.003"])
     return SimpleNamespace(data=data, artifacts=artifacts)
 
 
@@ -77,13 +98,3 @@ def archive_folder(tmp_path_factory):
     table = made[columns].assign(diagnosis=diagnosis, source="ISIC 2018", image_type="dermoscopic")
     table.to_csv(folder / "train-metadata.csv", index=False)
     return folder
-
-
-@pytest.fixture
-def eager():
-    """TensorFlow without graphs: a training of a few steps takes seconds where tracing ResNet50 takes many."""
-    import tensorflow as tf
-
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
