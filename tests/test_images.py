@@ -1,5 +1,7 @@
 import io
 import shutil
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from inference.images import CHUNK, ImageStore, decode_crop, find_images, image_batches
+from inference.images import CHUNK, ImageStore, decode_crop, find_images, image_batches, pixels_claimed
 from inference.schema import ID, read_metadata
 
 
@@ -191,6 +193,88 @@ def test_a_reader_that_breaks_stops_the_run_and_is_no_missing_image(ids):
 def test_nobody_asked_nobody_seen(store):
     assert crops_of(store, []) == {}
     assert crops_of(store, ["ISIC_9999999"]) == {}
+
+
+def test_the_way_past_h5py_gives_the_bytes_that_h5py_gives(store, twin, ids):
+    with h5py.File(twin / "train-image.hdf5", locking=False) as file:
+        assert all(store.read(isic_id) == file[isic_id][()] for isic_id in ids)
+
+
+@pytest.mark.parametrize("layout", ["chunked", "compact", "variable", "opaque"])
+def test_every_way_to_keep_bytes_in_hdf5_is_read(tmp_path, store, ids, layout):
+    jpeg = store.read(ids[0])
+    with h5py.File(tmp_path / "image.hdf5", "w") as file:
+        if layout == "chunked":
+            file.create_dataset("lesion", data=np.frombuffer(jpeg, "uint8"), chunks=(100,), compression="gzip")
+        elif layout == "variable":
+            file.create_dataset("lesion", data=jpeg.hex(), dtype=h5py.string_dtype())
+        elif layout == "opaque":
+            file.create_dataset("lesion", data=np.void(jpeg))
+        else:
+            plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            plist.set_layout(h5py.h5d.COMPACT)
+            kind = h5py.h5t.py_create(np.dtype(f"S{len(jpeg)}"))
+            made = h5py.h5d.create(file.id, b"lesion", kind, h5py.h5s.create(h5py.h5s.SCALAR), plist)
+            made.write(h5py.h5s.ALL, h5py.h5s.ALL, np.array(jpeg))
+    other = ImageStore(tmp_path / "image.hdf5")
+    assert other.read("lesion") == (jpeg.hex().encode() if layout == "variable" else jpeg)
+    other.close()
+
+
+def test_a_file_that_another_process_has_locked_is_read(copy, ids):
+    holder = "import h5py, sys; file = h5py.File(sys.argv[1], 'r+'); print('open', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(copy)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "open\n"
+        locked = ImageStore(copy)
+        assert locked.read(ids[0]).startswith(b"\xff\xd8\xff")
+        locked.close()
+        process.stdin.close()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK", "RGBA", "P"])
+def test_other_kinds_of_pictures_are_decoded_too(mode):
+    colours = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype="uint8")
+    image, buffer = Image.fromarray(colours).convert(mode), io.BytesIO()
+    image.save(buffer, "PNG" if mode in ("RGBA", "P") else "JPEG")
+    crop = decode_crop(buffer.getvalue(), 32)
+    assert crop.shape == (32, 32, 3)
+    assert crop.numpy().std() > 10
+
+
+@pytest.mark.parametrize("side", [1, 4000])
+def test_tiny_and_huge_images_become_crops_of_the_same_size(side):
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), (200, 100, 50)).save(buffer, "JPEG", quality=95)
+    crop = decode_crop(buffer.getvalue(), 32).numpy()
+    assert crop.shape == (32, 32, 3)
+    assert np.abs(crop.astype(int) - (200, 100, 50)).max() <= 3
+
+
+def claiming(image, width, height):
+    """The same JPEG or PNG with other sides in its header."""
+    if image.startswith(b"\x89PNG"):
+        return image[:16] + width.to_bytes(4, "big") + height.to_bytes(4, "big") + image[24:]
+    start = image.index(b"\xff\xc0") + 5
+    return image[:start] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + image[start + 4 :]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_an_image_that_claims_to_be_enormous_is_refused_before_memory_is_taken(kind):
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 40), (200, 100, 50)).save(buffer, kind)
+    assert int(pixels_claimed(buffer.getvalue())) == 1600
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        decode_crop(claiming(buffer.getvalue(), 60_000, 60_000), 32)
+
+
+@pytest.mark.parametrize("other", ["GIF", "BMP", "WEBP"])
+def test_other_formats_are_no_image(other):
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 40), (200, 100, 50)).save(buffer, other)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        decode_crop(buffer.getvalue(), 32)
 
 
 # What lies outside
