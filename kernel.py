@@ -1,7 +1,7 @@
 """ISIC 2024 (SLICE-3D) submission kernel: CatBoost on the metadata, ResNet50 on the crop, one submission.csv.
 
 Built by `python -m inference.build_kernel` from the files of inference/ in this order:
-files.py, schema.py, context.py, features.py, artifacts.py, tabular.py, images.py, network.py, combination.py, submission.py.
+files.py, schema.py, context.py, features.py, artifacts.py, tabular.py, images.py, network.py, combination.py, run_log.py, inputs.py, writing.py, scoring.py, submission.py.
 Edit those and build again; a test compares. The file needs the Kaggle image, the competition's files and one artifact
 folder written by this project's training; it opens no network connection. On Kaggle it is run without arguments:
 
@@ -20,9 +20,10 @@ import logging
 import os
 import platform
 import re
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata as installed
@@ -802,15 +803,15 @@ class ImageStore:
 
 
 def open_hdf5(path: Path) -> h5py.File:
-    """The file for reading, without a lock: nobody writes what we read, and where another process holds one we would fail.
+    """The file for reading; where another process holds a lock on it, without asking for one: nobody writes what we read.
 
     Raises:
         OSError: it is no HDF5 file, or is cut off.
     """
     try:
-        return h5py.File(path, "r", locking=False)
-    except OSError:  # this process has it open with a lock: HDF5 wants the same of both
         return h5py.File(path, "r")
+    except OSError:
+        return h5py.File(path, "r", locking=False)
 
 
 def find_images(competition: Path, split: str) -> Path | None:
@@ -917,6 +918,7 @@ logging.getLogger("tensorflow").setLevel(logging.ERROR)
 #: ResNet50 was trained on BGR pixels less the ImageNet mean (keras.applications, "caffe" mode).
 IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
 SMALLEST_IMAGE = 32
+CPU = "/device:CPU:0"
 
 
 def build_network(
@@ -1005,32 +1007,103 @@ def load_network(settings: dict, weights: Path) -> keras.Model:
     return network
 
 
-def network_log_odds(
-    networks: Sequence[keras.Model], batches: Iterable, tabular: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def devices() -> list[str]:
+    """The accelerators of this machine by their logical names, or its CPU."""
+    import tensorflow as tf
+
+    return [device.name for device in tf.config.list_logical_devices("GPU")] or [CPU]
+
+
+class Ensemble:
+    """Fold networks as one function of a batch: each crop goes once to every network, shared out over all accelerators.
+
+    Args:
+        copies: logical device -> the networks that lie on it, as ``build_network`` makes them, of the same inputs.
+        note: told, like ``Run.fall_back``, when memory does not suffice: what, how often, and a sentence.
+    """
+
+    def __init__(
+        self,
+        copies: Mapping[str, Sequence[keras.Model]],
+        note: Callable[[str, int, str], None] = lambda what, count, text: None,
+    ) -> None:
+        import tensorflow as tf
+
+        self._copies, self._note = dict(copies), note
+        self._at_once: int | None = None  # crops that fit into memory, once they did not
+        inputs = next(iter(copies.values()))[0].inputs
+        self._names = [tensor.name for tensor in inputs]
+        size = {tensor.name: tensor.shape[1:] for tensor in inputs}.get("crop", (None, None, 3))
+        # Of any number of crops, so that the last, smaller batch is not traced anew.
+        self._signature = (tf.TensorSpec((None, *size), tf.uint8), tf.TensorSpec((None, 1), tf.float32))
+        self.functions = {place: self._mean_of(networks) for place, networks in copies.items()}
+
+    def _mean_of(self, networks: Sequence[keras.Model]):
+        import tensorflow as tf
+
+        def mean(crops, opinion):
+            batch = {name: {"crop": crops, "tabular": opinion}[name] for name in self._names}
+            return tf.add_n([network(batch, training=False) for network in networks]) / len(networks)
+
+        return tf.function(mean, input_signature=self._signature)
+
+    def log_odds(self, crops, opinion) -> np.ndarray:
+        """Mean log-odds, float64 of shape (rows,), of crops uint8 (rows, size, size, 3) and opinions float32 (rows, 1).
+
+        Where memory does not suffice, by halves from then on, in the end one by one, at last on the CPU.
+        """
+        import tensorflow as tf
+
+        crops, opinion = tf.convert_to_tensor(crops), tf.convert_to_tensor(opinion)
+        found, start = [], 0
+        while start < len(crops):
+            rows = slice(start, start + (self._at_once or len(crops)))
+            try:
+                found.append(self._shared(crops[rows], opinion[rows]))
+                start = rows.stop
+            except tf.errors.ResourceExhaustedError:
+                self._take_less(len(crops[rows]))
+        return np.concatenate(found).astype("float64")
+
+    def _shared(self, crops, opinion) -> np.ndarray:
+        """A batch that fits into memory: a part on each device, all started before the first one is waited for."""
+        import tensorflow as tf
+
+        parts = np.array_split(np.arange(len(crops)), len(self.functions))
+        results = []
+        for (place, function), part in zip(self.functions.items(), parts, strict=True):
+            if len(part):
+                rows = slice(part[0], part[-1] + 1)
+                with tf.device(place):
+                    results.append(function(crops[rows], opinion[rows]))
+        return np.concatenate([result.numpy() for result in results])[:, 0]
+
+    def _take_less(self, tried: int) -> None:
+        """Half of what was tried from now on; of a single crop, the CPU."""
+        if tried > 1:
+            self._at_once = tried // 2
+            self._note("accelerator memory", 1, f"{tried} crops did not fit; {self._at_once} at a time from here on.")
+        elif list(self.functions) != [CPU]:
+            self.functions = {CPU: self._mean_of(next(iter(self._copies.values())))}
+            self._note("accelerator memory", 1, "a single crop did not fit; the CPU goes on.")
+        else:
+            raise MemoryError("a single crop does not fit into the memory of the CPU")
+
+
+def network_log_odds(ensemble: Ensemble, batches: Iterable, tabular: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Mean log-odds of the networks, batch by batch; each crop is decoded once for all of them.
 
     Args:
-        networks: of the same inputs, as ``build_network`` makes them.
+        ensemble: the networks.
         batches: (positions, crops), as ``image_batches`` gives them.
         tabular: log-odds of every lesion, shape (rows,); ``positions`` point into it.
 
     Yields:
         Positions, int64, and log-odds, float64, both of shape (batch,).
     """
-    import tensorflow as tf
-
-    names = [tensor.name for tensor in networks[0].inputs]
-
-    @tf.function(reduce_retracing=True)
-    def ensemble(crops, opinion):
-        batch = {name: {"crop": crops, "tabular": opinion}[name] for name in names}
-        return tf.add_n([network(batch, training=False) for network in networks]) / len(networks)
-
     for positions, crops in batches:
         positions = positions.numpy()
-        opinion = tf.constant(tabular[positions, None], tf.float32)
-        yield positions, ensemble(crops, opinion).numpy()[:, 0].astype("float64")
+        yield positions, ensemble.log_odds(crops, tabular[positions, None].astype("float32"))
 
 
 # ===========================================================================================================================
@@ -1043,13 +1116,17 @@ def network_log_odds(
 #: The fusion networks alone; the mean of both ranks; weights for both log-odds.
 FUSION_ALONE, RANK_AVERAGE, BLEND = "fusion", "rank average", "blend"
 COMBINATIONS = (FUSION_ALONE, RANK_AVERAGE, BLEND)
+#: How log-odds become the final ones where nothing else is said.
+AS_THEY_ARE = {"seen": {"intercept": 0.0, "tabular": 0.0, "fusion": 1.0}, "unseen": {"intercept": 0.0, "tabular": 1.0}}
 
 
 def combine(how: dict[str, Any], tabular: np.ndarray, fusion: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """One score per lesion.
 
     Args:
-        how: "kind" is one of ``COMBINATIONS``; a blend has "intercept" and the weights "tabular" and "fusion" beside it.
+        how: "kind" is one of ``COMBINATIONS``. For the fusion alone and for a blend, "seen" has an intercept and weights of
+            the tabular and the fusion log-odds, "unseen" an intercept and the weight of the tabular ones for lesions whose
+            image no network has seen: both lead to log-odds on one scale. Where they are absent, ``AS_THEY_ARE``.
         tabular: tabular log-odds, shape (rows,).
         fusion: mean log-odds of the fusion networks, shape (rows,); read where ``seen`` only.
         seen: whether a network has seen the lesion's image, bool of shape (rows,).
@@ -1061,55 +1138,53 @@ def combine(how: dict[str, Any], tabular: np.ndarray, fusion: np.ndarray, seen: 
     Raises:
         InputError: ``how`` is none of these.
     """
-    single = np.where(seen, fusion, tabular)
     kind = how.get("kind")
-    if kind == FUSION_ALONE:
-        return single
     if kind == RANK_AVERAGE:
+        single = np.where(seen, fusion, tabular)
         return logit((rankdata(tabular) + rankdata(single)) / (2 * (len(single) + 1)))
-    if kind == BLEND:
-        blended = how["intercept"] + how["tabular"] * tabular + how["fusion"] * single
-        return np.where(seen, blended, tabular)
+    if kind in (FUSION_ALONE, BLEND):
+        given, ungiven = ((AS_THEY_ARE | how)[name] for name in ("seen", "unseen"))
+        with_image = given["intercept"] + given["tabular"] * tabular + given["fusion"] * np.where(seen, fusion, 0.0)
+        return np.where(seen, with_image, ungiven["intercept"] + ungiven["tabular"] * tabular)
     raise InputError(
         f"the manifest combines the scores by {kind!r}, this code knows {', '.join(COMBINATIONS)}; train again."
     )
 
 
 # ===========================================================================================================================
-# inference/submission.py
+# inference/run_log.py
 # ===========================================================================================================================
 
-"""The story from test folder to submission.csv, with the fall-backs.
-
-1. Find the competition folder and the artifact folder.   Without them there is nothing to do: exit 2.
-2. Score every lesion by its metadata (CatBoost).         Without one usable model: exit 2.
-3. Write that as submission.csv.                          From here on nothing can come home empty-handed.
-4. Let the networks correct the lesions whose crop can be read; the others keep the tabular score. Combine both scores.
-5. Write the final submission.csv, and run.json: what was scored how, what fell back and why, versions, seconds.
-"""
-
-
-COMPETITION = "isic-2024-challenge"
-TEST_METADATA = "test-metadata.csv"
-SAMPLE = "sample_submission.csv"
-#: Folders below /kaggle/input that are looked into for the two inputs: the deepest mount known is models/*/*/*/*.
-SEARCH_DEPTH = 5
-BATCH_SIZE = 64
+"""What happens in a run: said as it happens, counted for run.json, and timed against the hours that are left."""
 
 
 @dataclass
 class Run:
-    """What happened, for the log and for run.json."""
+    """What happened, for the log and for run.json; and how long it may take, in seconds."""
 
+    time_budget: float = float("inf")
     started: float = field(default_factory=time.monotonic)
     facts: dict = field(default_factory=dict)
     fallbacks: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    #: Set from outside: why to come to an end now.
+    told_to_stop: str = ""
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
+
+    def reason_to_stop(self) -> str:
+        """Why no further image may be looked at; empty while there is none."""
+        if self.told_to_stop:
+            return self.told_to_stop
+        return f"the time budget of {hours(self.time_budget)} is spent" if self.elapsed > self.time_budget else ""
 
     def say(self, text: str) -> None:
         """Prints one line with the seconds since the start."""
-        print(f"[{time.monotonic() - self.started:7.1f} s] {text}", flush=True)
+        print(f"[{self.elapsed:7.1f} s] {text}", flush=True)
 
     def fall_back(self, what: str, count: int, note: str) -> None:
         """Counts a step down and says so; never silent."""
@@ -1119,66 +1194,87 @@ class Run:
 
     def finish(self, stage: str) -> None:
         """Notes the seconds that ``stage`` took since the last one ended."""
-        self.seconds[stage] = round(time.monotonic() - self.started - sum(self.seconds.values()), 3)
+        self.seconds[stage] = round(self.elapsed - sum(self.seconds.values()), 3)
 
     def write(self, path: Path) -> None:
-        """Writes run.json."""
+        """Writes run.json; where that cannot be done, says so and goes on."""
         content = self.facts | {"fallbacks": self.fallbacks, "notes": self.notes, "seconds": self.seconds}
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        try:
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        except (InputError, OSError) as error:
+            self.say(f"{path} could not be written ({error})")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the kernel; returns the exit status: 0 done, 2 bad input (one sentence on stderr)."""
-    parser = argparse.ArgumentParser(description="Scores a test folder of the ISIC 2024 challenge; no arguments on Kaggle.")
-    parser.add_argument("--competition", type=Path, help=f"folder with {TEST_METADATA} (default: found below --input-root)")
-    parser.add_argument("--artifacts", type=Path, help=f"folder with {MANIFEST} (default: found below --input-root)")
-    parser.add_argument("--output", type=Path, default=Path("submission.csv"), help="file to write (default: %(default)s)")
-    parser.add_argument("--scores", type=Path, help="also write each lesion's tabular and final log-odds to this CSV file")
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="crops at a time (default: %(default)s)")
-    parser.add_argument("--input-root", type=Path, default=Path("/kaggle/input"), help="where Kaggle mounts inputs")
-    options = parser.parse_args(arguments)
+@contextmanager
+def listening(run: Run) -> Iterator[None]:
+    """Inside, SIGTERM does not kill: it is noted in ``run``, which then comes to its end with what it knows."""
+
+    def note(number: int, frame: Any) -> None:
+        run.told_to_stop = "SIGTERM was received"
+
+    before = signal.signal(signal.SIGTERM, note)
     try:
-        if options.batch_size < 1:
-            raise InputError(f"--batch-size {options.batch_size} is not a number of crops; give 1 or more.")
-        score_folder(options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def score_folder(options: argparse.Namespace) -> None:
-    """From the options to the written submission."""
-    run = Run()
-    competition = options.competition or find_competition(options.input_root)
-    artifacts = options.artifacts or find_artifacts(options.input_root)
-    manifest = load_manifest(artifacts)
-    run.facts = {"competition": str(competition), "artifacts": str(artifacts), "versions": versions()}
-    run.say(f"test folder {competition}, artifacts {artifacts}, " + ", ".join(f"{k} {v}" for k, v in versions().items()))
+class Forecast:
+    """Says how long the images will still take: once that can be told, and at every further tenth of the way."""
 
-    rows, repairs = read_metadata_leniently(competition / TEST_METADATA)
-    for what, count in repairs.items():
-        run.fall_back(what, count, f"{TEST_METADATA}: {what}: {count}, repaired.")
-    tabular = score_tabular(rows, artifacts, manifest, run)
-    order = submission_order(competition, rows, run)
-    write_submission(options.output, order, rows[ID], tabular, manifest)
-    run.say(f"{len(order):,} lesions have their tabular score; {options.output} is written and can only get better")
-    run.finish("tabular")
+    def __init__(self, run: Run, images: int, after: int = 2_000) -> None:
+        self._run, self._images, self._next, self._done = run, images, min(after, max(1, images // 2)), 0
+        self._started = time.monotonic()
 
-    corrected, seen = correct_by_image(rows, tabular, competition, artifacts, manifest, options.batch_size, run)
-    final = combine_scores(tabular, corrected, seen, manifest, run)
-    run.finish("images")
-    write_submission(options.output, order, rows[ID], final, manifest)
-    if options.scores:
-        write_scores(options.scores, rows[ID], tabular, final, seen)
-    run.facts |= {"lesions": len(rows), "scored by image": int(seen.sum()), "submission rows": len(order)}
-    run.finish("writing")
-    run.write(options.output.with_name("run.json"))
-    run.say(f"{options.output}: {len(order):,} rows, {int(seen.sum()):,} of {len(rows):,} lesions scored by image")
+    def add(self, images: int) -> None:
+        """Notes that so many more have been scored."""
+        self._done += images
+        if self._done < self._next:
+            return
+        self._next = max(self._done + 1, self._done - self._done % max(1, self._images // 10) + max(1, self._images // 10))
+        seconds = time.monotonic() - self._started
+        left = seconds / self._done * max(0, self._images - self._done)
+        budget = self._run.time_budget
+        of = "" if budget == float("inf") else f" of {hours(max(0.0, budget - self._run.elapsed))}"
+        self._run.say(f"{self._done:,} of {self._images:,} images, {self._done / seconds:.0f}/s: {minutes(left)} left{of}")
 
 
-# --- finding the inputs -------------------------------------------------------------------------------------------------
+def hours(seconds: float) -> str:
+    """A time in words, hours."""
+    return f"{seconds / 3600:.2g} h"
+
+
+def minutes(seconds: float) -> str:
+    """A time in words, minutes, or seconds where it is short."""
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the scores."""
+    names = ("tensorflow", "keras", "catboost", "numpy", "pandas", "h5py")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = installed.version(name)
+        except installed.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+# ===========================================================================================================================
+# inference/inputs.py
+# ===========================================================================================================================
+
+"""Where Kaggle has mounted the two inputs: the competition's files and the artifact folder."""
+
+
+COMPETITION = "isic-2024-challenge"
+TEST_METADATA = "test-metadata.csv"
+#: Folders below /kaggle/input that are looked into for the two inputs: the deepest mount known is models/*/*/*/*.
+SEARCH_DEPTH = 5
+#: Folders of the competition's 401,059 separate images: nothing of ours is in them, and listing them takes long.
+IMAGE_FOLDERS = ("train-image", "test-image")
 
 
 def find_competition(root: Path) -> Path:
@@ -1227,7 +1323,7 @@ def folders_below(root: Path) -> Iterable[Path]:
     """The folders at most ``SEARCH_DEPTH`` levels below ``root``, in a fixed order; files are not walked one by one."""
     for folder, subfolders, _ in os.walk(root):
         depth = len(Path(folder).relative_to(root).parts)
-        subfolders[:] = sorted(subfolders) if depth < SEARCH_DEPTH else []
+        subfolders[:] = sorted(set(subfolders) - set(IMAGE_FOLDERS)) if depth < SEARCH_DEPTH else []
         yield Path(folder)
 
 
@@ -1238,96 +1334,14 @@ def mounted(root: Path) -> str:
     return "it holds " + (", ".join(sorted(path.name for path in root.iterdir())[:10]) or "nothing")
 
 
-# --- scoring ------------------------------------------------------------------------------------------------------------
+# ===========================================================================================================================
+# inference/writing.py
+# ===========================================================================================================================
+
+"""submission.csv and the scores beside it; a file is replaced as a whole or stays as it was."""
 
 
-def score_tabular(rows: pd.DataFrame, artifacts: Path, manifest: Manifest, run: Run) -> np.ndarray:
-    """Tabular log-odds of every lesion, float64 of shape (rows,); says how they lie beside those of training."""
-    models, complaints = load_tabular_models(artifacts, manifest)
-    for complaint in complaints:
-        run.fall_back("tabular models left out", 1, complaint)
-    settings = manifest["tabular"]
-    features = select_features(build_features(rows), settings["features"], settings["categories"])
-    log_odds = tabular_log_odds(models, features, settings["categories"])
-    if len(log_odds):
-        trained = settings["out_of_fold"]
-        run.facts["tabular log-odds"] = {"median": float(np.median(log_odds)), "in training": trained["median"]}
-        run.say(f"tabular log-odds: median {np.median(log_odds):.2f} (out of fold in training {trained['median']:.2f})")
-    return log_odds
-
-
-def correct_by_image(
-    rows: pd.DataFrame,
-    tabular: np.ndarray,
-    competition: Path,
-    artifacts: Path,
-    manifest: Manifest,
-    batch_size: int,
-    run: Run,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Lets the fold networks correct the tabular score where there is a crop.
-
-    Returns:
-        Final log-odds, float64 of shape (rows,), and whether each row was scored by its image, bool.
-    """
-    final, seen = tabular.copy(), np.zeros(len(rows), dtype=bool)
-    if "network" not in manifest:
-        run.fall_back("no network", len(rows), "the artifacts hold no network; every lesion keeps its tabular score.")
-        return final, seen
-    try:
-        networks = load_fold_networks(artifacts, manifest, run)
-        source = find_images(competition, "test")
-        if source is None:
-            raise InputError(f"{competition} has no test-image.hdf5")
-        store = ImageStore(source)
-        image_size = manifest["network"]["settings"]["image_size"]
-        batches = image_batches(store, rows[ID].tolist(), image_size, batch_size)
-        for positions, log_odds in network_log_odds(networks, batches, tabular):
-            finite = np.isfinite(log_odds)
-            final[positions[finite]], seen[positions[finite]] = log_odds[finite], True
-    # Whatever breaks here, a tabular submission is better than none: this is the one place that catches everything.
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        run.fall_back("network stopped", 1, f"{type(error).__name__}: {reason}; the rest keeps its tabular score.")
-    unseen = int((~seen).sum())
-    if unseen:
-        run.fall_back("lesions without image score", unseen, f"{unseen:,} of {len(rows):,} keep their tabular score.")
-    return final, seen
-
-
-def combine_scores(tabular: np.ndarray, corrected: np.ndarray, seen: np.ndarray, manifest: Manifest, run: Run) -> np.ndarray:
-    """The final score of every lesion, float64 (rows,): tabular and corrected log-odds as the manifest combines them."""
-    if not seen.any():
-        return tabular
-    try:
-        how = manifest["network"]["combination"]
-        final = combine(how, tabular, corrected, seen)
-    except (InputError, LookupError, TypeError) as error:
-        run.fall_back("networks alone", int(seen.sum()), f"the scores could not be combined: {error}")
-        return corrected
-    run.facts["combination"] = how["kind"]
-    return final
-
-
-def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> list:
-    """The fold networks whose files check out.
-
-    Raises:
-        InputError: none does.
-    """
-    networks = []
-    for name in manifest["network"]["weights"]:
-        try:
-            networks.append(load_network(manifest["network"]["settings"], checked_file(artifacts, manifest, name)))
-        except InputError as error:
-            run.fall_back("fold networks left out", 1, str(error))
-    if not networks:
-        raise InputError("no fold network is usable")
-    run.say(f"{len(networks)} fold networks loaded")
-    return networks
-
-
-# --- writing ------------------------------------------------------------------------------------------------------------
+SAMPLE = "sample_submission.csv"
 
 
 def submission_order(competition: Path, rows: pd.DataFrame, run: Run) -> list[str]:
@@ -1359,16 +1373,201 @@ def write_scores(path: Path, isic_ids: pd.Series, tabular: np.ndarray, final: np
         frame.to_csv(temporary, index=False)
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the scores."""
-    names = ("tensorflow", "keras", "catboost", "numpy", "pandas", "h5py")
-    found = {"python": platform.python_version()}
-    for name in names:
+# ===========================================================================================================================
+# inference/scoring.py
+# ===========================================================================================================================
+
+"""From rows and images to log-odds: CatBoost first, then the networks where there is an image, as far as time allows."""
+
+
+def score_tabular(rows: pd.DataFrame, artifacts: Path, manifest: Manifest, run: Run) -> np.ndarray:
+    """Tabular log-odds of every lesion, float64 of shape (rows,); says how they lie beside those of training."""
+    models, complaints = load_tabular_models(artifacts, manifest)
+    for complaint in complaints:
+        run.fall_back("tabular models left out", 1, complaint)
+    settings = manifest["tabular"]
+    features = select_features(build_features(rows), settings["features"], settings["categories"])
+    log_odds = tabular_log_odds(models, features, settings["categories"])
+    if len(log_odds):
+        trained = settings["out_of_fold"]
+        run.facts["tabular log-odds"] = {"median": float(np.median(log_odds)), "in training": trained["median"]}
+        run.say(f"tabular log-odds: median {np.median(log_odds):.2f} (out of fold in training {trained['median']:.2f})")
+    return log_odds
+
+
+def correct_by_image(
+    rows: pd.DataFrame,
+    tabular: np.ndarray,
+    competition: Path,
+    artifacts: Path,
+    manifest: Manifest,
+    batch_size: int,
+    run: Run,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lets the fold networks correct the tabular score where there is a crop, until time is up.
+
+    Returns:
+        Corrected log-odds, float64 of shape (rows,), and whether each row was scored by its image, bool.
+    """
+    final, seen = tabular.copy(), np.zeros(len(rows), dtype=bool)
+    if "network" not in manifest:
+        run.fall_back("no network", len(rows), "the artifacts hold no network; every lesion keeps its tabular score.")
+        return final, seen
+    reached, unusable = 0, 0
+    try:
+        ensemble = Ensemble(load_fold_networks(artifacts, manifest, run), run.fall_back)
+        source = find_images(competition, "test")
+        if source is None:
+            raise InputError(f"{competition} has no test-image.hdf5")
+        image_size = manifest["network"]["settings"]["image_size"]
+        store = ImageStore(source)
+        batches = image_batches(store, rows[ID].tolist(), image_size, batch_size)
+        forecast = Forecast(run, len(rows))
+        for positions, log_odds in network_log_odds(ensemble, batches, tabular):
+            if not reached:
+                run.say("first batch scored")
+                run.facts["seconds to first batch"] = round(run.elapsed, 1)
+            finite = np.isfinite(log_odds)
+            final[positions[finite]], seen[positions[finite]] = log_odds[finite], True
+            unusable += int((~finite).sum())
+            reached = int(positions[-1]) + 1
+            forecast.add(len(positions))
+            if reached < len(rows) and run.reason_to_stop():
+                left = len(rows) - reached
+                run.fall_back("images not reached", left, f"{run.reason_to_stop()}; no further image is read.")
+                break
+    # Whatever breaks here, a tabular submission is better than none: this is the one place that catches everything.
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        run.fall_back("network stopped", 1, f"{type(error).__name__}: {reason}; the rest keeps its tabular score.")
+    if unusable:
+        run.fall_back("network output not finite", unusable, f"{unusable:,} lesions keep their tabular score.")
+    unseen = int((~seen).sum())
+    if unseen:
+        run.fall_back("lesions without image score", unseen, f"{unseen:,} of {len(rows):,} keep their tabular score.")
+    return final, seen
+
+
+def combine_scores(tabular: np.ndarray, corrected: np.ndarray, seen: np.ndarray, manifest: Manifest, run: Run) -> np.ndarray:
+    """The final score of every lesion, float64 (rows,): tabular and corrected log-odds as the manifest combines them."""
+    if not seen.any():
+        return tabular
+    try:
+        how = manifest["network"]["combination"]
+        final = combine(how, tabular, corrected, seen)
+    except (InputError, LookupError, TypeError) as error:
+        run.fall_back("networks alone", int(seen.sum()), f"the scores could not be combined: {error}")
+        return corrected
+    run.facts["combination"] = how["kind"]
+    return final
+
+
+def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> dict[str, list]:
+    """The fold networks whose files check out, a copy of each on every accelerator: logical device -> networks.
+
+    Raises:
+        InputError: none does.
+    """
+    import tensorflow as tf
+
+    copies: dict[str, list] = {place: [] for place in devices()}
+    for name in manifest["network"]["weights"]:
         try:
-            found[name] = installed.version(name)
-        except installed.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            weights = checked_file(artifacts, manifest, name)
+            loaded = {}
+            for place in copies:
+                with tf.device(place):
+                    loaded[place] = load_network(manifest["network"]["settings"], weights)
+        except InputError as error:
+            run.fall_back("fold networks left out", 1, str(error))
+            continue
+        for place, network in loaded.items():
+            copies[place].append(network)
+    count = len(next(iter(copies.values())))
+    if not count:
+        raise InputError("no fold network is usable")
+    run.say(f"{count} fold networks loaded, on {', '.join(copies)}")
+    run.facts["fold networks"] = count
+    return copies
+
+
+# ===========================================================================================================================
+# inference/submission.py
+# ===========================================================================================================================
+
+"""The story from test folder to submission.csv, with the fall-backs.
+
+1. Find the competition folder and the artifact folder.   Without them there is nothing to do: exit 2.
+2. Score every lesion by its metadata (CatBoost).         Without one usable model: exit 2.
+3. Write that as submission.csv.                          From here on nothing can come home empty-handed.
+4. Let the networks correct the lesions whose crop can be read; the others keep the tabular score. Combine both scores.
+   Stop in time, or when told to (SIGTERM), with what is known.
+5. Write the final submission.csv, and run.json: what was scored how, what fell back and why, versions, seconds.
+"""
+
+
+BATCH_SIZE = 64
+TIME_BUDGET = 11.0  # hours: Kaggle ends a run after 12
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the kernel; returns the exit status: 0 done, 2 bad input (one sentence on stderr)."""
+    parser = argparse.ArgumentParser(description="Scores a test folder of the ISIC 2024 challenge; no arguments on Kaggle.")
+    parser.add_argument("--competition", type=Path, help=f"folder with {TEST_METADATA} (default: found below --input-root)")
+    parser.add_argument("--artifacts", type=Path, help=f"folder with {MANIFEST} (default: found below --input-root)")
+    parser.add_argument("--output", type=Path, default=Path("submission.csv"), help="file to write (default: %(default)s)")
+    parser.add_argument("--scores", type=Path, help="also write each lesion's tabular and final log-odds to this CSV file")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="crops at a time (default: %(default)s)")
+    parser.add_argument(
+        "--time-budget", type=float, default=TIME_BUDGET, metavar="HOURS", help="images until then (default: %(default)s)"
+    )
+    parser.add_argument("--input-root", type=Path, default=Path("/kaggle/input"), help="where Kaggle mounts inputs")
+    options = parser.parse_args(arguments)
+    try:
+        if options.batch_size < 1:
+            raise InputError(f"--batch-size {options.batch_size} is not a number of crops; give 1 or more.")
+        if not options.time_budget > 0:
+            raise InputError(f"--time-budget {options.time_budget} is no time; give hours above zero.")
+        run = Run(options.time_budget * 3600)
+        with listening(run):
+            score_folder(options, run)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def score_folder(options: argparse.Namespace, run: Run) -> None:
+    """From the options to the written submission."""
+    competition = options.competition or find_competition(options.input_root)
+    artifacts = options.artifacts or find_artifacts(options.input_root)
+    manifest = load_manifest(artifacts)
+    run.facts = {"competition": str(competition), "artifacts": str(artifacts), "versions": versions()}
+    told = ", ".join(f"{name} {version}" for name, version in versions().items())
+    run.say(f"test folder {competition}, artifacts {artifacts}, {told}, {hours(run.time_budget)}")
+
+    rows, repairs = read_metadata_leniently(competition / TEST_METADATA)
+    for what, count in repairs.items():
+        run.fall_back(what, count, f"{TEST_METADATA}: {what}: {count}, repaired.")
+    tabular = score_tabular(rows, artifacts, manifest, run)
+    order = submission_order(competition, rows, run)
+    write_submission(options.output, order, rows[ID], tabular, manifest)
+    run.say(f"{len(order):,} lesions have their tabular score; {options.output} is written and can only get better")
+    run.finish("tabular")
+
+    corrected, seen = correct_by_image(rows, tabular, competition, artifacts, manifest, options.batch_size, run)
+    final = combine_scores(tabular, corrected, seen, manifest, run)
+    run.finish("images")
+    try:
+        write_submission(options.output, order, rows[ID], final, manifest)
+        if options.scores:
+            write_scores(options.scores, rows[ID], tabular, final, seen)
+    except (InputError, OSError) as error:
+        run.fall_back("final scores not written", len(order), f"{error}; {options.output} has the tabular scores.")
+    run.facts |= {"lesions": len(rows), "scored by image": int(seen.sum()), "submission rows": len(order)}
+    run.finish("writing")
+    run.write(options.output.with_name("run.json"))
+    run.say(f"{options.output}: {len(order):,} rows, {int(seen.sum()):,} of {len(rows):,} lesions scored by image")
 
 
 if __name__ == "__main__":

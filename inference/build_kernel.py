@@ -19,7 +19,22 @@ from utils import run_command, say
 
 ROOT = Path(__file__).resolve().parent.parent
 #: In an order in which each room uses only names of those before it.
-ROOMS = ("files", "schema", "context", "features", "artifacts", "tabular", "images", "network", "combination", "submission")
+ROOMS = (
+    "files",
+    "schema",
+    "context",
+    "features",
+    "artifacts",
+    "tabular",
+    "images",
+    "network",
+    "combination",
+    "run_log",
+    "inputs",
+    "writing",
+    "scoring",
+    "submission",
+)
 WIDTH = 125
 
 HEADER = '''"""ISIC 2024 (SLICE-3D) submission kernel: CatBoost on the metadata, ResNet50 on the crop, one submission.csv.

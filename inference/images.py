@@ -88,15 +88,15 @@ class ImageStore:
 
 
 def open_hdf5(path: Path) -> h5py.File:
-    """The file for reading, without a lock: nobody writes what we read, and where another process holds one we would fail.
+    """The file for reading; where another process holds a lock on it, without asking for one: nobody writes what we read.
 
     Raises:
         OSError: it is no HDF5 file, or is cut off.
     """
     try:
-        return h5py.File(path, "r", locking=False)
-    except OSError:  # this process has it open with a lock: HDF5 wants the same of both
         return h5py.File(path, "r")
+    except OSError:
+        return h5py.File(path, "r", locking=False)
 
 
 def find_images(competition: Path, split: str) -> Path | None:

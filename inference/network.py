@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,7 @@ logging.getLogger("tensorflow").setLevel(logging.ERROR)
 #: ResNet50 was trained on BGR pixels less the ImageNet mean (keras.applications, "caffe" mode).
 IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
 SMALLEST_IMAGE = 32
+CPU = "/device:CPU:0"
 
 
 def build_network(
@@ -122,29 +123,100 @@ def load_network(settings: dict, weights: Path) -> keras.Model:
     return network
 
 
-def network_log_odds(
-    networks: Sequence[keras.Model], batches: Iterable, tabular: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def devices() -> list[str]:
+    """The accelerators of this machine by their logical names, or its CPU."""
+    import tensorflow as tf
+
+    return [device.name for device in tf.config.list_logical_devices("GPU")] or [CPU]
+
+
+class Ensemble:
+    """Fold networks as one function of a batch: each crop goes once to every network, shared out over all accelerators.
+
+    Args:
+        copies: logical device -> the networks that lie on it, as ``build_network`` makes them, of the same inputs.
+        note: told, like ``Run.fall_back``, when memory does not suffice: what, how often, and a sentence.
+    """
+
+    def __init__(
+        self,
+        copies: Mapping[str, Sequence[keras.Model]],
+        note: Callable[[str, int, str], None] = lambda what, count, text: None,
+    ) -> None:
+        import tensorflow as tf
+
+        self._copies, self._note = dict(copies), note
+        self._at_once: int | None = None  # crops that fit into memory, once they did not
+        inputs = next(iter(copies.values()))[0].inputs
+        self._names = [tensor.name for tensor in inputs]
+        size = {tensor.name: tensor.shape[1:] for tensor in inputs}.get("crop", (None, None, 3))
+        # Of any number of crops, so that the last, smaller batch is not traced anew.
+        self._signature = (tf.TensorSpec((None, *size), tf.uint8), tf.TensorSpec((None, 1), tf.float32))
+        self.functions = {place: self._mean_of(networks) for place, networks in copies.items()}
+
+    def _mean_of(self, networks: Sequence[keras.Model]):
+        import tensorflow as tf
+
+        def mean(crops, opinion):
+            batch = {name: {"crop": crops, "tabular": opinion}[name] for name in self._names}
+            return tf.add_n([network(batch, training=False) for network in networks]) / len(networks)
+
+        return tf.function(mean, input_signature=self._signature)
+
+    def log_odds(self, crops, opinion) -> np.ndarray:
+        """Mean log-odds, float64 of shape (rows,), of crops uint8 (rows, size, size, 3) and opinions float32 (rows, 1).
+
+        Where memory does not suffice, by halves from then on, in the end one by one, at last on the CPU.
+        """
+        import tensorflow as tf
+
+        crops, opinion = tf.convert_to_tensor(crops), tf.convert_to_tensor(opinion)
+        found, start = [], 0
+        while start < len(crops):
+            rows = slice(start, start + (self._at_once or len(crops)))
+            try:
+                found.append(self._shared(crops[rows], opinion[rows]))
+                start = rows.stop
+            except tf.errors.ResourceExhaustedError:
+                self._take_less(len(crops[rows]))
+        return np.concatenate(found).astype("float64")
+
+    def _shared(self, crops, opinion) -> np.ndarray:
+        """A batch that fits into memory: a part on each device, all started before the first one is waited for."""
+        import tensorflow as tf
+
+        parts = np.array_split(np.arange(len(crops)), len(self.functions))
+        results = []
+        for (place, function), part in zip(self.functions.items(), parts, strict=True):
+            if len(part):
+                rows = slice(part[0], part[-1] + 1)
+                with tf.device(place):
+                    results.append(function(crops[rows], opinion[rows]))
+        return np.concatenate([result.numpy() for result in results])[:, 0]
+
+    def _take_less(self, tried: int) -> None:
+        """Half of what was tried from now on; of a single crop, the CPU."""
+        if tried > 1:
+            self._at_once = tried // 2
+            self._note("accelerator memory", 1, f"{tried} crops did not fit; {self._at_once} at a time from here on.")
+        elif list(self.functions) != [CPU]:
+            self.functions = {CPU: self._mean_of(next(iter(self._copies.values())))}
+            self._note("accelerator memory", 1, "a single crop did not fit; the CPU goes on.")
+        else:
+            raise MemoryError("a single crop does not fit into the memory of the CPU")
+
+
+def network_log_odds(ensemble: Ensemble, batches: Iterable, tabular: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Mean log-odds of the networks, batch by batch; each crop is decoded once for all of them.
 
     Args:
-        networks: of the same inputs, as ``build_network`` makes them.
+        ensemble: the networks.
         batches: (positions, crops), as ``image_batches`` gives them.
         tabular: log-odds of every lesion, shape (rows,); ``positions`` point into it.
 
     Yields:
         Positions, int64, and log-odds, float64, both of shape (batch,).
     """
-    import tensorflow as tf
-
-    names = [tensor.name for tensor in networks[0].inputs]
-
-    @tf.function(reduce_retracing=True)
-    def ensemble(crops, opinion):
-        batch = {name: {"crop": crops, "tabular": opinion}[name] for name in names}
-        return tf.add_n([network(batch, training=False) for network in networks]) / len(networks)
-
     for positions, crops in batches:
         positions = positions.numpy()
-        opinion = tf.constant(tabular[positions, None], tf.float32)
-        yield positions, ensemble(crops, opinion).numpy()[:, 0].astype("float64")
+        yield positions, ensemble.log_odds(crops, tabular[positions, None].astype("float32"))

@@ -18,8 +18,9 @@ import h5py
 import pandas as pd
 
 from inference.files import InputError
+from inference.inputs import COMPETITION, TEST_METADATA
 from inference.schema import ID
-from inference.submission import COMPETITION, SAMPLE, TEST_METADATA
+from inference.writing import SAMPLE
 from round_trip import cli
 from utils import run_command, say
 

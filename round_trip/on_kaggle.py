@@ -26,7 +26,7 @@ from typing import Any
 
 from inference.artifacts import MANIFEST, checked_file, load_manifest
 from inference.files import InputError
-from inference.submission import versions
+from inference.run_log import versions
 from train import folds, fusion, fusion_options, tabular
 from train.manifest import read_manifest
 from utils import say, write_json

@@ -23,8 +23,9 @@ from inference.artifacts import load_manifest
 from inference.build_kernel import ROOT
 from inference.dry_run import checked_submission
 from inference.files import InputError
+from inference.inputs import COMPETITION
 from inference.schema import ID
-from inference.submission import COMPETITION, SAMPLE
+from inference.writing import SAMPLE
 from round_trip import cli, kernels
 from round_trip.data import download_command
 from round_trip.publish import READY, look_up

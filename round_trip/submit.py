@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 from inference.files import InputError
-from inference.submission import COMPETITION
+from inference.inputs import COMPETITION
 from round_trip import cli
 from round_trip.push import RECORD, SUBMISSION
 from utils import run_command, say

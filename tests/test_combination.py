@@ -4,13 +4,14 @@ from scipy.special import expit
 
 from inference.combination import COMBINATIONS, combine
 from inference.files import InputError
-from train.combination import CHOSEN, choose, fit_blend, nested_scores
+from train.combination import CHOSEN, choose, fit, nested_scores
 from utils import partial_auc
 
 TABULAR = np.array([-6.0, -2.0, -4.0, -5.0])
 FUSION = np.array([-7.0, -1.0, -4.5, np.nan])
 SEEN = np.array([True, True, True, False])
-BLEND = {"kind": "blend", "intercept": 0.5, "tabular": 0.25, "fusion": 0.75}
+WEIGHTS = {"seen": {"intercept": 0.5, "tabular": 0.25, "fusion": 0.75}, "unseen": {"intercept": -1.0, "tabular": 0.8}}
+BLEND = {"kind": "blend"} | WEIGHTS
 
 
 # What the kernel does
@@ -26,7 +27,7 @@ def test_an_average_of_ranks_is_the_logit_of_the_mean_rank():
 
 
 def test_a_blend_weighs_both_log_odds_where_there_is_an_image():
-    expected = [0.5 - 6 / 4 - 7 * 0.75, 0.5 - 2 / 4 - 0.75, 0.5 - 1 - 4.5 * 0.75, -5.0]
+    expected = [0.5 - 6 / 4 - 7 * 0.75, 0.5 - 2 / 4 - 0.75, 0.5 - 1 - 4.5 * 0.75, -1 - 5 * 0.8]
     np.testing.assert_allclose(combine(BLEND, TABULAR, FUSION, SEEN), expected)
 
 
@@ -64,7 +65,7 @@ def test_a_blend_of_two_half_good_scores_is_better_than_either_and_is_chosen():
     assert reached[how["kind"]] == max(reached[kind] for kind in COMBINATIONS)
     assert f"{how['kind']} {reached[how['kind']]:.4f}" in how["why"]
     assert reached[CHOSEN] == pytest.approx(reached[how["kind"]], abs=0.002)
-    blend = fit_blend(labels, tabular, fusion)
+    blend = fit("blend", labels, tabular, fusion, seen)["seen"]
     assert blend["tabular"] == pytest.approx(blend["fusion"], rel=0.1)
 
 
@@ -74,7 +75,7 @@ def test_a_fusion_that_says_all_is_used_alone():
     how = choose(labels, tabular, fusion, seen, scores)
     assert how["kind"] in ("fusion", "blend")
     assert partial_auc(labels, scores["rank average"]) < partial_auc(labels, scores["fusion"]) - 0.01
-    blend = fit_blend(labels, tabular, fusion)
+    blend = fit("blend", labels, tabular, fusion, seen)["seen"]
     assert blend["fusion"] == pytest.approx(1, abs=0.05)
     assert blend["tabular"] == pytest.approx(0, abs=0.01)
 
@@ -89,11 +90,39 @@ def test_no_label_of_a_fold_touches_its_own_scores():
     assert (before["blend"][fold != 1] != after["blend"][fold != 1]).all()
 
 
-def test_lesions_without_image_take_no_part_in_the_weights():
+@pytest.mark.parametrize("kind", COMBINATIONS)
+def test_lesions_without_image_are_on_the_scale_of_the_others(kind):
+    """Half of the images taken away cost no more than half of what the images give, and a little for the mixture."""
+    labels, _, tabular, fusion, seen = made(60_000, 2.0, 1.0)
+    how = fit(kind, labels, tabular, fusion, seen)
+    half = np.random.default_rng(1).random(len(labels)) < 0.5
+    whole, without = (partial_auc(labels, combine(how, tabular, fusion, some)) for some in (seen, ~seen))
+    mixed = partial_auc(labels, combine(how, tabular, fusion, half))
+    assert whole > without + 0.01
+    assert mixed > (whole + without) / 2 - 0.003
+
+
+def test_lesions_without_image_take_no_part_in_the_weights_of_the_image():
     labels, fold, tabular, fusion, seen = made(3_000, 2.0, 1.0)
     seen[::5] = False
-    fusion = np.where(seen, fusion, tabular)
-    scores = nested_scores(labels, fold, tabular, fusion, seen)
-    np.testing.assert_array_equal(scores["blend"][~seen], tabular[~seen])
+    before = fit("blend", labels, tabular, fusion, seen)
+    after = fit("blend", labels, tabular, np.where(seen, fusion, 1e6), seen)
+    assert before == after
+    scores = nested_scores(labels, fold, tabular, np.where(seen, fusion, tabular), seen)
     assert scores[CHOSEN].min() > 0
     assert scores[CHOSEN].max() <= 1
+
+
+def test_the_fusion_alone_keeps_its_ranks_and_becomes_calibrated():
+    labels, _, tabular, fusion, seen = made(60_000, 2.0, 1.0)
+    found = combine(fit("fusion", labels, tabular, fusion, seen), tabular, fusion, seen)
+    assert np.array_equal(np.argsort(found), np.argsort(fusion))
+    assert expit(found).mean() == pytest.approx(labels.mean(), rel=0.01)
+    top = found > np.quantile(found, 0.9)
+    assert expit(found[top]).mean() == pytest.approx(labels[top].mean(), rel=0.05)
+
+
+def test_a_score_that_is_worse_than_guessing_is_not_turned_round():
+    labels, _, tabular, fusion, seen = made(3_000, 1.0, 1.0)
+    assert fit("fusion", labels, tabular, -fusion, seen)["seen"]["fusion"] == 1
+    assert fit("blend", labels, -tabular, fusion, seen)["unseen"]["tabular"] == 1

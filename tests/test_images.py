@@ -196,7 +196,7 @@ def test_nobody_asked_nobody_seen(store):
 
 
 def test_the_way_past_h5py_gives_the_bytes_that_h5py_gives(store, twin, ids):
-    with h5py.File(twin / "train-image.hdf5", locking=False) as file:
+    with h5py.File(twin / "train-image.hdf5") as file:
         assert all(store.read(isic_id) == file[isic_id][()] for isic_id in ids)
 
 

@@ -1,5 +1,6 @@
 """The kernel as Kaggle runs it: its own process, nothing of the repository in reach; and its fall-backs, in this process."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from inference import submission
 from inference.build_kernel import ROOT
 from inference.dry_run import mount_test_folder, rows_to_score, without_network
 from inference.schema import ID, TARGET
@@ -104,12 +106,15 @@ def test_the_built_kernel_scores_as_the_training_code_does(
 def trained_scores(trained):
     """The holdout's log-odds by the functions that training calls, from the rows of train-metadata.csv."""
     from inference.artifacts import load_manifest
+    from inference.combination import combine
     from inference.features import build_features
     from inference.images import ImageStore, find_images
     from inference.network import load_network
     from inference.schema import read_metadata
     from inference.tabular import load_tabular_models, select_features, tabular_log_odds
-    from train.fusion import Lesions, parse, score_rows
+    from train.fusion import score_rows
+    from train.fusion_options import parse
+    from train.lesions import Lesions
 
     manifest = load_manifest(trained.artifacts)
     metadata = read_metadata(trained.data / "train-metadata.csv", labelled=True)
@@ -126,6 +131,7 @@ def trained_scores(trained):
         load_network(manifest["network"]["settings"], trained.artifacts / f"fusion_fold{k}.weights.h5") for k in (0, 1)
     ]
     scores = np.mean([score_rows(network, lesions, rows, store, options) for network in networks], axis=0)
+    scores = combine(manifest["network"]["combination"], tabular[rows], scores, every[rows])
     return pd.Series(scores, index=metadata[ID].iloc[rows])
 
 
@@ -133,12 +139,16 @@ def trained_scores(trained):
 
 
 def test_a_lesion_without_a_readable_image_keeps_its_tabular_score(trained, competition, tmp_path):
+    artifacts = shutil.copytree(trained.artifacts, tmp_path / "artifacts")
+    manifest = json.loads((artifacts / "manifest.json").read_text())
+    manifest["network"]["combination"] = {"kind": "fusion"}  # the log-odds as they are
+    (artifacts / "manifest.json").write_text(json.dumps(manifest))
     ids = pd.read_csv(competition / "test-metadata.csv")[ID].tolist()
     good = h5py.File(competition / "test-image.hdf5")[ids[4]][()]
     harm = {ids[0]: None, ids[1]: b"", ids[2]: good[: len(good) // 2], ids[3]: b"no picture at all"}
     for isic_id, content in harm.items():
         replace_image(competition / "test-image.hdf5", isic_id, content)
-    submission, scores, facts = run_in_process(competition, trained.artifacts, tmp_path)
+    submission, scores, facts = run_in_process(competition, artifacts, tmp_path)
     assert submission[ID].tolist() == ids
     assert scores.loc[list(harm), "image_seen"].tolist() == [0, 0, 0, 0]
     assert (scores.loc[list(harm), "fusion"] == scores.loc[list(harm), "tabular"]).all()
@@ -220,6 +230,49 @@ def test_the_public_test_of_the_competition(real_data, trained, tmp_path):
 
 
 # What is an error: early, loudly, in one sentence
+
+
+def test_a_full_disk_leaves_the_tabular_submission(trained, mounted, tmp_path, monkeypatch):
+    written, write = [], submission.write_submission
+
+    def on_a_full_disk(path, *more):
+        if written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path)
+        write(path, *more)
+
+    monkeypatch.setattr("inference.submission.write_submission", on_a_full_disk)
+    monkeypatch.setattr("inference.submission.correct_by_image", lambda rows, tabular, *_: (tabular, tabular > 0))
+    output = tmp_path / "submission.csv"
+    where = ["--competition", str(mounted), "--artifacts", str(trained.artifacts), "--output", str(output)]
+    assert main(where) == 0
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert "final scores not written" in run["fallbacks"]
+    assert "No space left on device" in run["notes"][-1]
+    assert pd.read_csv(output)[TARGET].between(0, 1).all()
+
+
+def test_sigterm_ends_the_kernel_with_what_it_knows(trained, mounted, tmp_path):
+    """In the real process: it is told to stop while it loads its networks, and comes home with a whole submission."""
+    output = tmp_path / "submission.csv"
+    command = [sys.executable, "-I", str(ROOT / "kernel.py"), "--competition", str(mounted), "--batch-size", "4"]
+    command += ["--artifacts", str(trained.artifacts), "--output", str(output)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        while "can only get better" not in process.stdout.readline():
+            assert process.poll() is None
+        process.terminate()
+        log = process.stdout.read()
+        assert process.wait() == 0
+    run = json.loads((tmp_path / "run.json").read_text())
+    rows = len(pd.read_csv(mounted / "sample_submission.csv"))
+    assert run["fallbacks"] == {"images not reached": rows - 4, "lesions without image score": rows - 4}
+    assert "SIGTERM was received; no further image is read" in log
+    assert pd.read_csv(output)[ID].tolist() == pd.read_csv(mounted / "sample_submission.csv")[ID].tolist()
+
+
+def test_a_time_budget_of_nothing_is_refused(mounted, capsys):
+    assert main(["--competition", str(mounted), "--time-budget", "0"]) == 2
+    assert "--time-budget 0.0 is no time; give hours above zero." in capsys.readouterr().err
 
 
 def test_no_metadata_no_artifacts_no_model_are_errors(tabular_only, mounted, tmp_path, capsys):

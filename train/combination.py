@@ -8,24 +8,40 @@ import numpy as np
 from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 
-from inference.combination import BLEND, COMBINATIONS, FUSION_ALONE, RANK_AVERAGE, combine
+from inference.combination import AS_THEY_ARE, BLEND, COMBINATIONS, FUSION_ALONE, RANK_AVERAGE, combine
 from utils import partial_auc
 
 #: The name of the score whose kind of combination, too, was chosen without the fold that it is measured on.
 CHOSEN = "chosen without the fold"
 
 
-def fit_blend(labels: np.ndarray, tabular: np.ndarray, fusion: np.ndarray) -> dict[str, Any]:
-    """The two weights and the intercept of a blend: a logistic regression without penalty on out-of-fold log-odds.
+def fit(kind: str, labels: np.ndarray, tabular: np.ndarray, fusion: np.ndarray, seen: np.ndarray) -> dict[str, Any]:
+    """A combination with its weights, as ``inference.combination.combine`` reads it.
+
+    The weights are those of logistic regressions without penalty on out-of-fold log-odds. Those of the fusion alone change
+    no rank among lesions with an image, nor do those of the others among themselves: they bring both on one scale.
 
     Args:
-        labels: 0/1, both present, shape (rows,).
+        kind: one of ``COMBINATIONS``.
+        labels: 0/1, both present where ``seen``, shape (rows,).
         tabular: out-of-fold log-odds, shape (rows,).
-        fusion: likewise.
+        fusion: likewise, where ``seen``.
+        seen: bool, shape (rows,).
     """
-    model = LogisticRegression(penalty=None, max_iter=1000).fit(np.column_stack([tabular, fusion]), labels)
-    weights = {"tabular": float(model.coef_[0, 0]), "fusion": float(model.coef_[0, 1])}
-    return {"kind": BLEND, "intercept": float(model.intercept_[0])} | weights
+    if kind == RANK_AVERAGE:
+        return {"kind": kind}
+    unseen = regression(labels, tabular=tabular)
+    names = {"tabular": tabular[seen], "fusion": fusion[seen]} if kind == BLEND else {"fusion": fusion[seen]}
+    found = {"seen": {"tabular": 0.0} | regression(labels[seen], **names), "unseen": unseen}
+    if unseen["tabular"] <= 0 or (kind == FUSION_ALONE and found["seen"]["fusion"] <= 0):
+        found = AS_THEY_ARE if kind == FUSION_ALONE else found | {"unseen": AS_THEY_ARE["unseen"]}  # worse than guessing
+    return {"kind": kind} | found
+
+
+def regression(labels: np.ndarray, **log_odds: np.ndarray) -> dict[str, float]:
+    """Intercept and weights by name of a logistic regression without penalty."""
+    model = LogisticRegression(penalty=None, max_iter=1000).fit(np.column_stack(list(log_odds.values())), labels)
+    return {"intercept": float(model.intercept_[0])} | dict(zip(log_odds, map(float, model.coef_[0]), strict=True))
 
 
 def nested_scores(
@@ -53,7 +69,7 @@ def nested_scores(
     chosen = np.zeros(len(labels), dtype=int)
     for number in np.unique(fold):
         inside = fold == number
-        blend = fit_blend(labels[~inside & seen], tabular[~inside & seen], fusion[~inside & seen])
+        blend = fit(BLEND, labels[~inside], tabular[~inside], fusion[~inside], seen[~inside])
         scores[BLEND][inside] = combine(blend, tabular[inside], fusion[inside], seen[inside])
         others = {kind: scores[kind][~inside] for kind in (FUSION_ALONE, RANK_AVERAGE)}
         others[BLEND] = combine(blend, tabular[~inside], fusion[~inside], seen[~inside])
@@ -72,6 +88,6 @@ def choose(
     """
     paucs = {kind: partial_auc(labels, scores[kind]) for kind in COMBINATIONS}
     best = max(COMBINATIONS, key=paucs.__getitem__)  # the first of equals: the simplest
-    how = fit_blend(labels[seen], tabular[seen], fusion[seen]) if best == BLEND else {"kind": best}
+    how = fit(best, labels, tabular, fusion, seen)
     told = ", ".join(f"{kind} {paucs[kind]:.4f}" for kind in COMBINATIONS)
     return how | {"why": f"the highest pAUC out of fold, the blend by nested folds: {told}"}

@@ -21,7 +21,7 @@ import pandas as pd
 from inference.artifacts import load_manifest
 from inference.files import InputError, replacing
 from inference.images import ImageStore, image_batches
-from inference.network import load_network, network_log_odds
+from inference.network import Ensemble, devices, load_network, network_log_odds
 from train.batches import Sequence, training_batches
 from train.checkpoint import Checkpoint
 from train.curves import write_history
@@ -121,7 +121,7 @@ def score_rows(network, lesions: Lesions, rows: np.ndarray, store: ImageStore, o
     """Log-odds of ``rows`` (positions) by the code that the kernel runs; NaN where no image could be read."""
     log_odds = np.full(len(rows), np.nan)
     batches = image_batches(store, lesions.isic_ids[rows].tolist(), options.image_size, options.batch_size)
-    for positions, scores in network_log_odds([network], batches, lesions.tabular[rows]):
+    for positions, scores in network_log_odds(Ensemble({devices()[0]: [network]}), batches, lesions.tabular[rows]):
         log_odds[positions] = scores
     return log_odds
 

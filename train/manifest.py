@@ -11,7 +11,7 @@ from pathlib import Path
 
 from inference.artifacts import FORMAT, MANIFEST, Manifest, load_manifest
 from inference.files import sha256_of
-from inference.submission import versions
+from inference.run_log import versions
 from utils import write_json
 
 #: Stage -> the stages that it reads.

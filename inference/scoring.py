@@ -1,0 +1,129 @@
+"""From rows and images to log-odds: CatBoost first, then the networks where there is an image, as far as time allows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from inference.artifacts import Manifest, checked_file
+from inference.combination import combine
+from inference.features import build_features
+from inference.files import InputError
+from inference.images import ImageStore, find_images, image_batches
+from inference.network import Ensemble, devices, load_network, network_log_odds
+from inference.run_log import Forecast, Run
+from inference.schema import ID
+from inference.tabular import load_tabular_models, select_features, tabular_log_odds
+
+
+def score_tabular(rows: pd.DataFrame, artifacts: Path, manifest: Manifest, run: Run) -> np.ndarray:
+    """Tabular log-odds of every lesion, float64 of shape (rows,); says how they lie beside those of training."""
+    models, complaints = load_tabular_models(artifacts, manifest)
+    for complaint in complaints:
+        run.fall_back("tabular models left out", 1, complaint)
+    settings = manifest["tabular"]
+    features = select_features(build_features(rows), settings["features"], settings["categories"])
+    log_odds = tabular_log_odds(models, features, settings["categories"])
+    if len(log_odds):
+        trained = settings["out_of_fold"]
+        run.facts["tabular log-odds"] = {"median": float(np.median(log_odds)), "in training": trained["median"]}
+        run.say(f"tabular log-odds: median {np.median(log_odds):.2f} (out of fold in training {trained['median']:.2f})")
+    return log_odds
+
+
+def correct_by_image(
+    rows: pd.DataFrame,
+    tabular: np.ndarray,
+    competition: Path,
+    artifacts: Path,
+    manifest: Manifest,
+    batch_size: int,
+    run: Run,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lets the fold networks correct the tabular score where there is a crop, until time is up.
+
+    Returns:
+        Corrected log-odds, float64 of shape (rows,), and whether each row was scored by its image, bool.
+    """
+    final, seen = tabular.copy(), np.zeros(len(rows), dtype=bool)
+    if "network" not in manifest:
+        run.fall_back("no network", len(rows), "the artifacts hold no network; every lesion keeps its tabular score.")
+        return final, seen
+    reached, unusable = 0, 0
+    try:
+        ensemble = Ensemble(load_fold_networks(artifacts, manifest, run), run.fall_back)
+        source = find_images(competition, "test")
+        if source is None:
+            raise InputError(f"{competition} has no test-image.hdf5")
+        image_size = manifest["network"]["settings"]["image_size"]
+        store = ImageStore(source)
+        batches = image_batches(store, rows[ID].tolist(), image_size, batch_size)
+        forecast = Forecast(run, len(rows))
+        for positions, log_odds in network_log_odds(ensemble, batches, tabular):
+            if not reached:
+                run.say("first batch scored")
+                run.facts["seconds to first batch"] = round(run.elapsed, 1)
+            finite = np.isfinite(log_odds)
+            final[positions[finite]], seen[positions[finite]] = log_odds[finite], True
+            unusable += int((~finite).sum())
+            reached = int(positions[-1]) + 1
+            forecast.add(len(positions))
+            if reached < len(rows) and run.reason_to_stop():
+                left = len(rows) - reached
+                run.fall_back("images not reached", left, f"{run.reason_to_stop()}; no further image is read.")
+                break
+    # Whatever breaks here, a tabular submission is better than none: this is the one place that catches everything.
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        run.fall_back("network stopped", 1, f"{type(error).__name__}: {reason}; the rest keeps its tabular score.")
+    if unusable:
+        run.fall_back("network output not finite", unusable, f"{unusable:,} lesions keep their tabular score.")
+    unseen = int((~seen).sum())
+    if unseen:
+        run.fall_back("lesions without image score", unseen, f"{unseen:,} of {len(rows):,} keep their tabular score.")
+    return final, seen
+
+
+def combine_scores(tabular: np.ndarray, corrected: np.ndarray, seen: np.ndarray, manifest: Manifest, run: Run) -> np.ndarray:
+    """The final score of every lesion, float64 (rows,): tabular and corrected log-odds as the manifest combines them."""
+    if not seen.any():
+        return tabular
+    try:
+        how = manifest["network"]["combination"]
+        final = combine(how, tabular, corrected, seen)
+    except (InputError, LookupError, TypeError) as error:
+        run.fall_back("networks alone", int(seen.sum()), f"the scores could not be combined: {error}")
+        return corrected
+    run.facts["combination"] = how["kind"]
+    return final
+
+
+def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> dict[str, list]:
+    """The fold networks whose files check out, a copy of each on every accelerator: logical device -> networks.
+
+    Raises:
+        InputError: none does.
+    """
+    import tensorflow as tf
+
+    copies: dict[str, list] = {place: [] for place in devices()}
+    for name in manifest["network"]["weights"]:
+        try:
+            weights = checked_file(artifacts, manifest, name)
+            loaded = {}
+            for place in copies:
+                with tf.device(place):
+                    loaded[place] = load_network(manifest["network"]["settings"], weights)
+        except InputError as error:
+            run.fall_back("fold networks left out", 1, str(error))
+            continue
+        for place, network in loaded.items():
+            copies[place].append(network)
+    count = len(next(iter(copies.values())))
+    if not count:
+        raise InputError("no fold network is usable")
+    run.say(f"{count} fold networks loaded, on {', '.join(copies)}")
+    run.facts["fold networks"] = count
+    return copies

@@ -1,0 +1,77 @@
+import json
+import os
+import signal
+
+import pytest
+
+from inference.run_log import Forecast, Run, listening, versions
+
+
+def test_a_step_down_is_counted_noted_and_said(capsys, tmp_path):
+    run = Run()
+    run.fall_back("lesions without image score", 3, "3 of 9 keep their tabular score.")
+    run.fall_back("lesions without image score", 2, "2 more.")
+    run.finish("tabular")
+    run.facts["lesions"] = 9
+    run.write(tmp_path / "run.json")
+    assert "FALL-BACK (lesions without image score: 3) 3 of 9 keep" in capsys.readouterr().out
+    written = json.loads((tmp_path / "run.json").read_text())
+    assert written["fallbacks"] == {"lesions without image score": 5}
+    assert written["notes"] == ["3 of 9 keep their tabular score.", "2 more."]
+    assert written["lesions"] == 9
+    assert written["seconds"]["tabular"] >= 0
+
+
+def test_there_is_a_reason_to_stop_once_time_is_up_or_somebody_says_so():
+    assert Run().reason_to_stop() == ""
+    assert Run(time_budget=3600).reason_to_stop() == ""
+    late = Run(time_budget=3600)
+    late.started -= 3601
+    assert late.reason_to_stop() == "the time budget of 1 h is spent"
+
+
+def test_sigterm_is_noted_and_does_not_kill():
+    run, before = Run(), signal.getsignal(signal.SIGTERM)
+    with listening(run):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert run.reason_to_stop() == "SIGTERM was received"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_run_json_that_cannot_be_written_stops_nothing(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    Run().write(tmp_path / "file" / "run.json")
+    assert "run.json could not be written" in capsys.readouterr().out
+
+
+def lines_of(capsys, total, batches, seconds_each, budget=float("inf"), after=2000):
+    """What a forecast says while batches come in, on a clock of our own."""
+    run = Run(time_budget=budget)
+    forecast = Forecast(run, total, after)
+    for batch in batches:
+        forecast._started -= batch * seconds_each
+        run.started -= batch * seconds_each
+        forecast.add(batch)
+    return [line.split("] ")[1] for line in capsys.readouterr().out.splitlines()]
+
+
+def test_the_forecast_says_what_is_left_of_how_much_time(capsys):
+    said = lines_of(capsys, 511_474, [64] * 32, seconds_each=0.005, budget=12 * 3600)
+    assert said == ["2,048 of 511,474 images, 200/s: 42 min left of 12 h"]
+
+
+def test_the_forecast_is_renewed_at_every_tenth_and_not_more_often(capsys):
+    said = lines_of(capsys, 50_000, [100] * 500, seconds_each=0.001)
+    assert [line.split(" of")[0] for line in said] == [
+        f"{images:,}" for images in (2_000, 5_000, *range(10_000, 50_001, 5_000))
+    ]
+    assert said[1].endswith("45 s left")
+
+
+@pytest.mark.parametrize("total", [0, 1, 3])
+def test_a_few_images_need_no_forecast_to_be_scored(capsys, total):
+    assert len(lines_of(capsys, total, [1] * total, seconds_each=1.0)) <= 2 * total
+
+
+def test_versions_are_those_of_what_decides_the_scores():
+    assert set(versions()) == {"python", "tensorflow", "keras", "catboost", "numpy", "pandas", "h5py"}
