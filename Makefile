@@ -4,7 +4,7 @@ VENV   ?= .venv
 RUN    := $(VENV)/bin/python
 DEMO   ?= demo
 
-.PHONY: demo test lint kernel data publish push submit score train-on-kaggle bench archives-study imbalance-study clean
+.PHONY: demo test lint fuzz kernel data publish push submit score train-on-kaggle bench archives-study imbalance-study clean
 
 # A virtual environment with the pinned packages; made again when the pins change.
 $(VENV)/installed: requirements.txt requirements-dev.txt
@@ -29,7 +29,7 @@ DEMO_NETWORK := --weights none --image-size 48 --epochs 4 --batch-size 32 --nega
 
 test: $(VENV)/installed lint
 	$(RUN) -m inference.build_kernel --check
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .
@@ -37,6 +37,10 @@ lint: $(VENV)/installed
 
 kernel: $(VENV)/installed
 	$(RUN) -m inference.build_kernel
+
+# Thousands of broken images and garbled tables; the suite tries some.
+fuzz: $(VENV)/installed
+	FUZZ_IMAGES=5000 FUZZ_TABLES=1000 $(RUN) -m pytest tests/test_fuzz.py
 
 # The round trip with Kaggle, by the official CLI in the name of whoever is logged in there. DRY=1 says what a step
 # would do; OPTIONS are those of its command, as --help tells them.

@@ -1,13 +1,16 @@
 """What several rooms' tests need: a small made competition folder, and the real one where it is there."""
 
+import json
 import os
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from inference.schema import read_metadata
+from inference.dry_run import mount_test_folder, rows_to_score
+from inference.schema import ID, read_metadata
 from train.folds import main as make_folds
 from train.fusion import main as train_fusion
 from train.synthetic import main as synthesise
@@ -82,6 +85,27 @@ def trained(tmp_path_factory):
     with without_graphs():
         train_fusion([*where, *network, "--learning-rate", "0.003"])
     return SimpleNamespace(data=data, artifacts=artifacts)
+
+
+@pytest.fixture(scope="session")
+def mounted(trained, tmp_path_factory):
+    """The holdout as a test folder, and its rows."""
+    folder = tmp_path_factory.mktemp("mounted") / "competition"
+    rows = rows_to_score(trained.data, trained.artifacts, "holdout")
+    mount_test_folder(trained.data, rows[ID].tolist(), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tabular_only(trained, tmp_path_factory):
+    """The artifacts before the networks were trained: quick to score with."""
+    folder = tmp_path_factory.mktemp("tabular_only")
+    for path in trained.artifacts.glob("tabular_*.cbm"):
+        shutil.copy(path, folder)
+    manifest = json.loads((trained.artifacts / "manifest.json").read_text())
+    del manifest["network"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
 
 
 @pytest.fixture(scope="session")

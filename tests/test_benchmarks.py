@@ -4,7 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_network import a_network
 
+from benchmarks import training
 from benchmarks.tabular import growth_exponent, main
 from inference.files import InputError
 
@@ -27,12 +29,10 @@ def test_the_tabular_benchmark_prints_one_json_line_per_figure():
     assert figures["tabular memory"]["value"] < 3
 
 
-def test_the_training_benchmark_compares_the_feed_and_the_optimizer():
-    command = [sys.executable, "-m", "benchmarks.training", "--image-size", "32", "--batch-size", "4"]
-    command += ["--steps", "2", "--rounds", "1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
-    figures = [json.loads(line) for line in done.stdout.splitlines()]
+def test_the_training_benchmark_compares_the_feed_and_the_optimizer(monkeypatch, capsys):
+    monkeypatch.setattr("benchmarks.training.starting_network", lambda settings, weights: a_network())
+    assert training.main(["--image-size", "32", "--batch-size", "4", "--steps", "2", "--rounds", "1"]) == 0
+    figures = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [figure["benchmark"] for figure in figures] == ["training feed", "training optimizer"]
     assert [figure["target"] for figure in figures] == [0.95, 1.0]
     assert all(figure["value"] > 0 and figure["ratio"] > 0 and figure["lesions"] == 60 for figure in figures)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from small_network import a_network
 
 from inference.files import InputError
 from inference.network import build_network
@@ -122,23 +123,6 @@ def some_batches(count=2):
 
 def a_plan(phases, **more):
     return Plan(phases, steps=2, batch_size=4, from_scratch=False, loss=shifted_loss(0.0), **more)
-
-
-def a_network():
-    """A network of the same parts, small: its backbone has two convolutions in two stages."""
-    import keras
-    from keras import layers
-
-    keras.utils.set_random_seed(0)
-    pixels = keras.Input((32, 32, 3))
-    first = layers.BatchNormalization(name="conv4_bn")(layers.Conv2D(4, 5, strides=4, name="conv4_conv")(pixels))
-    second = layers.BatchNormalization(name="conv5_bn")(layers.Conv2D(4, 3, activation="relu", name="conv5_conv")(first))
-    backbone = keras.Model(pixels, layers.GlobalAveragePooling2D()(second), name="resnet50")
-    crop, tabular = keras.Input((32, 32, 3), name="crop", dtype="uint8"), keras.Input((1,), name="tabular")
-    seen = layers.Concatenate()([backbone(layers.Rescaling(1 / 255)(crop)), tabular])
-    hidden = layers.Dropout(0.5, name="head_dropout")(layers.Dense(8, activation="relu", name="head")(seen))
-    correction = layers.Dense(1, name="correction")(hidden)
-    return keras.Model({"crop": crop, "tabular": tabular}, layers.Add()([tabular, correction]))
 
 
 def test_the_head_learns_before_the_stages():

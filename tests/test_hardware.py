@@ -16,29 +16,27 @@ import numpy as np
 import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from inference.network import build_network
+from small_network import a_network
 from train.augmentation import DRAWS
 from train.fitting import Plan, augmented, fit, phases_of, shifted_loss
 from train.hardware import distribution
-from utils import set_seed
 rng = np.random.default_rng(0)
 inputs = {"crop": rng.integers(0, 256, (16, 32, 32, 3), dtype=np.uint8), "draws": rng.random((16, DRAWS)).astype("f4")}
 inputs["tabular"] = rng.normal(-2, 1, (16, 1)).astype("f4")
 labels = (rng.random((16, 1)) < 0.5).astype("f4")
 batches = tf.data.Dataset.from_tensor_slices((inputs, labels, np.ones(16, "f4"))).batch(8)
-plan = Plan(phases_of("conv5", 2, 1e-3), steps=2, batch_size=8, from_scratch=True, loss=shifted_loss(0.3), ema=0.5)
+plan = Plan(phases_of("all", 2, 1e-2), steps=2, batch_size=8, from_scratch=True, loss=shifted_loss(0.3), ema=0.5)
 for devices in (None, ["CPU:0", "CPU:1"]):
     strategy = distribution(devices)
-    set_seed(1)
     with strategy.scope():
-        network = build_network(32, head_dropout=0.0)
+        network = a_network(dropout=0.0)
     history = fit(network, augmented, lambda epoch: batches, plan, "test", strategy=strategy)
     print("losses", strategy.num_replicas_in_sync, *[record["loss"] for record in history])
 """
 
 
 def test_two_devices_learn_as_one_does():
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
     done = subprocess.run(
         [sys.executable, "-c", TWO_DEVICES], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )

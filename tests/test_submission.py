@@ -13,36 +13,15 @@ import pytest
 
 from inference import submission
 from inference.build_kernel import ROOT
-from inference.dry_run import mount_test_folder, rows_to_score, without_network
+from inference.dry_run import without_network
 from inference.schema import ID, TARGET
 from inference.submission import main
-
-
-@pytest.fixture(scope="module")
-def mounted(trained, tmp_path_factory):
-    """The holdout as a test folder, and its rows."""
-    folder = tmp_path_factory.mktemp("mounted") / "competition"
-    rows = rows_to_score(trained.data, trained.artifacts, "holdout")
-    mount_test_folder(trained.data, rows[ID].tolist(), folder)
-    return folder
 
 
 @pytest.fixture
 def competition(mounted, tmp_path):
     """A copy of the test folder to do harm to."""
     return shutil.copytree(mounted, tmp_path / "competition")
-
-
-@pytest.fixture(scope="module")
-def tabular_only(trained, tmp_path_factory):
-    """The artifacts before the networks were trained: quick to score with."""
-    folder = tmp_path_factory.mktemp("tabular_only")
-    for path in trained.artifacts.glob("tabular_*.cbm"):
-        shutil.copy(path, folder)
-    manifest = json.loads((trained.artifacts / "manifest.json").read_text())
-    del manifest["network"]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
 
 
 def run_in_process(competition, artifacts, tmp_path):
