@@ -140,7 +140,7 @@ def test_the_script_trains_what_the_repository_trains(trained, tmp_path):
     for name in ours["network"]["weights"]:
         load_network(ours["network"]["settings"], checked_file(working, ours, name))
     # Flat, and nothing that a kernel could not open: the output can be attached as it is.
-    assert {path.name for path in working.iterdir()} == {*ours["files"], "manifest.json", REPORT}
+    assert {path.name for path in working.iterdir()} == {*ours["files"], "manifest.json", "logs", REPORT}
 
 
 # Its parts, with stages that do next to nothing
