@@ -189,7 +189,7 @@ def train_or_reload(
         history = train_fold(network, lesions, number, store, joining, options, checkpoint, strategy)
     with replacing(weights) as temporary:
         network.save_weights(temporary)
-    write_csv(kept / f"history{number}.csv", pd.DataFrame(history or []).assign(fold=number))
+    write_csv(kept / f"history{number}.csv", pd.DataFrame(history).assign(fold=number))
     # Scored as the kernel will: the network rebuilt from the settings, in float32, with the weights from the file.
     network = load_network(settings, weights)
     asked = (lesions.fold == number) | ((lesions.fold == HOLDOUT) & (options.inputs == "image"))
