@@ -4,7 +4,7 @@ VENV   ?= .venv
 RUN    := $(VENV)/bin/python
 DEMO   ?= demo
 
-.PHONY: demo test lint fuzz kernel data publish push submit score train-on-kaggle bench archives-study imbalance-study clean
+.PHONY: demo test lint fuzz skew kernel data publish push submit score train-on-kaggle bench archives-study imbalance-study clean
 
 # A virtual environment with the pinned packages; made again when the pins change.
 $(VENV)/installed: requirements.txt requirements-dev.txt
@@ -41,6 +41,17 @@ kernel: $(VENV)/installed
 # Thousands of broken images and garbled tables; the suite tries some.
 fuzz: $(VENV)/installed
 	FUZZ_IMAGES=5000 FUZZ_TABLES=1000 $(RUN) -m pytest tests/test_fuzz.py
+
+# The built kernel under the Kaggle image's package versions, the newest and the oldest: the same scores, or it fails.
+SKEW := skew
+skew: $(VENV)/installed
+	rm -rf $(SKEW)/data $(SKEW)/artifacts
+	$(RUN) -m train.synthetic --out $(SKEW)/data --patients 16 --lesions 300 --prevalence 0.2
+	$(RUN) -m train.folds --data $(SKEW)/data --artifacts $(SKEW)/artifacts --folds 2
+	$(RUN) -m train.tabular --data $(SKEW)/data --artifacts $(SKEW)/artifacts --seeds 1
+	$(RUN) -m train.fusion --data $(SKEW)/data --artifacts $(SKEW)/artifacts --weights none --image-size 32 --epochs 2 \
+	  --batch-size 16 --learning-rate 1e-3
+	$(RUN) -m inference.version_skew --data $(SKEW)/data --artifacts $(SKEW)/artifacts --out $(SKEW)
 
 # The round trip with Kaggle, by the official CLI in the name of whoever is logged in there. DRY=1 says what a step
 # would do; OPTIONS are those of its command, as --help tells them.

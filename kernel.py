@@ -20,8 +20,10 @@ import logging
 import os
 import platform
 import re
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -654,7 +656,7 @@ def checked_file(folder: Path, manifest: Manifest, name: str) -> Path:
         InputError: the manifest does not name the file, or the file is missing or differs.
     """
     expected = manifest.get("files", {}).get(name)
-    if expected is None:
+    if expected is None or not name or Path(name).name != name:  # the folder is flat: a path leads out of it
         raise InputError(f"{folder / MANIFEST} does not name {name!r}; only files named there are opened.")
     path = folder / name
     if not path.is_file():
@@ -699,6 +701,12 @@ def select_features(features: pd.DataFrame, names: Sequence[str], categories: Se
     """The model's columns in the model's order; one that the table lacks is unknown for every lesion."""
     absent = {name: MISSING if name in categories else np.float32(np.nan) for name in names if name not in features}
     return features.assign(**absent)[list(names)]
+
+
+def unseen_values(features: pd.DataFrame, known: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Category column -> how many lesions have a value of it that training never met; columns without such are absent."""
+    counts = {name: int((~features[name].isin(values)).sum()) for name, values in known.items()}
+    return {name: count for name, count in counts.items() if count}
 
 
 def tabular_log_odds(
@@ -1000,7 +1008,11 @@ def load_network(settings: dict, weights: Path) -> keras.Model:
     """
     network = build_network(**settings)
     try:
-        network.load_weights(weights)
+        try:
+            network.load_weights(weights)
+        except OSError:  # locked, by somebody or by a file system that knows no locks: a copy of our own is not
+            with tempfile.TemporaryDirectory() as folder:
+                network.load_weights(shutil.copy(weights, folder))
     except (ValueError, OSError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{weights.name} does not fit the network of the manifest ({reason}); train again.") from error
@@ -1351,9 +1363,11 @@ def submission_order(competition: Path, rows: pd.DataFrame, run: Run) -> list[st
     except (OSError, KeyError, ValueError) as error:
         run.fall_back("no sample submission", 1, f"{SAMPLE} is not usable ({error}); the order is that of {TEST_METADATA}.")
         return rows[ID].tolist()
-    if set(sample) != set(rows[ID]):
-        unknown = len(set(sample) - set(rows[ID]))
-        run.fall_back("ids only in sample submission", unknown, f"{SAMPLE} and {TEST_METADATA} name different lesions.")
+    unknown, unasked = len(set(sample) - set(rows[ID])), len(set(rows[ID]) - set(sample))
+    if unknown:
+        run.fall_back("ids only in sample submission", unknown, f"{TEST_METADATA} lacks them; they get a median score.")
+    if unasked:
+        run.fall_back("ids only in metadata", unasked, f"{SAMPLE} does not ask for them; they are not submitted.")
     return sample
 
 
@@ -1387,6 +1401,10 @@ def score_tabular(rows: pd.DataFrame, artifacts: Path, manifest: Manifest, run: 
         run.fall_back("tabular models left out", 1, complaint)
     settings = manifest["tabular"]
     features = select_features(build_features(rows), settings["features"], settings["categories"])
+    unseen = unseen_values(features, settings.get("known", {}))
+    if unseen:
+        run.facts["values unseen in training"] = unseen
+        run.say(f"unseen in training, which CatBoost takes as they are: {unseen}")
     log_odds = tabular_log_odds(models, features, settings["categories"])
     if len(log_odds):
         trained = settings["out_of_fold"]

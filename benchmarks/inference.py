@@ -9,6 +9,7 @@ Prints one JSON line per figure. Ratios compare ways that take turns in one proc
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import shutil
@@ -141,8 +142,9 @@ def small_artifacts(folder: Path, options: argparse.Namespace) -> Path:
     parameters = folder / "few_trees.json"
     parameters.write_text('{"iterations": 20}')
     where = ["--data", str(folder / "data"), "--artifacts", str(folder / "artifacts")]
-    make_folds([*where, "--folds", "2", "--holdout", "0"])
-    train_tabular([*where, "--seeds", "1", "--params", str(parameters)])
+    with contextlib.redirect_stdout(sys.stderr):  # standard output is for figures
+        make_folds([*where, "--folds", "2", "--holdout", "0"])
+        train_tabular([*where, "--seeds", "1", "--params", str(parameters)])
     names = [f"fusion_fold{number}.weights.h5" for number in range(options.networks)]
     for number, name in enumerate(names):
         if number:

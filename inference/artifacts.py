@@ -44,7 +44,7 @@ def checked_file(folder: Path, manifest: Manifest, name: str) -> Path:
         InputError: the manifest does not name the file, or the file is missing or differs.
     """
     expected = manifest.get("files", {}).get(name)
-    if expected is None:
+    if expected is None or not name or Path(name).name != name:  # the folder is flat: a path leads out of it
         raise InputError(f"{folder / MANIFEST} does not name {name!r}; only files named there are opened.")
     path = folder / name
     if not path.is_file():

@@ -86,7 +86,9 @@ def without_network() -> tuple[list[str], str]:
     return [], "none: this system lets us make no network namespace"
 
 
-def run_kernel(kernel: Path, competition: Path, artifacts: Path, report: Path) -> Outcome:
+def run_kernel(
+    kernel: Path, competition: Path, artifacts: Path, report: Path, python: Path = Path(sys.executable)
+) -> Outcome:
     """Runs a copy of the kernel from an empty folder; its submission.csv, run.json and scores.csv go to ``report``.
 
     Raises:
@@ -95,7 +97,7 @@ def run_kernel(kernel: Path, competition: Path, artifacts: Path, report: Path) -
     prefix, isolation = without_network()
     with tempfile.TemporaryDirectory() as empty:
         copy = Path(shutil.copy(kernel, empty)) if kernel.parent != Path(empty) else kernel
-        command = [*prefix, sys.executable, "-I", str(copy), "--competition", str(competition.resolve())]
+        command = [*prefix, str(python.absolute()), "-I", str(copy), "--competition", str(competition.resolve())]
         command += ["--artifacts", str(artifacts.resolve()), "--output", str(report.resolve() / "submission.csv")]
         command += ["--scores", str(report.resolve() / "scores.csv")]
         say(f"kernel.py, isolation: {isolation}")

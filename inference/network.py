@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,7 +118,11 @@ def load_network(settings: dict, weights: Path) -> keras.Model:
     """
     network = build_network(**settings)
     try:
-        network.load_weights(weights)
+        try:
+            network.load_weights(weights)
+        except OSError:  # locked, by somebody or by a file system that knows no locks: a copy of our own is not
+            with tempfile.TemporaryDirectory() as folder:
+                network.load_weights(shutil.copy(weights, folder))
     except (ValueError, OSError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{weights.name} does not fit the network of the manifest ({reason}); train again.") from error

@@ -15,7 +15,7 @@ from inference.images import ImageStore, find_images, image_batches
 from inference.network import Ensemble, devices, load_network, network_log_odds
 from inference.run_log import Forecast, Run
 from inference.schema import ID
-from inference.tabular import load_tabular_models, select_features, tabular_log_odds
+from inference.tabular import load_tabular_models, select_features, tabular_log_odds, unseen_values
 
 
 def score_tabular(rows: pd.DataFrame, artifacts: Path, manifest: Manifest, run: Run) -> np.ndarray:
@@ -25,6 +25,10 @@ def score_tabular(rows: pd.DataFrame, artifacts: Path, manifest: Manifest, run: 
         run.fall_back("tabular models left out", 1, complaint)
     settings = manifest["tabular"]
     features = select_features(build_features(rows), settings["features"], settings["categories"])
+    unseen = unseen_values(features, settings.get("known", {}))
+    if unseen:
+        run.facts["values unseen in training"] = unseen
+        run.say(f"unseen in training, which CatBoost takes as they are: {unseen}")
     log_odds = tabular_log_odds(models, features, settings["categories"])
     if len(log_odds):
         trained = settings["out_of_fold"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,12 @@ def select_features(features: pd.DataFrame, names: Sequence[str], categories: Se
     """The model's columns in the model's order; one that the table lacks is unknown for every lesion."""
     absent = {name: MISSING if name in categories else np.float32(np.nan) for name in names if name not in features}
     return features.assign(**absent)[list(names)]
+
+
+def unseen_values(features: pd.DataFrame, known: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Category column -> how many lesions have a value of it that training never met; columns without such are absent."""
+    counts = {name: int((~features[name].isin(values)).sum()) for name, values in known.items()}
+    return {name: count for name, count in counts.items() if count}
 
 
 def tabular_log_odds(

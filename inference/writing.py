@@ -23,9 +23,11 @@ def submission_order(competition: Path, rows: pd.DataFrame, run: Run) -> list[st
     except (OSError, KeyError, ValueError) as error:
         run.fall_back("no sample submission", 1, f"{SAMPLE} is not usable ({error}); the order is that of {TEST_METADATA}.")
         return rows[ID].tolist()
-    if set(sample) != set(rows[ID]):
-        unknown = len(set(sample) - set(rows[ID]))
-        run.fall_back("ids only in sample submission", unknown, f"{SAMPLE} and {TEST_METADATA} name different lesions.")
+    unknown, unasked = len(set(sample) - set(rows[ID])), len(set(rows[ID]) - set(sample))
+    if unknown:
+        run.fall_back("ids only in sample submission", unknown, f"{TEST_METADATA} lacks them; they get a median score.")
+    if unasked:
+        run.fall_back("ids only in metadata", unasked, f"{SAMPLE} does not ask for them; they are not submitted.")
     return sample
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from small_network import a_network
 
-from benchmarks import training
+from benchmarks import inference, training
 from benchmarks.tabular import growth_exponent, main
 from inference.files import InputError
 
@@ -36,6 +36,23 @@ def test_the_training_benchmark_compares_the_feed_and_the_optimizer(monkeypatch,
     assert [figure["benchmark"] for figure in figures] == ["training feed", "training optimizer"]
     assert [figure["target"] for figure in figures] == [0.95, 1.0]
     assert all(figure["value"] > 0 and figure["ratio"] > 0 and figure["lesions"] == 60 for figure in figures)
+
+
+def test_the_inference_benchmark_compares_decoding_images_and_start(monkeypatch, capsys):
+    """The kernel's own process is played: what it costs is measured by the command, not here."""
+    facts = {"seconds": {"tabular": 1.0, "images": 4.0, "writing": 0.5}, "seconds to first batch": 3.0, "peak": 1.2}
+    monkeypatch.setattr(inference, "build_network", lambda image_size: a_network())
+    monkeypatch.setattr(inference, "run_kernel", lambda folder, artifacts, rows: facts)
+    assert inference.main(["--images", "60", "--image-size", "32", "--networks", "2", "--rounds", "1", "--growth"]) == 0
+    figures = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [figure["target"] for figure in figures] == [0.85, 3.0, 0.93, 20.0, 1.05, 3.0]
+    memory, plain, stage, start, growth, peak = figures
+    assert memory["value"] == plain["value"] > 0
+    assert stage["benchmark"] == "inference image stage, 2 networks"
+    assert stage["ratio"] > 0
+    assert start["value"] == 3.0
+    assert growth["value"] == 0.0  # the same seconds for any number of images
+    assert peak["value"] == 1.2
 
 
 def test_the_growth_exponent_is_the_power_of_rows():

@@ -79,6 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         "models": entries,
         "features": list(features),
         "categories": categories_of(features),
+        "known": {name: sorted(features.loc[trained, name].unique()) for name in categories_of(features)},
         "parameters": recipe.parameters,
         "negatives_per_positive": recipe.negatives_per_positive,
         "out_of_fold": summary(log_odds[trained]),
