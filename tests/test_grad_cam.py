@@ -21,6 +21,11 @@ from train.grad_cam import (
 )
 from train.lesions import open_images
 
+
+def crops_of(image_size, rows=3):
+    return np.random.default_rng(1).integers(0, 256, (rows, image_size, image_size, 3), dtype="uint8")
+
+
 # The sheets
 
 
