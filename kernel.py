@@ -770,7 +770,10 @@ class ImageStore:
         if self._file is None:
             return (self.path / f"{isic_id}.jpg").is_file()
         # An external or soft link could point out of the file: only what the file itself holds counts.
-        return isinstance(self._file.get(isic_id, getlink=True), h5py.HardLink)
+        try:
+            return self._file.id.links.get_info(isic_id.encode()).type == h5py.h5l.TYPE_HARD
+        except (KeyError, RuntimeError):
+            return False
 
     def read(self, isic_id: str) -> bytes:
         """The JPEG bytes of one lesion; empty when there are none or they cannot be read."""
