@@ -6,8 +6,10 @@ is asked about. A lesion without a readable image simply does not come out: the 
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -53,13 +55,13 @@ class ImageStore:
             return False
 
     def read(self, isic_id: str) -> bytes:
-        """The JPEG bytes of one lesion; empty when there are none or they cannot be read."""
+        """The JPEG or PNG bytes of one lesion; empty when there are none, they are neither, or claim ``MOST_PIXELS``."""
         try:
             if isic_id not in self:
                 return b""
-            if self._file is None:
-                return (self.path / f"{isic_id}.jpg").read_bytes()
-            return self._read_dataset(isic_id)
+            folder = self._file is None
+            image = (self.path / f"{isic_id}.jpg").read_bytes() if folder else self._read_dataset(isic_id)
+            return image if 0 < pixels_claimed(image) < MOST_PIXELS else b""
         except (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError, MemoryError):
             return b""
 
@@ -110,36 +112,39 @@ def find_images(competition: Path, split: str) -> Path | None:
     return None
 
 
+def pixels_claimed(image: bytes) -> int:
+    """How many pixels a JPEG or PNG says it has, before memory is taken for them; 0 for anything else.
+
+    A JPEG says it in its frame header, the first marker C0 to CF that is none of C4, C8 and CC (ITU-T T.81, table B.1).
+    """
+    if image.startswith(PNG_START):
+        return math.prod(struct.unpack(">II", image[16:24])) if len(image) >= 24 else 0
+    place = image.find(b"\xff", len(JPEG_START) - 1) if image.startswith(JPEG_START) else -1
+    while 0 <= place <= len(image) - 9:
+        marker = image[place + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return math.prod(struct.unpack(">HH", image[place + 5 : place + 9]))
+        if marker == 0xFF:  # a fill byte
+            place += 1
+            continue
+        alone = marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8  # markers without a length
+        # What is no segment's start is passed over, as libjpeg does.
+        place = image.find(b"\xff", place + 2 + (0 if alone else int.from_bytes(image[place + 2 : place + 4], "big")))
+    return 0
+
+
 def decode_crop(image, image_size: int):
     """One JPEG, or PNG, as a square crop: uint8 tensor of shape (image_size, image_size, 3).
 
-    ``INTEGER_ACCURATE`` gives Pillow's pixels exactly (TensorFlow's default differs by up to 3 levels). What is neither of
-    the two, cannot be decoded, or claims more than ``MOST_PIXELS`` raises ``tf.errors.InvalidArgumentError``.
+    ``INTEGER_ACCURATE`` gives Pillow's pixels exactly (TensorFlow's default differs by up to 3 levels). A pixel of the
+    crop is the mean over its share of the image: nothing is skipped however large the image is, in a third of the time of a
+    bilinear resize with antialiasing. What cannot be decoded raises ``tf.errors.InvalidArgumentError``.
     """
     import tensorflow as tf
 
-    most = tf.constant(MOST_PIXELS, tf.int64)
-    with tf.control_dependencies([tf.debugging.assert_less_equal(pixels_claimed(image), most)]):
-        pixels = tf.io.decode_jpeg(image, channels=3, dct_method="INTEGER_ACCURATE")  # it decodes PNG as well
-    crop = tf.image.resize(pixels, (image_size, image_size), antialias=True)
-    return tf.cast(tf.clip_by_value(tf.round(crop), 0.0, 255.0), tf.uint8)
-
-
-def pixels_claimed(image):
-    """How many pixels a JPEG or PNG says it has, int64, before memory is taken for them; anything else raises."""
-    import tensorflow as tf
-
-    def of_jpeg():
-        return tf.reduce_prod(tf.cast(tf.io.extract_jpeg_shape(image), tf.int64)[:2])
-
-    def of_png():
-        is_png = tf.equal(tf.strings.substr(image, 0, len(PNG_START)), PNG_START)
-        with tf.control_dependencies([tf.debugging.assert_equal(is_png, True)]):
-            sides = tf.cast(tf.reshape(tf.io.decode_raw(tf.strings.substr(image, 16, 8), tf.uint8), (2, 4)), tf.int64)
-        return tf.reduce_prod(tf.linalg.matvec(sides, tf.constant([1 << 24, 1 << 16, 1 << 8, 1], tf.int64)))
-
-    is_jpeg = tf.equal(tf.strings.substr(image, 0, len(JPEG_START)), JPEG_START)
-    return tf.cond(is_jpeg, of_jpeg, of_png)
+    pixels = tf.io.decode_jpeg(image, channels=3, dct_method="INTEGER_ACCURATE")  # it decodes PNG as well
+    crop = tf.image.resize(pixels, (image_size, image_size), method=tf.image.ResizeMethod.AREA)
+    return tf.cast(tf.round(crop), tf.uint8)
 
 
 def image_batches(store: ImageStore, isic_ids: Sequence[str], image_size: int, batch_size: int):
