@@ -4,7 +4,7 @@ VENV   ?= .venv
 RUN    := $(VENV)/bin/python
 DEMO   ?= demo
 
-.PHONY: demo test lint fuzz skew kernel data publish push submit score train-on-kaggle bench archives-study imbalance-study clean
+.PHONY: demo test lint fuzz skew kernel data publish push submit score train-on-kaggle bench archives-study imbalance-study explore clean
 
 # A virtual environment with the pinned packages; made again when the pins change.
 $(VENV)/installed: requirements.txt requirements-dev.txt
@@ -86,8 +86,9 @@ score: $(VENV)/installed
 train-on-kaggle: $(VENV)/installed
 	$(RUN) -m round_trip.train_there --part $(PART) $(OPTIONS) $(DRY_RUN)
 
-# Measured figures, one JSON line each: the tabular side on half a million made lesions, the fitting of the network.
+# Measured figures, one JSON line each: the tabular side on half a million made lesions, the kernel's images, the fitting.
 bench: $(VENV)/installed
+	$(RUN) -m benchmarks.inference --growth
 	$(RUN) -m benchmarks.tabular --growth
 	$(RUN) -m benchmarks.training
 
@@ -105,6 +106,11 @@ archives-study: $(VENV)/installed
 # What is best done about rare malignant lesions, with the folds and tabular scores in ARTIFACTS.
 imbalance-study: $(VENV)/installed
 	$(RUN) -m train.imbalance_study --data $(DATA) --artifacts $(ARTIFACTS) --out $(STUDY) $(STUDY_NETWORK)
+
+# One page to look at the folder DATA by: counts, gaps, shifts, rates, the strongest columns, crops, what will hurt.
+OUT ?= exploration
+explore: $(VENV)/installed
+	$(RUN) -m train.explore --data $(DATA) --out $(OUT)
 
 clean:
 	rm -rf $(DEMO) $(VENV)

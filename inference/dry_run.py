@@ -24,13 +24,18 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from inference.artifacts import MANIFEST, checked_file, load_manifest
+from inference.artifacts import checked_file, load_manifest
 from inference.build_kernel import ROOT, build
-from inference.files import InputError, sha256_of
+from inference.files import InputError
 from inference.images import ImageStore, find_images
-from inference.report import BEST, FUSION, IMAGE, TABULAR, write_report
+from inference.report import Scored, write_report
+from inference.report_facts import kernel_section, making_section
+from inference.report_lesions import lesion_sections
+from inference.report_measures import BEST, FUSION, IMAGE, TABULAR
 from inference.schema import ID, PATIENT, TARGET, TEST_COLUMNS, read_metadata
-from utils import HOLDOUT, Estimate, ScoreTable, add_data_options, bootstrap_scores, format_table, run_command, say
+from utils import HOLDOUT, Estimate, add_data_options, bootstrap_scores, format_table, run_command, say
+
+SEEN = "rows that training has seen are among these: the scores below are too good; --rows holdout gives honest ones"
 
 
 @dataclass(frozen=True)
@@ -127,12 +132,10 @@ def checked_submission(path: Path, isic_ids: list[str]) -> pd.Series:
 
 
 def gather_scores(
-    rows: pd.DataFrame, submission: pd.Series, data: Path, artifacts: Path, report: Path
+    isic_ids: list[str], parts: pd.DataFrame, submission: pd.Series, data: Path, artifacts: Path
 ) -> dict[str, np.ndarray]:
-    """Name -> scores of ``rows``: CatBoost and the submission, and where they are known the image alone and the truth."""
-    isic_ids = rows[ID].tolist()
-    parts = pd.read_csv(report / "scores.csv", dtype={ID: "str"}).set_index(ID)
-    scores = {TABULAR: parts["tabular"].reindex(isic_ids)}
+    """Name -> scores: CatBoost and the submission, and where they are known the image alone and the truth."""
+    scores = {TABULAR: parts[TABULAR]}
     manifest = load_manifest(artifacts)
     if "image_alone" in manifest:
         image = pd.read_csv(checked_file(artifacts, manifest, "oof_image.csv"), dtype={ID: "str"}).set_index(ID)["log_odds"]
@@ -147,22 +150,6 @@ def gather_scores(
 def described(difference: Estimate) -> str:
     """A paired difference with its interval."""
     return f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
-
-
-def page_facts(options: argparse.Namespace, table: ScoreTable, outcome: Outcome) -> dict[str, str]:
-    """What the page says of how it was made."""
-    return {
-        "rows": f"{options.rows}: {table.rows:,} lesions, {table.malignant:,} malignant, {table.patients:,} patients",
-        "command": "python -m inference.dry_run " + " ".join(sys.argv[1:]),
-        "isolation": outcome.isolation,
-        "kernel seconds": f"{outcome.seconds:.1f}: "
-        + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in outcome.facts["seconds"].items()),
-        "scored by image": f"{outcome.facts['scored by image']:,} of {outcome.facts['lesions']:,}",
-        "fall-backs": json.dumps(outcome.facts["fallbacks"]) if outcome.facts["fallbacks"] else "none",
-        "versions": ", ".join(f"{name} {version}" for name, version in outcome.facts["versions"].items()),
-        "kernel.py": f"SHA-256 {sha256_of(options.kernel)}",
-        MANIFEST: f"SHA-256 {sha256_of(options.artifacts / MANIFEST)}",
-    }
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -187,13 +174,23 @@ def main(arguments: list[str] | None = None) -> int:
         mount_test_folder(options.data, isic_ids, competition)
         outcome = run_kernel(options.kernel, competition, options.artifacts, options.report)
     submission = checked_submission(options.report / "submission.csv", isic_ids)
-    scores = gather_scores(rows, submission, options.data, options.artifacts, options.report)
-    labels = rows[TARGET].to_numpy()
-    table = bootstrap_scores(labels, rows[PATIENT].to_numpy(), scores)
-    page = options.report / "index.html"
-    write_report(page, "Dry run of the submission kernel", table, labels, scores, page_facts(options, table, outcome))
-    if options.rows == "all":
-        say("rows that training has seen are among these: the scores below are too good; --rows holdout gives honest ones")
+    parts = pd.read_csv(options.report / "scores.csv", dtype={ID: "str"}).set_index(ID).reindex(isic_ids)
+    scores = gather_scores(isic_ids, parts, submission, options.data, options.artifacts)
+    table = bootstrap_scores(rows[TARGET].to_numpy(), rows[PATIENT].to_numpy(), scores)
+    page, run = options.report / "index.html", outcome.facts
+    log_odds = {name: parts[name].to_numpy("float64") for name in (TABULAR, FUSION)}
+    command = sys.argv[1:] if arguments is None else arguments
+    where = (options.data, options.artifacts)
+    sections = {
+        "Where the submission is most wrong": lesion_sections(rows, parts, *where),
+        "How the kernel ran": kernel_section(run, outcome.seconds, outcome.isolation),
+        "What made this page": making_section(command, options.rows, table, run, *where, options.kernel),
+    }
+    warning = SEEN if options.rows == "all" else ""
+    scored = Scored(rows, scores, log_odds, run.get("combination", ""), warning)
+    write_report(page, "Dry run of the submission kernel", table, scored, sections)
+    if warning:
+        say(warning)
     say(f"\n{table.rows:,} lesions, {table.malignant:,} malignant, {table.patients:,} patients; 95 % patient bootstrap\n")
     say(format_table(table))
     say(f"\nfusion - tabular, paired: {described(table.difference(FUSION, TABULAR))} pAUC")

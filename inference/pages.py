@@ -30,6 +30,7 @@ body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 sys
 main { max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 3rem }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 1rem }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem }
+h3 { font-size: 1rem; margin: 1.4rem 0 .4rem }
 p { max-width: 44rem; margin: .5rem 0 }
 .headline { font-size: 1.15rem; padding: .9rem 1.1rem; background: var(--strong); border-radius: .6rem; max-width: none }
 .note { color: var(--soft); font-size: .9rem }
@@ -58,16 +59,23 @@ img { max-width: 100%; height: auto }
 .controls { display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: end; margin: .8rem 0 }
 .controls label { color: var(--soft); font-size: .9rem }
 .controls input, .controls select { display: block; font: inherit; padding: .3rem .5rem; color: var(--ink);
-  background: var(--page); border: 1px solid var(--soft); border-radius: .4rem; max-width: 100% }
+  background: var(--page); border: 1px solid var(--soft); border-radius: .4rem; min-height: 2.3rem;
+  max-width: 100% }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem; padding: 0 }
 .cards { list-style: none }
 .cards > * { border: 1px solid var(--rule); border-radius: .6rem; padding: .8rem; min-width: 0; overflow-wrap: anywhere }
 .cards .malignant { border: 2px solid #c8501e }
+.cards h3 { font-size: 1rem; margin: 0 0 .4rem }
+.scores { display: grid; grid-template-columns: 1fr auto; gap: 0 .8rem; margin: .5rem 0 }
+.scores dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums }
+.bars { list-style: none; margin: .4rem 0 0; padding: 0; font-size: .9rem }
+.bars li { margin-bottom: .3rem }
+.bars svg { display: block; width: 100%; height: .5rem }
 .warning { border-left: .3rem solid #c8501e; padding-left: .8rem }
 [hidden] { display: none !important }
 @media (max-width: 34rem) {
   .facts thead { display: none }
-  .facts th, .facts td { display: block; width: auto; border: 0; padding: 0 }
+  .facts th, .facts th:first-child, .facts td { display: block; width: auto; border: 0; padding: 0 }
   .facts td { border-bottom: 1px solid var(--rule); padding-bottom: .4rem; margin-bottom: .4rem }
 }
 """
@@ -76,8 +84,13 @@ img { max-width: 100%; height: auto }
 #: items of a list by its controls, which carry the list's id in data-for.
 SCRIPT = r"""
 "use strict";
-const value = text => { const n = parseFloat(text.replace(/,/g, "")); return isNaN(n) ? text.toLowerCase() : n; };
-const order = (a, b) => typeof a === typeof b ? (a < b ? -1 : a > b ? 1 : 0) : typeof a === "number" ? -1 : 1;
+// A number stands alone or before a blank, a per cent sign or a star: "3D: white" is a word.
+const value = text => {
+  const found = text.replace(/,/g, "").match(/^[+-]?\d*\.?\d+(e[+-]?\d+)?(?=$|[\s%*])/i);
+  return found ? Number(found[0]) : text.toLowerCase();
+};
+// Way 1 is up, -1 down; what is no number stands behind the numbers both ways.
+const order = (a, b, way) => typeof a === typeof b ? way * (a < b ? -1 : a > b ? 1 : 0) : typeof a === "number" ? -1 : 1;
 for (const table of document.querySelectorAll("table.sortable")) {
   table.querySelectorAll("thead th").forEach((head, column) => {
     const button = document.createElement("button");
@@ -89,7 +102,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       for (const other of table.querySelectorAll("thead th")) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
       const body = table.tBodies[0], of = row => value(row.cells[column].textContent.trim());
-      body.append(...[...body.rows].sort((a, b) => (down ? -1 : 1) * order(of(a), of(b))));
+      body.append(...[...body.rows].sort((a, b) => order(of(a), of(b), down ? -1 : 1)));
     });
   });
 }
@@ -107,11 +120,11 @@ for (const list of document.querySelectorAll("[data-list]")) {
     const sort = controls.find(control => control.dataset.sort !== undefined);
     if (sort) {
       const [key, way] = sort.value.split(" "), of = item => value(item.dataset[key] || "");
-      list.append(...items.sort((a, b) => (way === "down" ? -1 : 1) * order(of(a), of(b))));
+      list.append(...items.sort((a, b) => order(of(a), of(b), way === "down" ? -1 : 1)));
     }
     if (count) count.textContent = `${shown} of ${items.length} shown`;
   };
-  for (const control of controls) control.addEventListener("input", show);
+  for (const control of controls) for (const happens of ["input", "change"]) control.addEventListener(happens, show);
   show();
 }
 """
@@ -207,9 +220,12 @@ def chart(figure: Figure, description: str, names: Sequence[str] = ()) -> str:
         names: what the parts with the gid "curve 0", "curve 1", ... are called.
     """
     from matplotlib import rc_context
+    from matplotlib.text import Text
 
+    for text in figure.findobj(Text):  # a dollar sign in a name from the data is one
+        text.set_parse_math(False)
     # Ids depend on the salt and not on chance; what a curve deviates by less than half a point is left out.
-    style = {"svg.fonttype": "none", "svg.hashsalt": description, "path.simplify_threshold": 0.5, "text.parse_math": False}
+    style = {"svg.fonttype": "none", "svg.hashsalt": description, "path.simplify_threshold": 0.5}
     file = StringIO()
     with rc_context(style):
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))

@@ -1,4 +1,4 @@
-"""One HTML page about a dry run: what the submission scores, against what, and how it was made. A local tool.
+"""One HTML page about a dry run: what the submission scores, where it fails, and how it was made. A local tool.
 
 The page needs no network and no script, and its policy forbids both. The plots are SVG by Matplotlib, set into the page.
 """
@@ -6,67 +6,111 @@ The page needs no network and no script, and its policy forbids both. The plots 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any
 
+import pandas as pd
 from numpy.typing import ArrayLike
-from sklearn.metrics import roc_curve
 
-from inference.pages import chart, fact_table, table_of, write_page
-from utils import MIN_TPR, TOP_K, Estimate, ScoreTable
+from inference.combination import RANK_AVERAGE
+from inference.pages import table_of, write_page
+from inference.report_curves import REGION, calibration_section, distribution_figure, examined_section, roc_figure
+from inference.report_groups import divide, group_section, measure_groups
+from inference.report_measures import BEST, FUSION, calibration, operating_points
+from inference.schema import PATIENT, TARGET
+from utils import TOP_K, Estimate, ScoreTable
 
-# What a dry run can score. The fusion is what was submitted.
-TABULAR = "tabular"
-IMAGE = "image alone"
-FUSION = "fusion"
-BEST = "best possible"
-
-WIDTH, HEIGHT = 4.4, 4.0  # of a panel, in inches of 72 SVG units
-BAND = f"above {100 * MIN_TPR:.0f} % true-positive rate"
-# How curves are drawn, in Okabe and Ito's colours, which remain distinct in the common forms of colour blindness. Dashes
-# differ as well, so that the colours need not be seen. The submission is broad, as the others often coincide with it.
-SUBMISSION_LINE = {"color": "#56b4e9", "linewidth": 5.5, "zorder": 1.8}
-BEST_LINE = {"color": "#6b6b6b", "linestyle": "--", "zorder": 1.9}
-OTHER_LINES = (
-    {"color": "#d55e00"},
-    {"color": "#004d7a", "linestyle": ":", "linewidth": 2.2},
-    {"color": "#007a59", "linestyle": (0, (8, 2, 2, 2))},
-    {"color": "#9c3f73", "linestyle": (0, (4, 1.5))},
-)
+WIDTH = "68rem"  # of the page: the tables of the groups are wide
 
 
-def write_report(
-    path: Path, title: str, table: ScoreTable, labels: ArrayLike, scores: Mapping[str, ArrayLike], facts: Mapping[str, str]
-) -> None:
+@dataclass(frozen=True)
+class Scored:
+    """What was scored and how.
+
+    Attributes:
+        rows: labelled rows, as ``read_metadata`` gives them; ``target`` and ``patient_id`` must be there.
+        scores: name -> finite numbers of shape (rows,). "fusion" is the submission, the score of the headline, or the first
+            one where there is no such name; "best possible" is drawn dashed and grey.
+        log_odds: those of ``scores`` that tell log-odds of being malignant, in that scale, shape (rows,).
+        combination: how the submission was combined; an average of ranks is no probability.
+        warning: stands above all figures.
+    """
+
+    rows: pd.DataFrame
+    scores: Mapping[str, ArrayLike]
+    log_odds: Mapping[str, ArrayLike] = field(default_factory=dict)
+    combination: str = ""
+    warning: str = ""
+
+    @property
+    def headline(self) -> str:
+        """The score that the page is about."""
+        return FUSION if FUSION in self.scores else next(iter(self.scores))
+
+
+def write_report(path: Path, title: str, table: ScoreTable, scored: Scored, sections: Mapping[str, str]) -> None:
     """Writes the page to ``path``.
 
     Args:
         path: the HTML file; it is replaced in one step.
         title: heading of the page.
-        table: what ``utils.bootstrap_scores`` measured of ``scores``. "fusion" is the score of the headline, or the first
-            one where there is no such name; "best possible" is drawn dashed and grey.
-        labels: 0 benign, 1 malignant, shape (rows,).
-        scores: name -> finite numbers of shape (rows,), whose ROC curves are drawn.
-        facts: name -> value, shown in this order: rows, hashes, versions, commands, ... Line breaks are kept.
+        table: what ``utils.bootstrap_scores`` measured of ``scored.scores``, with its seed 0; other intervals on the page
+            come of as many resamples.
+        scored: the rows and their scores.
+        sections: heading -> HTML of further sections, which follow in this order; empty ones are left out.
 
     Raises:
         InputError: ``path`` cannot be written.
     """
-    names = list(table.scores)
-    headline = FUSION if FUSION in names else names[0]
-    body = f"""<p class="headline">{_headline(table, headline)}</p>
-<h2>Scores</h2>
-{_score_table(table, headline)}
-<p class="note">pAUC is the competition's metric, the area of the ROC curve {BAND}: the best
+    parts = {name: html for name, html in (_measured(table, scored) | dict(sections)).items() if html}
+    links = "\n".join(f'<a href="#part-{number}">{escape(name)}</a>' for number, name in enumerate(parts))
+    told = [f'<h2 id="part-{number}">{escape(name)}</h2>\n{html}' for number, (name, html) in enumerate(parts.items())]
+    warning = f'<p class="warning">{escape(scored.warning)}</p>\n' if scored.warning else ""
+    body = f"""{warning}<p class="headline">{_headline(table, scored.headline)}</p>
+<nav class="controls" aria-label="Parts of this page">
+{links}
+</nav>
+"""
+    write_page(path, title, body + "\n".join(told), WIDTH)
+
+
+def _measured(table: ScoreTable, scored: Scored) -> dict[str, str]:
+    """Heading -> HTML of the sections on what the scores reach."""
+    rows, headline, samples = scored.rows, scored.headline, table.samples
+    labels, patients = rows[TARGET].to_numpy(), rows[PATIENT].to_numpy()
+    points, band = operating_points(labels, patients, scored.scores, headline, samples)
+    divisions, absent = divide(rows)
+    groups = measure_groups(rows, scored.scores[headline], divisions, samples)
+    whole = table.scores[headline]
+    return {
+        "Scores": _score_table(table, headline) + _note(table),
+        "Paired differences": _difference_table(table, headline),
+        "ROC curves": roc_figure(table, labels, scored.scores, headline, band),
+        "Number needed to examine": examined_section(points, headline, table.rows, table.malignant),
+        "Groups": group_section(groups, absent, whole.pauc, whole.top15),
+        "Calibration": _calibrated(scored, samples),
+        "Scores by class": distribution_figure(labels, scored.log_odds, scored.scores, points) if scored.log_odds else "",
+    }
+
+
+def _calibrated(scored: Scored, samples: int) -> str:
+    """The section on calibration: of every score that is log-odds; empty where none is."""
+    named = {name: values for name, values in scored.log_odds.items() if name != BEST}
+    note = ""
+    if scored.combination == RANK_AVERAGE and named.pop(FUSION, None) is not None:
+        note = "The submission is an average of ranks, which is no probability: it is left out."
+    labels, patients = scored.rows[TARGET].to_numpy(), scored.rows[PATIENT].to_numpy()
+    measured = {name: calibration(labels, patients, values, samples) for name, values in named.items()}
+    return calibration_section(measured, note) if measured else ""
+
+
+def _note(table: ScoreTable) -> str:
+    """What the numbers of the score table mean."""
+    return f"""
+<p class="note">pAUC is the competition's metric, the area of the ROC curve {REGION}: the best
 is 0.20, guessing 0.02. AUC is the whole area. Top-{TOP_K} is the share of a patient's malignant lesions among the patient's
-{TOP_K} highest scored, mean over patients who have any. Intervals: {table.samples:,} resamples of whole patients.</p>
-{_difference_table(table, headline)}
-<h2>ROC curves</h2>
-{_figure(table, labels, scores, headline)}
-<h2>How it was made</h2>
-{fact_table(facts)}"""
-    write_page(path, title, body)
+{TOP_K} highest scored, mean over patients who have any. Intervals: {table.samples:,} resamples of whole patients.</p>"""
 
 
 def _headline(table: ScoreTable, name: str) -> str:
@@ -105,7 +149,7 @@ def _difference_table(table: ScoreTable, headline: str) -> str:
             f'<td>{apart.low:+.4f} to {apart.high:+.4f}</td><td class="words">{_reading(apart)}</td></tr>'
         )
     heads = ("pAUC of", "difference", "95 % interval", "reading")
-    return "<h2>Paired differences</h2>\n" + table_of("Paired differences of pAUC", heads, rows, "numbers told")
+    return table_of("Paired differences of pAUC", heads, rows, "numbers told")
 
 
 def _reading(apart: Estimate) -> str:
@@ -115,51 +159,3 @@ def _reading(apart: Estimate) -> str:
     if apart.low > 0 or apart.high < 0:
         return "higher" if apart.low > 0 else "lower"
     return "not told apart by these rows"
-
-
-def _figure(table: ScoreTable, labels: ArrayLike, scores: Mapping[str, ArrayLike], headline: str) -> str:
-    """A white card, in dark mode too, with the whole ROC curves and their scored part enlarged."""
-    others = iter(OTHER_LINES * (1 + len(scores) // len(OTHER_LINES)))
-    lines = {name: SUBMISSION_LINE if name == headline else BEST_LINE if name == BEST else next(others) for name in scores}
-    curves = {name: (*roc_curve(labels, scores[name])[:2], lines[name]) for name in scores}
-    told = {name: f"{name}, {table.scores[name].pauc.value:.4f}" for name in scores}
-    return f"""<figure>
-<div class="panels">
-{_panel("Whole ROC curve", f"Partial AUC: {'; '.join(told.values())}.", curves, 0.0, told)}
-{_panel("Scored part, enlarged", f"The same curves {BAND}.", curves, MIN_TPR, {})}
-</div>
-<figcaption>The numbers are pAUC: the area under a curve inside the shaded band, {BAND}. Dotted: guessing.</figcaption>
-</figure>"""
-
-
-def _panel(title: str, description: str, curves: Mapping[str, Any], floor: float, legend: Mapping[str, str]) -> str:
-    """One plot as SVG: x is the false-positive rate from 0 to 1, y the true-positive rate from ``floor`` to 1.
-
-    Args:
-        title: drawn, and read aloud.
-        description: read aloud.
-        curves: name -> false-positive rates, true-positive rates, how to draw the line.
-        floor: where the true-positive rate begins.
-        legend: name -> text beside its line; empty for no legend.
-    """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    no_frame = {"axes.spines.top": False, "axes.spines.right": False}
-    style = {"text.color": "#333a42", "axes.edgecolor": "#57606a", "lines.linewidth": 1.8, "text.parse_math": False}
-    with rc_context(style | no_frame):
-        figure = Figure((WIDTH, HEIGHT), layout="constrained")
-        axes = figure.subplots()
-        axes.set(title=title, xlabel="false-positive rate (benign lesions flagged)")
-        axes.set(ylabel="true-positive rate (malignant lesions found)")
-        axes.set(xlim=(-0.015, 1.015), ylim=(floor - 0.015 * (1 - floor), 1 + 0.015 * (1 - floor)))
-        axes.tick_params(length=0)
-        axes.grid(alpha=0.3)
-        axes.axhspan(MIN_TPR, 1, color="#fff1c2", zorder=0)
-        axes.plot((0, 1), (0, 1), ":", color="#57606a", linewidth=1)
-        drawn = {name: axes.plot(*points, **line)[0] for name, (*points, line) in curves.items()}
-        for number, line in enumerate(drawn.values()):
-            line.set_gid(f"curve {number}")
-        if legend:
-            axes.legend([drawn[name] for name in legend], legend.values(), loc="lower right")
-    return chart(figure, f"{title}. {description}", list(curves))

@@ -56,7 +56,9 @@ class Run:
 
     def write(self, path: Path) -> None:
         """Writes run.json; where that cannot be done, says so and goes on."""
-        content = self.facts | {"fallbacks": self.fallbacks, "notes": self.notes, "seconds": self.seconds}
+        held = peak_memory()
+        content = self.facts | ({"most memory, GB": held} if held else {})
+        content |= {"fallbacks": self.fallbacks, "notes": self.notes, "seconds": self.seconds}
         try:
             with replacing(path) as temporary:
                 temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -106,6 +108,18 @@ def hours(seconds: float) -> str:
 def minutes(seconds: float) -> str:
     """A time in words, minutes, or seconds where it is short."""
     return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+
+
+def peak_memory() -> float | None:
+    """The most memory that this process has held at once, in GB of 10^9 bytes; None where the system does not say.
+
+    From Linux' own account: ``resource.getrusage`` would also count what the process held that started this one.
+    """
+    try:
+        account = Path("/proc/self/status").read_text(encoding="utf-8")
+        return round(int(account.partition("VmHWM:")[2].split()[0]) * 1024 / 1e9, 3)
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from inference.artifacts import load_manifest
 from inference.build_kernel import ROOT
 from inference.dry_run import checked_submission, main, mount_test_folder, rows_to_score, without_network
 from inference.files import InputError
@@ -66,7 +67,7 @@ def test_the_table_is_the_metric_of_the_submission(trained, report):
     assert re.search(r"fusion - tabular, paired: [+-]0\.\d{4} \[[+-]0\.\d{4}, [+-]0\.\d{4}\] pAUC", printed)
 
 
-def test_the_page_says_how_it_was_made(report):
+def test_the_page_says_how_it_was_made(trained, report):
     folder, printed = report
     page = (folder / "index.html").read_text(encoding="utf-8")
     isolation = without_network()[1]
@@ -74,7 +75,31 @@ def test_the_page_says_how_it_was_made(report):
     assert isolation in printed
     facts = json.loads((folder / "run.json").read_text())
     assert facts["versions"]["tensorflow"] in page
-    assert "http" not in page.replace("http://www.w3.org", "").replace("http-equiv", "")
+    assert f"<td>{facts['most memory, GB']:,.4g}</td>" in page
+    for name, expected in load_manifest(trained.artifacts)["files"].items():
+        assert f'<th scope="row">{name}</th>' in page
+        assert f"{expected}, as the manifest says" in page
+    words = re.sub(r"data:image/jpeg;base64,[\w+/=]+", "", page)
+    assert "http" not in words.replace("http://www.w3.org", "").replace("http-equiv", "")
+
+
+def test_the_page_tells_what_the_command_prints(report):
+    folder, printed = report
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    for name, pauc, low, high, area in re.findall(
+        r"^\| (\w[\w ]*?) +\| +([\d.]+) \| +([\d.]+) to ([\d.]+) \| +([\d.]+)", printed, flags=re.MULTILINE
+    ):
+        assert f'<th scope="row">{name}</th><td>{pauc}</td><td>{low} to {high}</td><td>{area}</td>' in page
+
+
+def test_the_page_shows_lesions_through_the_networks(trained, report):
+    folder, _ = report
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    rows = rows_to_score(trained.data, trained.artifacts, "holdout")
+    shown = min(8, int(rows[TARGET].sum())) + min(8, int((rows[TARGET] == 0).sum()))
+    assert page.count("right of it the same crop under its heat map") == shown
+    assert "mean over the 2 fold networks" in page
+    assert len(page) < 15_000_000
 
 
 def test_the_isolation_takes_the_network_away():

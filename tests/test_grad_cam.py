@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from train.grad_cam import (
     read_crops,
 )
 from train.lesions import open_images
+from utils import HOLDOUT
 
 
 def crops_of(image_size, rows=3):
@@ -123,6 +125,27 @@ def test_the_command_shows_each_lesion_by_the_network_that_has_not_seen_it(train
             own = class_activation(asked[row.fold][0], crop[None], np.array([row.tabular]))
             np.testing.assert_allclose(heat, own[0], atol=1e-3)
         assert Image.open(out / f"{sheet}.png").width > 1500
+
+
+def test_a_lesion_of_the_holdout_is_seen_by_all_networks(tmp_path, monkeypatch):
+    """Networks stood in for by the heat that they give: the mean of both, its warmest place 1 again."""
+    heat = {"one": np.array([[1.0, 0.0], [0.0, 0.5]]), "two": np.array([[0.0, 0.0], [0.5, 1.0]])}
+    monkeypatch.setattr(grad_cam, "checked_file", lambda artifacts, manifest, name: name)
+    monkeypatch.setattr(grad_cam, "load_network", lambda settings, name: name)
+    monkeypatch.setattr(grad_cam, "default_layer", lambda network: "conv3")
+    monkeypatch.setattr(grad_cam, "backbone_of", lambda network: SimpleNamespace(get_layer=lambda name: a_layer))
+    monkeypatch.setattr(
+        grad_cam, "class_activation", lambda network, crops, tabular, layer: heat[network] * tabular[:, None, None]
+    )
+    a_layer = SimpleNamespace(output=np.zeros((1, 4, 4, 8)))
+    chosen = pd.DataFrame({"fold": [1, HOLDOUT, 0, HOLDOUT], "tabular": [1.0, 1.0, 1.0, 0.0]})
+    manifest = {"network": {"weights": ["one", "two"], "settings": {}}}
+    maps, where = heat_maps(chosen, np.zeros((4, 2, 2, 3), dtype="uint8"), tmp_path, manifest)
+    assert where == "conv3, 4 x 4 cells"
+    np.testing.assert_allclose(maps[0], heat["two"])
+    np.testing.assert_allclose(maps[2], heat["one"])
+    np.testing.assert_allclose(maps[1], [[2 / 3, 0], [1 / 3, 1]], rtol=1e-6)
+    assert not maps[3].any()  # where no network sees anything, nothing is warm
 
 
 # Bad input

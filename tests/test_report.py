@@ -3,10 +3,15 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy.special import expit
 
+from inference.combination import RANK_AVERAGE
 from inference.files import InputError
-from inference.report import write_report
+from inference.pages import fact_table
+from inference.report import Scored, write_report
+from inference.schema import PATIENT, TARGET
 from utils import MIN_TPR, bootstrap_scores, partial_auc
 
 FACTS = {"rows": "400", "commands": "make dry-run\nmake report"}
@@ -22,9 +27,10 @@ def run():
     return labels, np.arange(400) // 8, scores
 
 
-def page_of(path, labels, patients, scores, title="Dry run", facts=FACTS, samples=50):
+def page_of(path, labels, patients, scores, title="Dry run", facts=FACTS, samples=50, **more):
     table = bootstrap_scores(labels, patients, scores, samples=samples)
-    write_report(path / "report.html", title, table, labels, scores, facts)
+    scored = Scored(pd.DataFrame({TARGET: np.asarray(labels).astype(int), PATIENT: patients}), scores, **more)
+    write_report(path / "report.html", title, table, scored, {"Facts": fact_table(facts)} if facts else {})
     return (path / "report.html").read_text(encoding="utf-8"), table
 
 
@@ -61,9 +67,8 @@ class Page(HTMLParser):
 
 
 def plots_of(page):
-    """The SVG elements of the two panels: the whole curves, the scored part."""
-    whole, part = [ElementTree.fromstring(plot) for plot in re.findall(r"<svg[^>]*role=.*?</svg>", page, re.DOTALL)]
-    return whole, part
+    """The SVG elements of the two panels of ROC curves, the first of the page: the whole curves, the scored part."""
+    return [ElementTree.fromstring(plot) for plot in re.findall(r"<svg[^>]*role=.*?</svg>", page, re.DOTALL)][:2]
 
 
 def curve_in(plot, name, floor):
@@ -127,8 +132,12 @@ def test_the_page_needs_nothing_from_outside(tmp_path, run):
     page, _ = page_of(tmp_path, *run)
     assert "default-src 'none'" in page
     assert not re.search(r"https?:|//|@import|url\((?!#)|<script|<link|<img|<iframe", page)
-    names = {name for _, name, _ in Page(page).attributes}
-    assert not names & {"src", "href", "xlink:href"}
+    attributes = Page(page).attributes
+    names = {name for _, name, _ in attributes}
+    assert "src" not in names
+    links = [value for _, name, value in attributes if name in ("href", "xlink:href")]
+    assert links
+    assert set(links) <= {f"#{value}" for _, name, value in attributes if name == "id"}  # only to parts of the page
     assert not any(name.startswith("on") for name in names)
 
 
@@ -205,3 +214,42 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, run, monkeypatch):
     with pytest.raises(InputError, match=r"report\.html cannot be written"):
         page_of(tmp_path, *run)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_page_leads_to_each_of_its_parts(tmp_path, run):
+    page, _ = page_of(tmp_path, *run)
+    links = re.findall(r'<a href="#part-\d+">(.*?)</a>', page)
+    assert links == re.findall(r'<h2 id="part-\d+">(.*?)</h2>', page)
+    assert links == ["Scores", "Paired differences", "ROC curves", "Number needed to examine", "Groups", "Facts"]
+
+
+def test_calibration_and_distributions_are_of_the_scores_that_are_log_odds(tmp_path, run):
+    labels, patients, scores = run
+    log_odds = {"tabular": scores["tabular"], "fusion": scores["fusion"]}
+    scores = {"tabular": scores["tabular"], "fusion": expit(scores["fusion"])}
+    read = Page(page_of(tmp_path, labels, patients, scores, log_odds=log_odds)[0])
+    text = "".join(read.words)
+    assert "Scores by class" in text
+    assert f"tabular: {labels.sum() / expit(log_odds['tabular']).sum():.2f} malignant lesions observed for each one" in text
+    assert "fusion: " in text
+
+
+def test_an_average_of_ranks_is_not_read_as_a_probability(tmp_path, run):
+    labels, patients, scores = run
+    log_odds = {name: scores[name] for name in ("tabular", "fusion")}
+    page, _ = page_of(tmp_path, labels, patients, log_odds, log_odds=log_odds, combination=RANK_AVERAGE)
+    assert "The submission is an average of ranks, which is no probability: it is left out." in page
+    assert "fusion: " not in page
+    assert "tabular: " in page
+
+
+def test_a_warning_stands_above_the_figures(tmp_path, run):
+    page, _ = page_of(tmp_path, *run, warning="too good & <seen>")
+    assert page.index("too good &amp; &lt;seen&gt;") < page.index('class="headline"')
+
+
+def test_the_submission_s_curve_has_a_band(tmp_path, run):
+    page, _ = page_of(tmp_path, *run)
+    assert "pointwise 95&nbsp;% interval of the false-positive rate of fusion, from 50 resamples" in page
+    for plot in plots_of(page):
+        assert "#56b4e9; opacity: 0.35" in ElementTree.tostring(plot, encoding="unicode")

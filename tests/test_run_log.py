@@ -1,10 +1,14 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from inference.run_log import Forecast, Run, listening, versions
+from inference.build_kernel import ROOT
+from inference.run_log import Forecast, Run, listening, peak_memory, versions
 
 
 def test_a_step_down_is_counted_noted_and_said(capsys, tmp_path):
@@ -36,6 +40,29 @@ def test_sigterm_is_noted_and_does_not_kill():
         os.kill(os.getpid(), signal.SIGTERM)
         assert run.reason_to_stop() == "SIGTERM was received"
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not say how much memory was held")
+def test_the_most_memory_is_noted_even_when_it_is_given_back(tmp_path):
+    code = """
+from inference.run_log import *
+print(peak_memory())
+bytearray(300_000_000)
+Run().write(Path("run.json"))
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True)
+    held = json.loads((tmp_path / "run.json").read_text())["most memory, GB"]
+    assert 0.29 < held - float(done.stdout) < 0.4
+
+
+def test_a_system_that_does_not_say_its_memory_stops_nothing(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("inference.run_log.Path.read_text", lambda *_, **__: "Name: python\n")
+        assert peak_memory() is None
+        Run().write(tmp_path / "run.json")
+    assert "most memory" not in (tmp_path / "run.json").read_text()
 
 
 def test_a_run_json_that_cannot_be_written_stops_nothing(tmp_path, capsys):

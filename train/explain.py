@@ -72,6 +72,28 @@ def load_fold_models(folder: Path, manifest: Manifest) -> list[tuple[int, CatBoo
     return models
 
 
+def model_features(features: pd.DataFrame, manifest: Manifest, data: Path, artifacts: Path) -> pd.DataFrame:
+    """The models' columns, in their order, of a feature table.
+
+    Args:
+        features: as ``build_features`` makes them, of all lesions of each patient: a lesion's features rest on the others.
+        manifest: of ``artifacts``.
+        data: where the rows come from, for the error.
+        artifacts: the folder of the models.
+
+    Raises:
+        InputError: the models use a feature that this code does not make.
+    """
+    names = manifest["tabular"]["features"]
+    unknown = [name for name in names if name not in features]
+    if unknown:
+        raise InputError(
+            f"the models of {artifacts} use {unknown[0]!r}, which this code does not make of {data}; "
+            "train again with train.tabular."
+        )
+    return features[names]
+
+
 def sample_rows(labels: np.ndarray, rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """All malignant rows and random benign ones, ``rows`` in all or fewer.
 
@@ -253,16 +275,8 @@ def main(arguments: list[str] | None = None) -> int:
     lesions = read_rows(options.data)
     fold, labels = read_folds(options.artifacts, lesions.metadata), lesions.labels
     rows, weights = sample_rows(labels, options.rows, options.seed)
-    names, categories = manifest["tabular"]["features"], manifest["tabular"]["categories"]
-    # Of all rows, before any are drawn: a lesion's features rest on the patient's other lesions.
-    features = lesions.features
-    unknown = [name for name in names if name not in features]
-    if unknown:
-        raise InputError(
-            f"the models of {options.artifacts} use {unknown[0]!r}, which this code does not make of {options.data}; "
-            "train again with train.tabular."
-        )
-    features = features[names].iloc[rows]
+    categories = manifest["tabular"]["categories"]
+    features = model_features(lesions.features, manifest, options.data, options.artifacts).iloc[rows]
     explanation = explain(features, fold[rows], models, categories)
     table = tabulate(features, explanation, weights, categories)
     write_csv(options.out / "features.csv", table)

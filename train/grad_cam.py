@@ -23,6 +23,7 @@ from inference.heat_map import BATCH, SEAM, backbone_of, class_activation, defau
 from inference.images import ImageStore, image_batches
 from inference.network import load_network
 from inference.schema import ID, TARGET, read_metadata
+from train.folds import HOLDOUT
 from train.fusion_results import OOF_FUSION
 from train.lesions import open_images
 from utils import add_data_options, run_command, say, write_csv
@@ -37,6 +38,12 @@ CELL, CAPTION, HEADING, GAP = 3.9, 0.54, 0.95, 0.2
 
 
 # Which lesions, and what the networks see in them
+
+
+def refuse_without_networks(artifacts: Path, manifest: Manifest) -> None:
+    """Raises InputError where ``artifacts``, whose manifest is given, has no networks."""
+    if not manifest.get("network", {}).get("weights"):
+        raise InputError(f"{artifacts} has no networks; run: python -m train.fusion --data DIR --artifacts {artifacts}")
 
 
 def choose_lesions(oof: pd.DataFrame, lesions: int) -> pd.DataFrame:
@@ -82,34 +89,39 @@ def read_crops(store: ImageStore, isic_ids: Sequence[str], image_size: int) -> n
 
 
 def heat_maps(chosen: pd.DataFrame, crops: np.ndarray, artifacts: Path, manifest: Manifest) -> tuple[np.ndarray, str]:
-    """Heat maps of the chosen lesions, each by the network of its fold, which has not seen it.
+    """Heat maps of the chosen lesions, each by the network of its fold, which has not seen it; of a holdout lesion by all.
 
     Args:
-        chosen: ``fold`` and ``tabular`` of the lesions.
+        chosen: ``fold``, which may be ``HOLDOUT``, and ``tabular`` of the lesions.
         crops: theirs, in the same order.
         artifacts: the folder of the networks.
         manifest: its manifest.
 
     Returns:
-        As ``class_activation`` gives them, and where in ResNet50 they were taken: the layer and its cells, in words.
+        As ``class_activation`` gives them, the mean of several networks' scaled again so that its warmest place is 1; and
+        where in ResNet50 they were taken: the layer and its cells, in words.
 
     Raises:
         InputError: there is no network of a fold, or it is not the one that was trained.
     """
     names, maps, where = manifest["network"]["weights"], np.zeros(crops.shape[:3], dtype="float32"), ""
-    orphans = set(chosen["fold"]) - set(range(len(names)))
+    fold = chosen["fold"].to_numpy()
+    orphans = set(fold) - {HOLDOUT} - set(range(len(names)))
     if orphans:
         raise InputError(f"{OOF_FUSION} has lesions of fold {min(orphans)} and the manifest no network of it; train again.")
-    with tqdm(total=len(chosen), desc="heat maps", unit="lesion") as bar:
-        for number in sorted(set(chosen["fold"])):
+    rows_of = {number: np.flatnonzero((fold == number) | (fold == HOLDOUT)) for number in range(len(names))}
+    with tqdm(total=sum(map(len, rows_of.values())), desc="heat maps", unit="lesion") as bar:
+        for number, rows in rows_of.items():
+            if not len(rows):
+                continue
             network = load_network(manifest["network"]["settings"], checked_file(artifacts, manifest, names[number]))
-            rows = np.flatnonzero(chosen["fold"] == number)
             layer = default_layer(network)
-            maps[rows] = class_activation(network, crops[rows], chosen["tabular"].to_numpy()[rows], layer)
+            maps[rows] += class_activation(network, crops[rows], chosen["tabular"].to_numpy()[rows], layer)
             cells = backbone_of(network).get_layer(layer).output.shape[1]
             where = f"{layer}, {cells} x {cells} cells"
             bar.update(len(rows))
-    return maps, where
+    warmest = maps.max(axis=(1, 2), keepdims=True)
+    return np.divide(maps, warmest, out=np.zeros_like(maps), where=warmest > 0), where
 
 
 # The sheets
@@ -181,10 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not 1 <= options.lesions <= MOST_LESIONS:
         raise InputError(f"--lesions {options.lesions} makes no sheet; give 1 to {MOST_LESIONS}.")
     manifest = load_manifest(options.artifacts)
-    if not manifest.get("network", {}).get("weights"):
-        raise InputError(
-            f"{options.artifacts} has no networks; run: python -m train.fusion --data DIR --artifacts {options.artifacts}"
-        )
+    refuse_without_networks(options.artifacts, manifest)
     oof = pd.read_csv(checked_file(options.artifacts, manifest, OOF_FUSION), dtype={ID: "str"})
     chosen = choose_lesions(oof, options.lesions)
     crops = read_crops(open_images(options.data), chosen[ID].tolist(), manifest["network"]["settings"]["image_size"])
