@@ -25,7 +25,7 @@ demo: $(VENV)/installed
 	$(RUN) -m inference.dry_run --data $(DEMO)/data --artifacts $(DEMO)/artifacts --report $(DEMO)/report
 
 # Small crops, random initial weights (nothing is downloaded), a few epochs.
-DEMO_NETWORK := --weights none --image-size 48 --epochs 4 --batch-size 32 --negatives-per-positive 3 --learning-rate 1e-3
+DEMO_NETWORK := --weights none --image-size 48 --epochs 6 --batch-size 32 --negatives-per-positive 3 --learning-rate 1e-3
 
 test: $(VENV)/installed lint
 	$(RUN) -m inference.build_kernel --check

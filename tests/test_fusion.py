@@ -15,9 +15,10 @@ import pytest
 from inference.files import InputError, sha256_of
 from inference.images import ImageStore, image_batches
 from inference.network import CPU, Ensemble, build_network, load_network, network_log_odds
-from inference.schema import ID, TARGET
+from inference.schema import ID, TARGET, read_metadata
 from train.fusion import main, unfinished_folder
 from train.fusion_options import parse
+from utils import bootstrap_scores
 
 SMALL = ["--weights", "none", "--image-size", "32", "--epochs", "1", "--batch-size", "16"]
 FEW = ["--negatives-per-positive", "1"]
@@ -174,7 +175,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(trained, tmp_pat
 # The image alone
 
 
-def test_image_alone_is_recorded_beside_the_fusion(trained, artifacts, monkeypatch):
+def test_image_alone_is_recorded_beside_the_fusion(trained, artifacts, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr("train.fusion.train_fold", lambda network, *_: asked.append([i.name for i in network.inputs]) or [])
     assert main(command(trained.data, artifacts, "--inputs", "image")) == 0
@@ -187,6 +188,11 @@ def test_image_alone_is_recorded_beside_the_fusion(trained, artifacts, monkeypat
     rate = alone.query("fold >= 0")[TARGET].mean()
     np.testing.assert_allclose(alone["log_odds"], np.log(rate / (1 - rate)), atol=1e-4)  # untrained: the base rate
     assert not list(artifacts.glob(".image*"))
+    fusion = pd.read_csv(artifacts / "oof_fusion.csv")
+    patients = read_metadata(trained.data / "train-metadata.csv", labelled=True)
+    scores = {"fusion": fusion["log_odds"], "image": alone.set_index(ID)["log_odds"][fusion[ID]]}
+    table = bootstrap_scores(fusion[TARGET], patients.set_index(ID)["patient_id"][fusion[ID]], scores)
+    assert f"fusion less image alone, paired: {table.difference('fusion', 'image').value:+.4f} [" in capsys.readouterr().out
 
 
 def test_the_opinion_alone_is_a_network_without_a_crop(trained, artifacts, monkeypatch):

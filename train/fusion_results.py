@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from inference.artifacts import checked_file, load_manifest
 from inference.schema import ID, TARGET
 from train.combination import CHOSEN, choose, nested_scores
 from train.folds import HOLDOUT
@@ -81,13 +82,31 @@ def figures(results: ScoreTable) -> dict[str, dict[str, list[float] | float]]:
 def record_alone(
     options: argparse.Namespace, settings: dict, lesions: Lesions, log_odds: np.ndarray, seen: np.ndarray
 ) -> None:
-    """Records one input's own opinion, to compare: out of fold, the image's on the holdout too. No network is kept."""
+    """Records one input's own opinion, to compare: out of fold, the image's on the holdout too. No network is kept.
+
+    Where the fusion is trained already on the same folds, it is told beside it, with the paired difference.
+    """
     stage, name = ALONE[options.inputs]
     table = pd.DataFrame({ID: lesions.isic_ids, TARGET: lesions.labels, "fold": lesions.fold, "log_odds": log_odds})[seen]
     write_csv(options.artifacts / name, table)
     inside = seen & (lesions.fold != HOLDOUT)
-    scores = {f"{options.inputs} alone": log_odds[inside]}
+    alone = f"{options.inputs} alone"
+    scores = {alone: log_odds[inside]}
+    fusion = recorded_fusion(options.artifacts).reindex(lesions.isic_ids[inside]).to_numpy()
+    if np.isfinite(fusion).all():
+        scores["fusion"] = fusion
     results = bootstrap_scores(lesions.labels[inside], lesions.patients[inside], scores)
     record_stage(options.artifacts, stage, {"settings": settings, "training": chosen(options)}, [name])
     say(format_table(results))
+    if "fusion" in scores:
+        gain = results.difference("fusion", alone)
+        say(f"fusion less {alone}, paired: {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] pAUC out of fold")
     say(f"{options.artifacts / name}: the opinion of the {options.inputs} alone of {int(seen.sum()):,} lesions")
+
+
+def recorded_fusion(artifacts: Path) -> pd.Series:
+    """The fusion's out-of-fold log-odds by isic_id, as the manifest vouches for them; empty where there are none."""
+    manifest = load_manifest(artifacts)
+    if OOF_FUSION not in manifest["files"]:
+        return pd.Series(dtype="float64")
+    return pd.read_csv(checked_file(artifacts, manifest, OOF_FUSION), dtype={ID: "str"}).set_index(ID)["log_odds"]
