@@ -11,9 +11,11 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from inference.files import replacing
 
@@ -209,6 +211,17 @@ def picture(content: bytes, description: str, kind: str = "jpeg", width: int | N
     size = f' width="{width}"' if width else ""
     data = base64.b64encode(content).decode()
     return f'<img src="data:image/{kind};base64,{data}" alt="{escape(description)}"{size} loading="lazy">'
+
+
+def jpeg_of(pixels: np.ndarray) -> bytes:
+    """RGB, uint8 or float in [0, 1], shape (height, width, 3), as a JPEG file."""
+    from PIL import Image
+
+    if pixels.dtype != np.uint8:
+        pixels = np.round(255 * pixels).astype("uint8")
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, format="JPEG", quality=88, subsampling=0)
+    return file.getvalue()
 
 
 def chart(figure: Figure, description: str, names: Sequence[str] = ()) -> str:

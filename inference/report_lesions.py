@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -18,13 +17,12 @@ from inference.files import InputError
 from inference.heat_map import class_activation, side_by_side
 from inference.images import ImageStore, find_images, image_batches
 from inference.network import load_network
-from inference.pages import picture
+from inference.pages import jpeg_of, picture
 from inference.report_measures import FUSION, TABULAR
 from inference.schema import HOSPITAL, ID, PATIENT, TARGET
 
 EACH = 8  # lesions of each kind
 SIDE = 256  # of a crop on the page, pixels
-QUALITY = 88  # of its JPEG
 ARROW, MINUS = "\N{RIGHTWARDS ARROW}", "\N{MINUS SIGN}"
 #: What the page says of the two kinds: heading, CSS class of a card, what they are.
 KINDS = (
@@ -155,15 +153,6 @@ def mean_heat(artifacts: Path, manifest: Manifest, crops: np.ndarray, tabular: n
     return total
 
 
-def _jpeg(pixels: np.ndarray) -> bytes:
-    """RGB in [0, 1], shape (height, width, 3), as a JPEG file."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(np.round(255 * pixels).astype("uint8")).save(file, "JPEG", quality=QUALITY)
-    return file.getvalue()
-
-
 # Cards
 
 
@@ -204,7 +193,7 @@ def _card(
         mapped = isic_id in maps
         pixels = side_by_side(crops[isic_id], maps[isic_id]) if mapped else crops[isic_id] / 255.0
         also = ", right of it the same crop under its heat map" if mapped else ""
-        shown = picture(_jpeg(pixels), f"Crop of the {kind} lesion {isic_id}{also}.")
+        shown = picture(jpeg_of(pixels), f"Crop of the {kind} lesion {isic_id}{also}.")
     told = "".join(f"<br>{line}\n" for line in lines)
     return f'<li class="{kind}">{shown}\n<div><strong>{number}. {escape(str(isic_id))}</strong>\n{told}</div></li>'
 

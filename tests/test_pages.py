@@ -1,14 +1,17 @@
 import base64
 import hashlib
+import io
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 from inference.files import InputError
-from inference.pages import SCRIPT, STYLE, chart, fact_table, picture, row_of, table_of, write_page
+from inference.pages import SCRIPT, STYLE, chart, fact_table, jpeg_of, picture, row_of, table_of, write_page
 
 NASTY = "<script>alert('1')</script> & \"quoted\""
 
@@ -131,3 +134,11 @@ def test_the_same_chart_is_the_same_bytes():
 def test_two_charts_in_a_page_share_no_id():
     ids = [set(re.findall(r' id="([^"]+)"', chart(a_figure(), name, ["a", "b"]))) for name in ("one", "two")]
     assert ids[0] and not ids[0] & ids[1]
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float"])
+def test_pixels_become_a_jpeg(kind):
+    pixels = np.full((8, 6, 3), (200, 100, 50), dtype="uint8")
+    with Image.open(io.BytesIO(jpeg_of(pixels if kind == "uint8" else pixels / 255))) as image:
+        assert (image.format, image.size) == ("JPEG", (6, 8))
+        assert np.abs(np.asarray(image).astype(int) - pixels).max() <= 3

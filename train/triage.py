@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from inference.files import InputError, sha256_of
 from inference.heat_map import BATCH, side_by_side
 from inference.images import ImageStore, image_batches
 from inference.network import Ensemble, devices, load_network, network_log_odds
+from inference.pages import jpeg_of
 from inference.schema import HOSPITAL, ID, PATIENT, TARGET, TRAIN_ONLY, read_metadata
 from inference.tabular import tabular_log_odds
 from train.explain import Explanation, explain, load_fold_models, model_features
@@ -184,15 +184,6 @@ def value_in_words(value: object) -> str:
 
 
 # Pictures
-
-
-def jpeg_of(pixels: np.ndarray) -> bytes:
-    """RGB, uint8 or float in [0, 1], shape (height, width, 3), as a JPEG file."""
-    if pixels.dtype != np.uint8:
-        pixels = np.round(255 * pixels).astype("uint8")
-    file = BytesIO()
-    Image.fromarray(pixels).save(file, format="JPEG", quality=88, subsampling=0)
-    return file.getvalue()
 
 
 def with_heat(crop: np.ndarray, heat: np.ndarray) -> np.ndarray:
