@@ -81,9 +81,10 @@ def test_mixup_mixes_crop_opinion_label_and_weight_in_the_same_share(store, meta
 
 def test_two_stores_are_read_as_one(store, metadata, tmp_path):
     isic_id = metadata[ID][0]
-    (tmp_path / "ISIC_0000001.jpg").write_bytes(b"of the folder")
-    (tmp_path / f"{isic_id}.jpg").write_bytes(b"hidden by the first store")
+    of_folder, hidden = (store.read(other) for other in metadata[ID][1:3])
+    (tmp_path / "ISIC_0000001.jpg").write_bytes(of_folder)
+    (tmp_path / f"{isic_id}.jpg").write_bytes(hidden)
     joined = JoinedImages(store, ImageStore(tmp_path))
-    assert joined.read(isic_id) == store.read(isic_id)
-    assert joined.read("ISIC_0000001") == b"of the folder"
+    assert joined.read(isic_id) == store.read(isic_id) != hidden
+    assert joined.read("ISIC_0000001") == of_folder
     assert joined.read("ISIC_0000002") == b""
