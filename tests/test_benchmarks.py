@@ -48,7 +48,7 @@ def test_the_inference_benchmark_compares_decoding_images_and_start(monkeypatch,
     assert [figure["target"] for figure in figures] == [0.85, 3.0, 0.93, 20.0, 1.05, 3.0, 3.0]
     memory, plain, stage, start, growth, *peaks = figures
     assert memory["value"] == plain["value"] > 0
-    assert stage["benchmark"] == "inference image stage, 2 networks"
+    assert stage["benchmark"] == "inference image stage"
     assert stage["ratio"] > 0
     assert start["value"] == 3.0
     assert growth["value"] == 0.0  # the same seconds for any number of images
