@@ -69,7 +69,8 @@ img { max-width: 100%; height: auto }
 .cards .malignant { border: 2px solid #c8501e }
 .cards h3 { font-size: 1rem; margin: 0 0 .4rem }
 .scores { display: grid; grid-template-columns: 1fr auto; gap: 0 .8rem; margin: .5rem 0 }
-.scores dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums }
+.scores dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+.scores dt { white-space: nowrap }
 .bars { list-style: none; margin: .4rem 0 0; padding: 0; font-size: .9rem }
 .bars li { margin-bottom: .3rem }
 .bars svg { display: block; width: 100%; height: .5rem }
