@@ -900,8 +900,10 @@ def image_batches(store: ImageStore, isic_ids: Sequence[str], image_size: int, b
 
     positions = tf.TensorSpec((None,), tf.int64)
     images = tf.data.Dataset.from_generator(chunks, output_signature=(positions, tf.TensorSpec((None,), tf.string)))
-    crops = images.prefetch(1).unbatch().map(
-        lambda i, image: (i, decode_crop(image, image_size)), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+    crops = (
+        images.prefetch(1)
+        .unbatch()
+        .map(lambda i, image: (i, decode_crop(image, image_size)), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     )
     signature = (positions, tf.TensorSpec((None, image_size, image_size, 3), tf.uint8))
     end = tf.data.Dataset.from_generator(complaint, output_signature=signature)
