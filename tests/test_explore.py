@@ -1,46 +1,14 @@
 import re
 import shutil
-from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
+from html_page import Page
 
 from inference.files import InputError
 from inference.schema import PATIENT, TARGET, read_metadata
 from train.explore import PAGE, main
 from train.explore_tables import rate_tables, single_columns
-
-
-class Page(HTMLParser):
-    """Checks that tags are closed in order, and gathers tags, attributes, words and table rows."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.rows, self.words, self.attributes, self.tags = [], [], [], [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += [(tag, *pair) for pair in attributes]
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.attributes += [(tag, *pair) for pair in attributes]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, text):
-        self.words.append(text)
-        if {"td", "th"} & set(self.open):
-            self.rows[-1][-1] += text
 
 
 def explored(data, out):

@@ -1,10 +1,10 @@
 import re
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 import pytest
+from html_page import Page
 from scipy.special import expit
 
 from inference.combination import RANK_AVERAGE
@@ -32,38 +32,6 @@ def page_of(path, labels, patients, scores, title="Dry run", facts=FACTS, sample
     scored = Scored(pd.DataFrame({TARGET: np.asarray(labels).astype(int), PATIENT: patients}), scores, **more)
     write_report(path / "report.html", title, table, scored, {"Facts": fact_table(facts)} if facts else {})
     return (path / "report.html").read_text(encoding="utf-8"), table
-
-
-class Page(HTMLParser):
-    """Checks that tags are closed in order and gathers tables, text and attributes."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.open, self.rows, self.words, self.attributes, self.tags = [], [], [], [], []
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += [(tag, *pair) for pair in attributes]
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.attributes += [(tag, *pair) for pair in attributes]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, text):
-        self.words.append(text)
-        if {"td", "th"} & set(self.open):
-            self.rows[-1][-1] += text
 
 
 def plots_of(page):
