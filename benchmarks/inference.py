@@ -120,17 +120,18 @@ def measure_decoding(store: ImageStore, ids: list[str], options: argparse.Namesp
 
 def measure_images(store: ImageStore, ids: list[str], options: argparse.Namespace) -> None:
     """The whole image stage of one network, beside its bare forward pass on decoded crops in memory."""
-    place = devices()[0]
-    ensemble = Ensemble({place: [build_network(options.image_size)]})
+    import tensorflow as tf
+
+    network = build_network(options.image_size)
+    ensemble = Ensemble(network, places=devices()[:1])
     tabular = np.zeros(len(ids))
     batches = image_batches(store, ids, options.image_size, BATCH)
     decoded = [(positions, crops) for positions, crops in batches]
-    function = ensemble.functions[place]
-    opinions = [np.zeros((len(crops), 1), "float32") for _, crops in decoded]
+    forward = tf.function(lambda batch: network(batch, training=False), reduce_retracing=True)
 
     def bare() -> int:
-        for (_, crops), opinion in zip(decoded, opinions, strict=True):
-            function(crops, opinion).numpy()
+        for _, crops in decoded:
+            forward({"crop": crops, "tabular": tf.zeros((len(crops), 1))}).numpy()
         return len(ids)
 
     progress("tracing")

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,8 @@ logging.getLogger("tensorflow").setLevel(logging.ERROR)
 IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
 SMALLEST_IMAGE = 32
 CPU = "/device:CPU:0"
+#: Values of a network's trainable and other variables, each in the network's order.
+State = tuple[list, list]
 
 
 def build_network(
@@ -117,6 +119,21 @@ def load_network(settings: dict, weights: Path) -> keras.Model:
         InputError: the weights do not fit the network.
     """
     network = build_network(**settings)
+    _load_weights(network, weights)
+    return network
+
+
+def load_state(network: keras.Model, weights: Path) -> State:
+    """Loads a file's weights into a network and returns copies of them, so that those of another file can follow.
+
+    Raises:
+        InputError: they do not fit the network.
+    """
+    _load_weights(network, weights)
+    return _state_of(network)
+
+
+def _load_weights(network: keras.Model, weights: Path) -> None:
     try:
         try:
             network.load_weights(weights)
@@ -126,7 +143,17 @@ def load_network(settings: dict, weights: Path) -> keras.Model:
     except (ValueError, OSError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{weights.name} does not fit the network of the manifest ({reason}); train again.") from error
-    return network
+
+
+def _state_of(network: keras.Model) -> State:
+    import tensorflow as tf
+
+    return tuple([tf.identity(variable.value) for variable in group] for group in _variables(network))
+
+
+def _variables(network: keras.Model) -> tuple[list, list]:
+    """A network's variables in the two groups that Keras's ``stateless_call`` asks for."""
+    return network.trainable_variables, network.non_trainable_variables
 
 
 def devices() -> list[str]:
@@ -139,35 +166,52 @@ def devices() -> list[str]:
 class Ensemble:
     """Fold networks as one function of a batch: each crop goes once to every network, shared out over all accelerators.
 
+    The networks are one network with the weights of each in turn: building and tracing a ResNet50 takes seconds, and what
+    differs between folds is numbers.
+
     Args:
-        copies: logical device -> the networks that lie on it, as ``build_network`` makes them, of the same inputs.
+        network: as ``build_network`` makes it.
+        states: the weights of each fold, as ``load_state`` gives them; the network's own, if not given.
+        places: logical devices that share a batch.
         note: told, like ``Run.fall_back``, when memory does not suffice: what, how often, and a sentence.
     """
 
     def __init__(
         self,
-        copies: Mapping[str, Sequence[keras.Model]],
+        network: keras.Model,
+        states: Sequence[State] | None = None,
+        places: Sequence[str] = (CPU,),
         note: Callable[[str, int, str], None] = lambda what, count, text: None,
     ) -> None:
         import tensorflow as tf
 
-        self._copies, self._note = dict(copies), note
+        self._network, self._note = network, note
         self._at_once: int | None = None  # crops that fit into memory, once they did not
-        inputs = next(iter(copies.values()))[0].inputs
-        self._names = [tensor.name for tensor in inputs]
-        size = {tensor.name: tensor.shape[1:] for tensor in inputs}.get("crop", (None, None, 3))
+        self._names = [tensor.name for tensor in network.inputs]
+        size = {tensor.name: tensor.shape[1:] for tensor in network.inputs}.get("crop", (None, None, 3))
         # Of any number of crops, so that the last, smaller batch is not traced anew.
-        self._signature = (tf.TensorSpec((None, *size), tf.uint8), tf.TensorSpec((None, 1), tf.float32))
-        self.functions = {place: self._mean_of(networks) for place, networks in copies.items()}
+        batch = tf.TensorSpec((None, *size), tf.uint8), tf.TensorSpec((None, 1), tf.float32)
+        state = tuple([tf.TensorSpec(value.shape, value.dtype) for value in group] for group in _variables(network))
+        self._one = tf.function(self._log_odds_of_one, input_signature=(*batch, state))
+        self._states = [_state_of(network)] if states is None else list(states)
+        self.functions = {place: self._function_on(place) for place in places}
 
-    def _mean_of(self, networks: Sequence[keras.Model]):
+    def _log_odds_of_one(self, crops, opinion, state: State):
+        batch = {name: {"crop": crops, "tabular": opinion}[name] for name in self._names}
+        return self._network.stateless_call(*state, batch, training=False)[0]
+
+    def _function_on(self, place: str) -> Callable:
+        """The mean of all folds' log-odds of (crops, opinion), on a device; what it returns may still be under way."""
         import tensorflow as tf
 
-        def mean(crops, opinion):
-            batch = {name: {"crop": crops, "tabular": opinion}[name] for name in self._names}
-            return tf.add_n([network(batch, training=False) for network in networks]) / len(networks)
+        with tf.device(place):
+            states = [tf.nest.map_structure(tf.identity, state) for state in self._states]
 
-        return tf.function(mean, input_signature=self._signature)
+        def mean(crops, opinion):
+            with tf.device(place):
+                return tf.add_n([self._one(crops, opinion, state) for state in states]) / len(states)
+
+        return mean
 
     def log_odds(self, crops, opinion) -> np.ndarray:
         """Mean log-odds, float64 of shape (rows,), of crops uint8 (rows, size, size, 3) and opinions float32 (rows, 1).
@@ -189,15 +233,12 @@ class Ensemble:
 
     def _shared(self, crops, opinion) -> np.ndarray:
         """A batch that fits into memory: a part on each device, all started before the first one is waited for."""
-        import tensorflow as tf
-
         parts = np.array_split(np.arange(len(crops)), len(self.functions))
         results = []
-        for (place, function), part in zip(self.functions.items(), parts, strict=True):
+        for function, part in zip(self.functions.values(), parts, strict=True):
             if len(part):
                 rows = slice(part[0], part[-1] + 1)
-                with tf.device(place):
-                    results.append(function(crops[rows], opinion[rows]))
+                results.append(function(crops[rows], opinion[rows]))
         return np.concatenate([result.numpy() for result in results])[:, 0]
 
     def _take_less(self, tried: int) -> None:
@@ -206,7 +247,7 @@ class Ensemble:
             self._at_once = tried // 2
             self._note("accelerator memory", 1, f"{tried} crops did not fit; {self._at_once} at a time from here on.")
         elif list(self.functions) != [CPU]:
-            self.functions = {CPU: self._mean_of(next(iter(self._copies.values())))}
+            self.functions = {CPU: self._function_on(CPU)}
             self._note("accelerator memory", 1, "a single crop did not fit; the CPU goes on.")
         else:
             raise MemoryError("a single crop does not fit into the memory of the CPU")

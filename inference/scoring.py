@@ -12,7 +12,7 @@ from inference.combination import combine
 from inference.features import build_features
 from inference.files import InputError
 from inference.images import ImageStore, find_images, image_batches
-from inference.network import Ensemble, devices, load_network, network_log_odds
+from inference.network import CPU, Ensemble, build_network, devices, load_state, network_log_odds
 from inference.run_log import Forecast, Run
 from inference.schema import ID
 from inference.tabular import load_tabular_models, select_features, tabular_log_odds, unseen_values
@@ -57,7 +57,7 @@ def correct_by_image(
         return final, seen
     reached, unusable = 0, 0
     try:
-        ensemble = Ensemble(load_fold_networks(artifacts, manifest, run), run.fall_back)
+        ensemble = load_fold_networks(artifacts, manifest, run)
         source = find_images(competition, "test")
         if source is None:
             raise InputError(f"{competition} has no test-image.hdf5")
@@ -104,30 +104,25 @@ def combine_scores(tabular: np.ndarray, corrected: np.ndarray, seen: np.ndarray,
     return final
 
 
-def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> dict[str, list]:
-    """The fold networks whose files check out, a copy of each on every accelerator: logical device -> networks.
+def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> Ensemble:
+    """The fold networks whose files check out, on every accelerator.
 
     Raises:
         InputError: none does.
     """
     import tensorflow as tf
 
-    copies: dict[str, list] = {place: [] for place in devices()}
-    for name in manifest["network"]["weights"]:
-        try:
-            weights = checked_file(artifacts, manifest, name)
-            loaded = {}
-            for place in copies:
-                with tf.device(place):
-                    loaded[place] = load_network(manifest["network"]["settings"], weights)
-        except InputError as error:
-            run.fall_back("fold networks left out", 1, str(error))
-            continue
-        for place, network in loaded.items():
-            copies[place].append(network)
-    count = len(next(iter(copies.values())))
-    if not count:
+    places = devices()
+    run.say("building the network")
+    with tf.device(CPU):
+        network, states = build_network(**manifest["network"]["settings"]), []
+        for name in manifest["network"]["weights"]:
+            try:
+                states.append(load_state(network, checked_file(artifacts, manifest, name)))
+            except InputError as error:
+                run.fall_back("fold networks left out", 1, str(error))
+    if not states:
         raise InputError("no fold network is usable")
-    run.say(f"{count} fold networks loaded, on {', '.join(copies)}")
-    run.facts["fold networks"] = count
-    return copies
+    run.say(f"{len(states)} fold networks loaded, on {', '.join(places)}")
+    run.facts["fold networks"] = len(states)
+    return Ensemble(network, states, places, run.fall_back)

@@ -14,7 +14,7 @@ import pytest
 
 from inference.files import InputError, sha256_of
 from inference.images import ImageStore, image_batches
-from inference.network import CPU, Ensemble, build_network, load_network, network_log_odds
+from inference.network import Ensemble, build_network, load_network, network_log_odds
 from inference.schema import ID, TARGET, read_metadata
 from train.fusion import main, unfinished_folder
 from train.fusion_options import parse
@@ -96,7 +96,7 @@ def test_the_scores_are_those_of_the_weights_in_the_folder(trained):
     store = ImageStore(trained.data / "train-image.hdf5")
     batches = image_batches(store, oof[ID].tolist(), 32, 7)
     found = np.zeros(len(oof))
-    for positions, log_odds in network_log_odds(Ensemble({CPU: [network]}), batches, oof["tabular"].to_numpy()):
+    for positions, log_odds in network_log_odds(Ensemble(network), batches, oof["tabular"].to_numpy()):
         found[positions] = log_odds
     np.testing.assert_allclose(found, oof["log_odds"], atol=1e-5)
 

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from inference.files import InputError
-from inference.network import CPU, Ensemble, build_network, load_network, network_log_odds
+from inference.network import CPU, Ensemble, build_network, load_network, load_state, network_log_odds
 
 SIZE = 32
 FUSION = {"image_size": SIZE, "head_units": 8, "tabular_mean": -5.0, "tabular_std": 1.5}
@@ -43,6 +43,16 @@ def moved():
         network.get_layer("correction").set_weights([np.full((8, 1), 0.1 * seed), np.array([0.5])])
         networks.append(network)
     return networks
+
+
+@pytest.fixture(scope="module")
+def folds(moved, tmp_path_factory):
+    """The same two as the kernel has them: one network of their shape, and the weights of each."""
+    network, path, states = build_network(**FUSION), tmp_path_factory.mktemp("folds") / "fold.weights.h5", []
+    for trained in moved:
+        trained.save_weights(path)
+        states.append(load_state(network, path))
+    return network, states
 
 
 def asked(network, crops, tabular=None):
@@ -110,9 +120,9 @@ def test_too_small_an_image_is_refused(image_size):
         build_network(image_size)
 
 
-def test_the_networks_opinions_are_averaged_and_positions_kept(moved, crops, tabular):
+def test_the_networks_opinions_are_averaged_and_positions_kept(moved, folds, crops, tabular):
     positions = [4, 0, 2, 1]  # lesion 3 has no crop
-    found = list(network_log_odds(Ensemble({CPU: moved}), batches_of(crops, positions, batch_size=3), tabular))
+    found = list(network_log_odds(Ensemble(*folds), batches_of(crops, positions, batch_size=3), tabular))
     assert [len(log_odds) for _, log_odds in found] == [3, 1]
     assert np.concatenate([rows for rows, _ in found]).tolist() == positions
     opinions = [asked(network, crops[:4], tabular[positions]) for network in moved]
@@ -126,7 +136,7 @@ def test_the_image_alone_starts_at_the_log_odds_of_the_prevalence(crops, tabular
     network = build_network(**ALONE)
     assert [tensor.name for tensor in network.inputs] == ["crop"]
     assert np.array_equal(asked(network, crops), np.full(5, -6.5, "float32"))
-    ((positions, log_odds),) = network_log_odds(Ensemble({CPU: [network]}), batches_of(crops, [2, 0]), tabular)
+    ((positions, log_odds),) = network_log_odds(Ensemble(network), batches_of(crops, [2, 0]), tabular)
     assert positions.tolist() == [2, 0]
     assert log_odds.tolist() == [-6.5, -6.5]  # and not the tabular ones
 
@@ -139,8 +149,8 @@ def test_the_opinion_alone_starts_as_the_tabular_model(tabular):
     assert np.array_equal(network({"tabular": opinion}, training=False).numpy(), opinion)
 
 
-def test_no_crop_no_opinion(moved, tabular):
-    assert list(network_log_odds(Ensemble({CPU: moved}), [], tabular)) == []
+def test_no_crop_no_opinion(folds, tabular):
+    assert list(network_log_odds(Ensemble(*folds), [], tabular)) == []
 
 
 # The ensemble: any number of crops, several devices, too little memory
@@ -158,17 +168,20 @@ def played(ensemble, place, most):
     ensemble.functions[place] = run
 
 
-def test_a_smaller_last_batch_is_not_traced_anew(moved, crops, tabular):
-    ensemble = Ensemble({CPU: moved})
+def test_neither_a_second_fold_nor_a_smaller_last_batch_is_traced_anew(folds, crops, tabular, monkeypatch):
+    network, traced = folds[0], []
+    call = network.stateless_call
+    monkeypatch.setattr(network, "stateless_call", lambda *arguments, **rest: traced.append(1) or call(*arguments, **rest))
+    ensemble = Ensemble(*folds)
     for _ in network_log_odds(ensemble, batches_of(crops, [0, 1, 2, 3, 4], batch_size=2), tabular):
         pass
-    assert ensemble.functions[CPU].experimental_get_tracing_count() == 1
+    assert len(traced) == 1
 
 
-def test_too_little_memory_halves_the_batch_until_it_fits(moved, crops, tabular):
+def test_too_little_memory_halves_the_batch_until_it_fits(folds, crops, tabular):
     opinion, told = tabular[:, None].astype("float32"), []
-    expected = Ensemble({CPU: moved}).log_odds(crops, opinion)
-    ensemble = Ensemble({CPU: moved}, lambda *note: told.append(note))
+    expected = Ensemble(*folds).log_odds(crops, opinion)
+    ensemble = Ensemble(*folds, note=lambda *note: told.append(note))
     played(ensemble, CPU, most=1)
     np.testing.assert_allclose(ensemble.log_odds(crops, opinion), expected, atol=1e-5)
     assert [text.split(";")[0] for _, _, text in told] == ["5 crops did not fit", "2 crops did not fit"]
@@ -176,12 +189,12 @@ def test_too_little_memory_halves_the_batch_until_it_fits(moved, crops, tabular)
     assert len(told) == 2  # it has learned
 
 
-def test_where_not_one_crop_fits_the_cpu_goes_on(moved, crops, tabular):
+def test_where_not_one_crop_fits_the_cpu_goes_on(folds, crops, tabular):
     opinion, told = tabular[:, None].astype("float32"), []
-    ensemble = Ensemble({"CPU:0": moved}, lambda *note: told.append(note))  # by another name: an accelerator
+    ensemble = Ensemble(*folds, ["CPU:0"], lambda *note: told.append(note))  # by another name: an accelerator
     played(ensemble, "CPU:0", most=0)
     found = ensemble.log_odds(crops, opinion)
-    np.testing.assert_allclose(found, Ensemble({CPU: moved}).log_odds(crops, opinion), atol=1e-5)
+    np.testing.assert_allclose(found, Ensemble(*folds).log_odds(crops, opinion), atol=1e-5)
     assert told[-1][2] == "a single crop did not fit; the CPU goes on."
     played(ensemble, CPU, most=0)
     with pytest.raises(MemoryError, match="memory of the CPU"):
@@ -195,21 +208,21 @@ import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from inference.network import Ensemble, build_network
-from utils import set_seed
 rng = np.random.default_rng(0)
 crops, opinion = rng.integers(0, 256, (7, 32, 32, 3), dtype=np.uint8), rng.normal(-2, 1, (7, 1)).astype("f4")
 places = ["/device:CPU:0", "/device:CPU:1"]
-copies = {}
-for place in places:
-    set_seed(0)
-    with tf.device(place):
-        copies[place] = [build_network(32)]
-    copies[place][0].get_layer("correction").set_weights([np.full((64, 1), 0.1), np.array([0.5])])
-    assert all(place in weight.value.device for weight in copies[place][0].weights)
-one, two = Ensemble({places[0]: copies[places[0]]}), Ensemble(copies)
+network = build_network(32)
+network.get_layer("correction").set_weights([np.full((64, 1), 0.1), np.array([0.5])])
+one, two = Ensemble(network), Ensemble(network, places=places)
 asked = {place: [] for place in places}
-for place, function in list(two.functions.items()):
-    two.functions[place] = lambda c, o, f=function, p=place: asked[p].append(len(c)) or f(c, o)
+def watched(place, function):
+    def run(crops, opinion):
+        result = function(crops, opinion)
+        assert place in result.device, result.device
+        asked[place].append(len(crops))
+        return result
+    return run
+two.functions = {place: watched(place, function) for place, function in two.functions.items()}
 np.testing.assert_allclose(two.log_odds(crops, opinion), one.log_odds(crops, opinion), atol=1e-5)
 assert np.ptp(one.log_odds(crops, opinion) - opinion[:, 0]) > 0.01
 print("shared", asked[places[0]], asked[places[1]])

@@ -25,8 +25,7 @@ def corrected(monkeypatch, tmp_path):
                     raise batch
                 yield np.array(batch[0]), np.array(batch[1], dtype="float64")
 
-        monkeypatch.setattr("inference.scoring.load_fold_networks", lambda *_: {"CPU": []})
-        monkeypatch.setattr("inference.scoring.Ensemble", lambda *_: None)
+        monkeypatch.setattr("inference.scoring.load_fold_networks", lambda *_: None)
         monkeypatch.setattr("inference.scoring.image_batches", lambda *_: None)
         monkeypatch.setattr("inference.scoring.ImageStore", lambda *_: None)
         monkeypatch.setattr("inference.scoring.network_log_odds", played)

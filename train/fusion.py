@@ -121,7 +121,7 @@ def score_rows(network, lesions: Lesions, rows: np.ndarray, store: ImageStore, o
     """Log-odds of ``rows`` (positions) by the code that the kernel runs; NaN where no image could be read."""
     log_odds = np.full(len(rows), np.nan)
     batches = image_batches(store, lesions.isic_ids[rows].tolist(), options.image_size, options.batch_size)
-    for positions, scores in network_log_odds(Ensemble({devices()[0]: [network]}), batches, lesions.tabular[rows]):
+    for positions, scores in network_log_odds(Ensemble(network, places=devices()[:1]), batches, lesions.tabular[rows]):
         log_odds[positions] = scores
     return log_odds
 

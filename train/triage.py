@@ -24,7 +24,7 @@ from inference.features import SITE, build_features
 from inference.files import InputError, sha256_of
 from inference.heat_map import BATCH, side_by_side
 from inference.images import ImageStore, image_batches
-from inference.network import Ensemble, devices, load_network, network_log_odds
+from inference.network import Ensemble, build_network, devices, load_state, network_log_odds
 from inference.pages import jpeg_of
 from inference.schema import HOSPITAL, ID, PATIENT, TARGET, TRAIN_ONLY, read_metadata
 from inference.tabular import tabular_log_odds
@@ -135,12 +135,14 @@ def score_holdout(
     shifts = [float(entry["log_odds_shift"]) for entry in manifest["tabular"]["models"]]
     shifted = [(model, shift) for (_, model), shift in zip(models, shifts, strict=True)]
     tabular = tabular_log_odds(shifted, features.iloc[held], manifest["tabular"]["categories"])
-    settings, place = manifest["network"]["settings"], devices()[0]
-    networks = [load_network(settings, checked_file(artifacts, manifest, name)) for name in manifest["network"]["weights"]]
+    settings = manifest["network"]["settings"]
+    network = build_network(**settings)
+    states = [load_state(network, checked_file(artifacts, manifest, name)) for name in manifest["network"]["weights"]]
+    ensemble = Ensemble(network, states, devices()[:1])
     fusion, seen = tabular.copy(), np.zeros(len(held))
     batches = image_batches(store, lesions[ID].iloc[held].tolist(), settings["image_size"], BATCH)
     with tqdm(total=len(held), desc="holdout", unit="lesion") as bar:
-        for positions, log_odds in network_log_odds(Ensemble({place: networks}), batches, tabular):
+        for positions, log_odds in network_log_odds(ensemble, batches, tabular):
             fusion[positions], seen[positions] = log_odds, 1
             bar.update(len(positions))
     filled = lesions.copy()
