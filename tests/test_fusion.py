@@ -18,6 +18,7 @@ from inference.network import Ensemble, build_network, load_network, network_log
 from inference.schema import ID, TARGET, read_metadata
 from train.fusion import main, unfinished_folder
 from train.fusion_options import parse
+from train.pretraining import pool_of
 from utils import bootstrap_scores
 
 SMALL = ["--weights", "none", "--image-size", "32", "--epochs", "1", "--batch-size", "16"]
@@ -113,7 +114,7 @@ def test_a_finished_fold_is_not_trained_again(trained, artifacts, monkeypatch):
         pd.DataFrame(columns=["fold"]).to_csv(kept / f"history{number}.csv", index=False)
         rows = np.flatnonzero(fold == number)
         pd.DataFrame({"row": rows, "log_odds": rows / 100}).to_csv(kept / f"fold{number}.csv", index=False)
-    monkeypatch.setattr("train.fusion.train_fold", lambda *_: pytest.fail("a finished fold was trained again"))
+    monkeypatch.setattr("train.fold_training.fit_fold", lambda *_: pytest.fail("a finished fold was trained again"))
     assert main(command(trained.data, artifacts)) == 0
     oof = pd.read_csv(artifacts / "oof_fusion.csv")
     np.testing.assert_allclose(oof["log_odds"], np.flatnonzero(fold >= 0) / 100)
@@ -177,7 +178,9 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(trained, tmp_pat
 
 def test_image_alone_is_recorded_beside_the_fusion(trained, artifacts, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr("train.fusion.train_fold", lambda network, *_: asked.append([i.name for i in network.inputs]) or [])
+    monkeypatch.setattr(
+        "train.fold_training.fit_fold", lambda network, *_: asked.append([i.name for i in network.inputs]) or []
+    )
     assert main(command(trained.data, artifacts, "--inputs", "image")) == 0
     assert asked == [["crop"], ["crop"]]
     manifest = json.loads((artifacts / "manifest.json").read_text())
@@ -197,7 +200,9 @@ def test_image_alone_is_recorded_beside_the_fusion(trained, artifacts, monkeypat
 
 def test_the_opinion_alone_is_a_network_without_a_crop(trained, artifacts, monkeypatch):
     asked = []
-    monkeypatch.setattr("train.fusion.train_fold", lambda network, *_: asked.append([i.name for i in network.inputs]) or [])
+    monkeypatch.setattr(
+        "train.fold_training.fit_fold", lambda network, *_: asked.append([i.name for i in network.inputs]) or []
+    )
     assert main(command(trained.data, artifacts, "--inputs", "tabular")) == 0
     assert asked == [["tabular"], ["tabular"]]
     alone = pd.read_csv(artifacts / "oof_opinion.csv")
@@ -227,12 +232,17 @@ def test_a_pretrained_backbone_starts_every_fold(trained, artifacts, archive_fol
         assert len(archive.labels) == 40
         learned.save_weights(weights)
 
-    def train(network, lesions, number, store, archive, options, checkpoint, strategy):
-        started.append(network.get_layer("resnet50").get_weights())
+    def joined(lesions, store, archive, opinion):
         assert archive is None  # its lesions have taught already
+        return pool_of(lesions, store, archive, opinion)
 
-    monkeypatch.setattr("train.fusion.pretrain_backbone", pretrain)
-    monkeypatch.setattr("train.fusion.train_fold", train)
+    def train(network, *_):
+        started.append(network.get_layer("resnet50").get_weights())
+        return []
+
+    monkeypatch.setattr("train.fold_training.pretrain_backbone", pretrain)
+    monkeypatch.setattr("train.fold_training.pool_of", joined)
+    monkeypatch.setattr("train.fold_training.fit", train)
     assert main(command(trained.data, artifacts, "--archives", str(archive_folder), "--archives-mode", "pretrain")) == 0
     assert len(started) == 2
     for weights in started:
@@ -256,7 +266,7 @@ def test_a_lesion_without_image_is_refused_unless_it_may_pass(trained, artifacts
     with pytest.raises(InputError, match=rf"holds no image for {missing} \(2 lesions .* --missing-images pass"):
         main(command(data, artifacts))
     assert (artifacts / "manifest.json").read_bytes() == before
-    monkeypatch.setattr("train.fusion.train_fold", lambda *_: [])
+    monkeypatch.setattr("train.fold_training.fit_fold", lambda *_: [])
     assert main(command(data, artifacts, "--missing-images", "pass")) == 0
     oof = pd.read_csv(artifacts / "oof_fusion.csv").set_index(ID)
     assert oof.loc[[missing, broken], "image_seen"].tolist() == [0, 0]

@@ -4,7 +4,6 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from tqdm import tqdm
 
 from inference.features import build_features
 from inference.files import InputError
@@ -44,8 +43,7 @@ def three(metadata):
 
 def scored(metadata, parts, labels=None, recipe=RECIPE):
     labels = metadata[TARGET].to_numpy() if labels is None else labels
-    with tqdm(disable=True) as bar:
-        return score_parts(build_features(metadata), labels, parts, recipe, bar)
+    return score_parts(build_features(metadata), labels, parts, recipe)
 
 
 def test_a_hospital_is_scored_without_any_row_of_its_patients(three):

@@ -32,9 +32,7 @@ def lesions(metadata):
 
 @pytest.fixture
 def archive(archive_folder, lesions):
-    found = read_archive(archive_folder, lesions)
-    yield found
-    found.store.close()
+    return read_archive(archive_folder, lesions)
 
 
 def options(**changed):
@@ -124,7 +122,7 @@ def test_an_archive_joins_with_as_many_malignant_lesions_in_the_same_proportion(
 
 
 def test_a_small_archive_gives_what_it_has(lesions, archive, twin):
-    few = Archive(archive.isic_ids[:5], np.array([1, 0, 0, 0, 0]), archive.classes[:5], archive.store, archive.sha256)
+    few = Archive(archive.isic_ids[:5], np.array([1, 0, 0, 0, 0]), archive.classes[:5], archive.images, archive.sha256)
     pool = pool_of(lesions, ImageStore(twin / "train-image.hdf5"), few, opinion=0.0)
     epoch = draw_pool(pool, np.arange(len(lesions.labels)), Imbalance(per_positive=3), np.random.default_rng(0))
     assert pool.labels[epoch[pool.archive[epoch]]].tolist().count(1) == 1
@@ -147,6 +145,6 @@ def test_the_backbone_learns_and_fits_into_the_fusion_network(archive, eager, tm
 
 
 def test_classes_need_two_of_them(archive, tmp_path):
-    one = Archive(archive.isic_ids, archive.labels, np.zeros_like(archive.classes), archive.store, archive.sha256)
+    one = Archive(archive.isic_ids, archive.labels, np.zeros_like(archive.classes), archive.images, archive.sha256)
     with pytest.raises(InputError, match="needs lesions of two classes or more; use --archives-labels malignant"):
         pretrain_backbone(one, tmp_path / "b.weights.h5", options(archives_labels="classes"))

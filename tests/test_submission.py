@@ -91,7 +91,7 @@ def trained_scores(trained):
     from inference.network import load_network
     from inference.schema import read_metadata
     from inference.tabular import load_tabular_models, select_features, tabular_log_odds
-    from train.fusion import score_rows
+    from train.fold_training import score_rows
     from train.fusion_options import parse
     from train.lesions import Lesions
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from inference.features import ENGINEERED, MODEL_CATEGORIES
 from inference.files import InputError, replacing
 from inference.schema import HOSPITAL, NUMBERS
+from inference.tasks import workers
 from train.cross_validation import cross_validate
 from train.folds import assign_folds
 from train.recipe import Recipe, add_recipe_options, recipe_of
@@ -131,9 +132,10 @@ def main(arguments: list[str] | None = None) -> int:
     rows = read_rows(options.data)
     nobody = np.zeros(len(rows.labels), dtype=bool)
     folds = {seed: assign_folds(rows.metadata, options.folds, nobody, seed) for seed in dict.fromkeys(options.split_seeds)}
-    results = [
-        (step, measure(step, rows.features, rows.labels, folds)) for step in tqdm(asked, desc="ablation", unit="step")
-    ]
+    with workers(options):
+        results = [
+            (step, measure(step, rows.features, rows.labels, folds)) for step in tqdm(asked, desc="ablation", unit="step")
+        ]
     scores = {
         f"{step.name} {split}": log_odds for step, measured in results for split, log_odds in enumerate(measured.log_odds)
     }

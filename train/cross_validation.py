@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from catboost import CatBoostClassifier, CatBoostError, Pool
-from tqdm import tqdm
 
 from inference.features import MODEL_CATEGORIES
 from inference.files import InputError
 from inference.tabular import tabular_log_odds
+from inference.tasks import run_tasks, share_of_cores
 from train.folds import HOLDOUT
 from train.recipe import Recipe
 
@@ -51,6 +51,14 @@ def sample_negatives(labels: np.ndarray, per_positive: float, rng: np.random.Gen
     return np.sort(np.concatenate([positives, kept])), keep / len(negatives)
 
 
+def draw(labels: np.ndarray, fold: np.ndarray, recipe: Recipe, number: int, seed: int) -> tuple[np.ndarray, float]:
+    """Positions of the rows that model ``seed`` of fold ``number`` is trained on, and the share of benign rows kept."""
+    rng = np.random.default_rng([recipe.seed, number, seed])
+    train = np.flatnonzero((fold != number) & (fold != HOLDOUT))
+    kept, share = sample_negatives(labels[train], recipe.negatives_per_positive, rng)
+    return train[kept], share
+
+
 def train_model(features: pd.DataFrame, labels: np.ndarray, parameters: dict, seed: int) -> CatBoostClassifier:
     """One CatBoost model with native categories.
 
@@ -58,7 +66,7 @@ def train_model(features: pd.DataFrame, labels: np.ndarray, parameters: dict, se
         InputError: CatBoost refuses the parameters.
     """
     try:
-        model = CatBoostClassifier(**(parameters | FIXED), random_seed=seed)
+        model = CatBoostClassifier(**({"thread_count": share_of_cores()} | parameters | FIXED), random_seed=seed)
         return model.fit(Pool(features, labels, cat_features=categories_of(features)))
     except (CatBoostError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -86,13 +94,14 @@ def cross_validate(
         The models, and log-odds of shape (rows,): out of fold, mean over seeds; in the holdout, mean over all models.
     """
     tasks = [(number, seed) for number in range(int(fold.max()) + 1) for seed in range(recipe.seeds)]
+    draws = [draw(labels, fold, recipe, *task) for task in tasks]
+    rows = (
+        (features.iloc[kept], labels[kept], recipe.parameters, recipe.seed + 1000 * number + seed)
+        for (number, seed), (kept, _) in zip(tasks, draws, strict=True)
+    )
+    trained = run_tasks(train_model, rows, len(tasks), desc="CatBoost", unit="model", progress=progress)
     models, log_odds, categories = [], np.zeros(len(labels)), categories_of(features)
-    for number, seed in tqdm(tasks, desc="CatBoost", unit="model", disable=not progress):
-        rng = np.random.default_rng([recipe.seed, number, seed])
-        train = np.flatnonzero((fold != number) & (fold != HOLDOUT))
-        kept, share = sample_negatives(labels[train], recipe.negatives_per_positive, rng)
-        kept = train[kept]
-        model = train_model(features.iloc[kept], labels[kept], recipe.parameters, recipe.seed + 1000 * number + seed)
+    for (number, seed), (_, share), model in zip(tasks, draws, trained, strict=True):
         models.append(FoldModel(number, seed, model, float(np.log(share))))
         inside = fold == number
         pair = [(model, models[-1].log_odds_shift)]

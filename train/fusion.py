@@ -13,117 +13,29 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from inference.artifacts import load_manifest
-from inference.files import InputError, replacing
-from inference.images import ImageStore, image_batches
-from inference.network import Ensemble, devices, load_network, network_log_odds
-from train.batches import Sequence, training_batches
-from train.checkpoint import Checkpoint
+from inference.files import InputError
+from inference.tasks import Files, in_own_process, run_tasks, workers
 from train.curves import write_history
-from train.fitting import (
-    BACKBONE,
-    Plan,
-    augmented,
-    fit,
-    phases_of,
-    shifted_loss,
-    starting_network,
-    with_source,
-)
+from train.fold_training import LOGS, PRETRAINED, Training, train_backbone, train_fold
 from train.folds import HOLDOUT
-from train.fusion_options import INPUTS, chosen, flag, imbalance_of, parse
+from train.fusion_options import INPUTS, chosen, flag, parse
 from train.fusion_results import record_alone, record_fusion
-from train.hardware import be_deterministic, distribution, precision
-from train.lesions import Lesions, open_images, read_lesions
-from train.pretraining import Archive, Pool, draw_pool, pool_of, pretrain_backbone, read_archive
+from train.hardware import be_deterministic, leave_gpus_to_tasks
+from train.lesions import open_images, read_lesions
+from train.pretraining import Archive, read_archive
 from train.tabular import OOF as OOF_TABULAR
-from utils import run_command, say, set_seed, write_csv, write_json
+from utils import run_command, say, write_json
 
-#: The backbone's weights after it has learned from archives, in the hidden folder of an unfinished training.
-PRETRAINED = "backbone.weights.h5"
 #: What the training in that folder was asked for.
 SETTINGS = "settings.json"
-
-
-def rows_from(epoch: int, pool: Pool, train: np.ndarray, number: int, steps: int, options: argparse.Namespace) -> Sequence:
-    """What fold ``number`` sees from the beginning of ``epoch`` to the end of its training.
-
-    An epoch's draw depends on seed, fold and epoch only. It is filled up to whole batches from its own beginning.
-    """
-    imbalance, drawn = imbalance_of(options), []
-    for each in range(epoch, options.head_epochs + options.epochs):
-        rows = draw_pool(pool, train, imbalance, np.random.default_rng([options.seed, number, each]))
-        drawn.append(np.resize(rows, steps * options.batch_size))
-    rows = np.concatenate([np.zeros(0, dtype="int64"), *drawn])
-    weights = np.ones(len(pool.labels))
-    weights[train] = imbalance.weights(pool.labels[train])
-    inputs = {"tabular": pool.tabular[rows], "archive": pool.archive[rows]}
-    return Sequence(pool.isic_ids[rows], inputs, pool.labels[rows], weights[rows])
-
-
-def train_fold(
-    network,
-    lesions: Lesions,
-    number: int,
-    store: ImageStore,
-    archive: Archive | None,
-    options: argparse.Namespace,
-    checkpoint: Checkpoint,
-    strategy,
-) -> list[dict]:
-    """Trains ``network`` on the rows of the other folds, and on the lesions of ``archive`` that join them, if any.
-
-    Returns:
-        The history, as ``train.fitting.fit`` gives it.
-    """
-    train = np.flatnonzero((lesions.fold != number) & (lesions.fold != HOLDOUT) & lesions.has_image)
-    labels = lesions.labels[train]
-    if not 0 < labels.sum() < len(labels):
-        raise InputError(f"outside fold {number} there are {labels.sum()} malignant of {len(labels)} lesions with an image.")
-    # The tabular model cannot judge an archive's lesion, which has no body scan: all that it could say is the prevalence.
-    pool = pool_of(lesions, store, archive, opinion=float(np.log(labels.mean() / (1 - labels.mean()))))
-    imbalance = imbalance_of(options)
-    steps = -(-len(draw_pool(pool, train, imbalance, np.random.default_rng(0))) // options.batch_size)
-
-    def batches_from(epoch: int):
-        return training_batches(
-            pool.images,
-            rows_from(epoch, pool, train, number, steps, options),
-            options.image_size,
-            options.batch_size,
-            seed=options.seed * 1000 + number,
-            first_step=epoch * steps,
-            mixup=options.mixup,
-        )
-
-    plan = Plan(
-        phases_of(options.unfreeze, options.epochs, options.learning_rate, options.head_epochs, options.head_learning_rate),
-        steps=steps,
-        batch_size=options.batch_size,
-        from_scratch=options.weights == "none",
-        loss=shifted_loss(
-            imbalance.shift(labels), options.label_smoothing, options.focal_gamma if options.imbalance == "focal" else 0.0
-        ),
-        ema=options.ema,
-        seed=options.seed,
-    )
-    wrap = augmented if archive is None else (lambda inner: with_source(augmented(inner)))
-    logs = options.logs / "tensorboard" / f"{options.inputs}-fold{number}"
-    return fit(network, wrap, batches_from, plan, f"fold {number}", checkpoint, logs, strategy)
-
-
-def score_rows(network, lesions: Lesions, rows: np.ndarray, store: ImageStore, options: argparse.Namespace) -> np.ndarray:
-    """Log-odds of ``rows`` (positions) by the code that the kernel runs; NaN where no image could be read."""
-    log_odds = np.full(len(rows), np.nan)
-    batches = image_batches(store, lesions.isic_ids[rows].tolist(), options.image_size, options.batch_size)
-    for positions, scores in network_log_odds(Ensemble(network, places=devices()[:1]), batches, lesions.tabular[rows]):
-        log_odds[positions] = scores
-    return log_odds
 
 
 def unfinished_folder(options: argparse.Namespace, manifest: dict, archive: Archive | None = None) -> Path:
@@ -149,61 +61,43 @@ def unfinished_folder(options: argparse.Namespace, manifest: dict, archive: Arch
     return folder
 
 
-def pretrained_backbone(kept: Path, archive: Archive, options: argparse.Namespace) -> Path:
-    """The weights of a backbone that has learned from the archive, for all folds: no patient of theirs is in it."""
-    weights = kept / PRETRAINED
-    if not weights.is_file():
-        set_seed(options.seed)
-        with replacing(weights) as temporary:
-            pretrain_backbone(archive, temporary, options)
-    return weights
+def scores_of(kept: Path, number: int) -> Path:
+    """Where the log-odds of a fold lie once it is finished."""
+    return kept / f"fold{number}.csv"
 
 
-def train_or_reload(
-    number: int,
-    kept: Path,
-    settings: dict,
-    lesions: Lesions,
-    store: ImageStore,
-    archive: Archive | None,
-    options: argparse.Namespace,
-) -> pd.Series:
-    """Log-odds of the fold's own rows and of the holdout, by row position; trains the fold unless ``kept`` has it.
+def train_folds(kept: Path, folds: Iterable[int], training: Training) -> None:
+    """Trains the folds that ``kept`` has not, wherever ``inference.tasks.workers`` says; each leaves its files there.
 
-    While it is trained, a fold has its checkpoint there; finished, its history, weights and, written last, its scores.
+    Where the backbone learns from an archive first, it does so once for all folds: no patient of theirs is in it.
     """
-    scores, weights = kept / f"fold{number}.csv", kept / f"fold{number}.weights.h5"
-    if scores.is_file():
-        say(f"fold {number}: kept from an earlier run")
-        return pd.read_csv(scores, index_col="row")["log_odds"]
-    checkpoint, strategy = Checkpoint(kept / f"checkpoint{number}.weights.h5"), distribution()
-    pretrained = options.archives_mode == "pretrain"
-    with precision(options.precision), strategy.scope():
-        backbone = pretrained_backbone(kept, archive, options) if pretrained else None
-        set_seed(options.seed + number)
-        network = starting_network(settings, "none" if pretrained else options.weights)
-        if pretrained:
-            network.get_layer(BACKBONE).load_weights(backbone)
-    with precision(options.precision):
-        joining = None if pretrained else archive
-        history = train_fold(network, lesions, number, store, joining, options, checkpoint, strategy)
-    with replacing(weights) as temporary:
-        network.save_weights(temporary)
-    write_csv(kept / f"history{number}.csv", pd.DataFrame(history).assign(fold=number))
-    # Scored as the kernel will: the network rebuilt from the settings, in float32, with the weights from the file.
-    network = load_network(settings, weights)
-    asked = (lesions.fold == number) | ((lesions.fold == HOLDOUT) & (options.inputs == "image"))
-    rows = np.flatnonzero(asked & lesions.has_image)
-    log_odds = score_rows(network, lesions, rows, store, options)
-    result = pd.Series(log_odds, index=pd.Index(rows, name="row"), name="log_odds").dropna()
-    write_csv(scores, result.reset_index())
-    checkpoint.remove()
-    return result
+    todo = [number for number in folds if not scores_of(kept, number).is_file()]
+    for number in folds:
+        if number not in todo:
+            say(f"fold {number}: kept from an earlier run")
+    if todo and training.options.archives_mode == "pretrain":
+        backbone = kept / PRETRAINED
+        if not backbone.is_file():
+            run_tasks(train_backbone, [(training,)], 1, Files.of(training.reads, kept), desc="archives", progress=False)
+        training = replace(training, backbone=backbone)
+    tasks = ((number, training) for number in todo)
+    shown = not in_own_process()  # in this process, each fold shows its own steps
+    run_tasks(train_fold, tasks, len(todo), Files.of(training.reads, kept), desc="folds", unit="fold", progress=shown)
+    if (kept / LOGS).is_dir():  # of folds that were trained on another machine
+        shutil.copytree(kept / LOGS, training.logs, dirs_exist_ok=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Trains one network per fold; writes the artifacts only when all folds are there."""
     options = parse(arguments)
+    with workers(options):
+        if not in_own_process():
+            leave_gpus_to_tasks()
+        return train(options)
+
+
+def train(options: argparse.Namespace) -> int:
+    """The story of ``main``, once it is known where the folds are trained."""
     be_deterministic(options.deterministic)
     store = open_images(options.data)
     lesions = read_lesions(options.data, options.artifacts, store, options.missing_images)
@@ -223,10 +117,12 @@ def main(arguments: list[str] | None = None) -> int:
         "base_log_odds": float(np.log(lesions.labels[trained].mean() / (1 - lesions.labels[trained].mean()))),
     }
     kept = unfinished_folder(options, manifest, archive)
-    folds = int(lesions.fold.max()) + 1
+    training = Training(options, settings, lesions, store.path, options.logs.resolve(), archive)
+    folds = range(int(lesions.fold.max()) + 1)
+    train_folds(kept, folds, training)
     log_odds, votes = np.zeros(len(trained)), np.zeros(len(trained))
-    for number in range(folds):
-        scores = train_or_reload(number, kept, settings, lesions, store, archive, options)
+    for number in folds:
+        scores = pd.read_csv(scores_of(kept, number), index_col="row")["log_odds"]
         log_odds[scores.index] += scores.to_numpy()
         votes[scores.index] += 1
     seen = votes > 0

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from inference.files import InputError
+from inference.tasks import add_worker_options
 from train.fitting import UNFREEZE
 from train.hardware import PRECISIONS
 from train.pretraining import LABELS
@@ -16,8 +17,8 @@ from utils import add_data_options, add_seed_option
 
 #: The networks that can be trained, by what they see.
 INPUTS = {"fusion": ["crop", "tabular"], "image": ["crop"], "tabular": ["tabular"]}
-#: Options that do not decide what is learned: folders, and what is done about an earlier training.
-ASIDE = ("data", "artifacts", "archives", "logs", "restart")
+#: Options that do not decide what is learned: folders, what is done about an earlier training, and where it runs.
+ASIDE = ("data", "artifacts", "archives", "logs", "restart", "jobs", "cluster")
 ABOVE_ZERO = (
     "epochs",
     "batch_size",
@@ -87,6 +88,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--archives-labels", choices=LABELS, default="malignant", help="what pretraining tells apart (default: %(default)s)"
     )
     more.add_argument("--archives-epochs", type=int, default=8, help="of the pretraining (default: %(default)s)")
+    add_worker_options(parser)
     return checked(parser.parse_args(arguments))
 
 

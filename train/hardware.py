@@ -37,6 +37,13 @@ def precision(choice: str) -> Iterator[str]:
         keras.config.set_dtype_policy(before)
 
 
+def leave_gpus_to_tasks() -> None:
+    """From here on, this process uses no GPU: TensorFlow would take all of its memory. To be called before it is used."""
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+
+
 def be_deterministic(on_gpu: bool) -> None:
     """From here on, the same operations on the same numbers give the same bytes.
 

@@ -10,6 +10,7 @@ wherever a scored row names a hospital that training has not, so that an unseen 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from inference.files import InputError, replacing
 from inference.schema import HOSPITAL, MISSING, PATIENT, TARGET
 from inference.tabular import tabular_log_odds
+from inference.tasks import run_tasks, workers
 from train.cross_validation import categories_of, sample_negatives, train_model
 from train.folds import assign_folds
 from train.recipe import Recipe, add_recipe_options, recipe_of
@@ -92,7 +93,7 @@ def treat_scoring(features: pd.DataFrame, treatment: str, known: pd.Series) -> p
 
 
 def score_parts(
-    features: pd.DataFrame, labels: np.ndarray, parts: list[Part], recipe: Recipe, bar: tqdm
+    features: pd.DataFrame, labels: np.ndarray, parts: list[Part], recipe: Recipe, desc: str = "CatBoost"
 ) -> dict[str, np.ndarray]:
     """Trains ``recipe.seeds`` models per part and treatment; each scores the rows that its part keeps out of training.
 
@@ -101,7 +102,7 @@ def score_parts(
         labels: 0/1, shape (rows,).
         parts: the rows to train on and to score.
         recipe: parameters, seeds and sampling; a part's negatives are the same for all treatments.
-        bar: is moved on by one per model.
+        desc: heads the progress bar.
 
     Returns:
         Treatment -> log-odds, mean over seeds, shape (rows,); NaN in rows that no part scores.
@@ -109,22 +110,30 @@ def score_parts(
     Raises:
         InputError: the training rows of a part are of one class.
     """
-    scores = {treatment: np.full(len(labels), np.nan) for treatment in TREATMENTS}
-    for number, part in enumerate(parts):
+    for part in parts:
         if len(set(labels[part.train])) < 2:
             raise InputError(f"without {part.name!r} all rows are of one class, and nothing can be trained; give more rows.")
+    tasks, shares = list(itertools.product(range(len(parts)), TREATMENTS, range(recipe.seeds))), []
+
+    def given():
+        for number, treatment, seed in tasks:
+            part, rng = parts[number], np.random.default_rng([recipe.seed, number, seed])
+            kept, share = sample_negatives(labels[part.train], recipe.negatives_per_positive, rng)
+            kept = part.train[kept]
+            shares.append(share)
+            rows = treat_training(features.iloc[kept], treatment, rng)
+            yield rows, labels[kept], recipe.parameters, recipe.seed + 1000 * number + seed
+
+    models = run_tasks(train_model, given(), len(tasks), desc=desc, unit="model")
+    scores = {treatment: np.full(len(labels), np.nan) for treatment in TREATMENTS}
+    for part in parts:
         for treatment in TREATMENTS:
-            mean = np.zeros(len(part.score))
-            for seed in range(recipe.seeds):
-                rng = np.random.default_rng([recipe.seed, number, seed])
-                kept, share = sample_negatives(labels[part.train], recipe.negatives_per_positive, rng)
-                kept = part.train[kept]
-                given = treat_training(features.iloc[kept], treatment, rng)
-                model = train_model(given, labels[kept], recipe.parameters, recipe.seed + 1000 * number + seed)
-                scored = treat_scoring(features.iloc[part.score], treatment, features[HOSPITAL].iloc[part.train])
-                mean += tabular_log_odds([(model, float(np.log(share)))], scored, categories_of(scored)) / recipe.seeds
-                bar.update()
-            scores[treatment][part.score] = mean
+            scores[treatment][part.score] = 0.0
+    for (number, treatment, _), share, model in zip(tasks, shares, models, strict=True):
+        part = parts[number]
+        scored = treat_scoring(features.iloc[part.score], treatment, features[HOSPITAL].iloc[part.train])
+        log_odds = tabular_log_odds([(model, float(np.log(share)))], scored, categories_of(scored))
+        scores[treatment][part.score] += log_odds / recipe.seeds
     return scores
 
 
@@ -263,9 +272,9 @@ def main(arguments: list[str] | None = None) -> int:
     # The column is studied whether or not the model takes it by default.
     features[HOSPITAL] = metadata[HOSPITAL].astype(object).fillna(MISSING).astype(str)
     models = (len(hospitals) + len(folds)) * len(TREATMENTS) * options.seeds
-    with tqdm(total=models, desc="CatBoost", unit="model") as bar:
-        left_out = score_parts(features, labels, hospitals, recipe, bar)
-        within = score_parts(features, labels, folds, recipe, bar)
+    with workers(options):
+        left_out = score_parts(features, labels, hospitals, recipe, "hospitals")
+        within = score_parts(features, labels, folds, recipe, "folds")
     table = tabulate(metadata, hospitals, left_out, within)
     write_csv(options.out / "hospitals.csv", table)
     text = as_markdown(table)

@@ -37,7 +37,7 @@ class Archive:
     labels: np.ndarray
     #: Position in ``CLASSES``; the last one where the archive does not tell.
     classes: np.ndarray
-    store: ImageStore
+    images: Path
     sha256: str
 
 
@@ -65,7 +65,7 @@ def read_archive(folder: Path, lesions: Lesions) -> Archive:
             f"{folder} has {int(labels.sum())} malignant of {len(labels)} lesions to learn from; both are needed."
         )
     classes = [CLASSES.index(class_of(word)) for word in diagnoses["diagnosis"].fillna("")[seen]]
-    return Archive(metadata[ID].to_numpy()[seen], labels, np.array(classes), store, sha256_of(path))
+    return Archive(metadata[ID].to_numpy()[seen], labels, np.array(classes), store.path, sha256_of(path))
 
 
 def pretrain_backbone(archive: Archive, weights: Path, options: argparse.Namespace) -> None:
@@ -79,6 +79,7 @@ def pretrain_backbone(archive: Archive, weights: Path, options: argparse.Namespa
     """
     import keras
 
+    store = ImageStore(archive.images)
     by_class = options.archives_labels == "classes"
     rows = np.flatnonzero(archive.classes < len(CLASSES) - 1) if by_class else np.arange(len(archive.labels))
     if by_class and len(set(archive.classes[rows])) < 2:
@@ -102,7 +103,7 @@ def pretrain_backbone(archive: Archive, weights: Path, options: argparse.Namespa
     seen = Sequence(archive.isic_ids[rows][order], {}, targets[order], np.ones(len(order)))
 
     def batches_from(epoch: int):
-        return training_batches(archive.store, seen, options.image_size, batch_size, seed=options.seed)
+        return training_batches(store, seen, options.image_size, batch_size, seed=options.seed)
 
     plan = Plan(
         phases_of("all", options.archives_epochs, options.learning_rate),
@@ -137,7 +138,7 @@ def pool_of(lesions: Lesions, store: ImageStore, archive: Archive | None, opinio
         labels=np.concatenate([lesions.labels, archive.labels]),
         tabular=np.concatenate([lesions.tabular, np.full(len(archive.labels), opinion)]),
         archive=np.concatenate([own, np.ones(len(archive.labels), dtype=bool)]),
-        images=JoinedImages(store, archive.store),
+        images=JoinedImages(store, ImageStore(archive.images)),
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inference.files import InputError
+from inference.tasks import add_worker_options
 from utils import add_seed_option
 
 #: Models per fold, whose log-odds are averaged.
@@ -59,7 +60,7 @@ def read_parameters(path: Path | None) -> dict:
 
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--seed``, ``--seeds``, ``--params`` and ``--negatives-per-positive``."""
+    """Adds ``--seed``, ``--seeds``, ``--params``, ``--negatives-per-positive``, ``--jobs`` and ``--cluster``."""
     add_seed_option(parser)
     parser.add_argument("--seeds", type=int, default=SEEDS, help="CatBoost models per fold (default: %(default)s)")
     parser.add_argument("--params", type=Path, metavar="FILE", help="JSON file of CatBoost parameters over the defaults")
@@ -69,6 +70,7 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
         default=NEGATIVES_PER_POSITIVE,
         help="benign lesions per malignant one (default: %(default)s)",
     )
+    add_worker_options(parser)
 
 
 def recipe_of(options: argparse.Namespace) -> Recipe:

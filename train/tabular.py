@@ -15,6 +15,7 @@ import numpy as np
 
 from inference.files import replacing
 from inference.schema import ID, TARGET
+from inference.tasks import workers
 from train.cross_validation import FoldModel, categories_of, cross_validate
 from train.folds import HOLDOUT, read_folds
 from train.manifest import record_stage
@@ -65,7 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
     features, labels = rows.features, rows.labels
     fold = read_folds(options.artifacts, rows.metadata)
     say(f"{len(features):,} lesions, {features.shape[1]} features, {len(categories_of(features))} of them categories")
-    models, log_odds = cross_validate(features, labels, fold, recipe)
+    with workers(options):
+        models, log_odds = cross_validate(features, labels, fold, recipe)
     trained = fold != HOLDOUT
     if not trained.all():
         check_scale(log_odds[trained], log_odds[~trained])

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from inference.files import InputError
 from inference.schema import ID, PATIENT, TARGET
+from inference.tasks import workers
 from train.cross_validation import cross_validate
 from train.folds import HOLDOUT, assign_folds, read_folds
 from train.recipe import Recipe, add_recipe_options, recipe_of
@@ -255,7 +256,8 @@ def main(arguments: list[str] | None = None) -> int:
     load_optuna()
     table = read_searched(options.data, options.artifacts)
     study = open_study(options.storage or options.out.with_suffix(".sqlite"), settings_of(table, options.folds, recipe))
-    search(study, table, options.trials, options.folds, replace(recipe, seeds=1))
+    with workers(options):
+        search(study, table, options.trials, options.folds, replace(recipe, seeds=1))
     best = recipe.parameters | study.best_params
     trials = options.out.with_name(f"{options.out.stem}-trials.csv")
     write_csv(trials, trial_table(study))
@@ -268,7 +270,8 @@ def main(arguments: list[str] | None = None) -> int:
     if study.best_trial.number == base.number:
         say(f"{options.out}: the defaults; none of {len(finished(study)) - 1} other trials was better (all in {trials})")
         return 0
-    paucs, differences = confirm(table, {"defaults": recipe.parameters, "best": best}, options.folds, recipe)
+    with workers(options):
+        paucs, differences = confirm(table, {"defaults": recipe.parameters, "best": best}, options.folds, recipe)
     for name, values in paucs.items():
         by_split = ", ".join(f"{value:.4f}" for value in values)
         say(f"unseen splits {CONFIRM_SPLITS}, {name}: pAUC {by_split}, mean {np.mean(values):.4f}")
