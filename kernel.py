@@ -223,21 +223,33 @@ def read_metadata(path: Path, *, labelled: bool) -> pd.DataFrame:
 
 
 def read_metadata_leniently(path: Path) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Reads test metadata for the kernel, which must score whatever it is given.
+    """Reads test metadata for the kernel, which must score whatever it is given: as ``repaired`` gives it.
 
-    What cannot be used is repaired and counted: a cell that is no number becomes missing, a lesion without a patient_id
-    becomes its own patient, of a duplicated isic_id the first row stays, a row without an isic_id is left out.
+    Raises:
+        InputError: the file is missing, is no CSV, or has no isic_id column.
+    """
+    return repaired(_read_csv(path), path.name)
+
+
+def repaired(frame: pd.DataFrame, file_name: str) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Test metadata of which what cannot be used is repaired and counted.
+
+    A cell that is no number becomes missing, a lesion without a patient_id becomes its own patient, of a duplicated isic_id
+    the first row stays, a row without an isic_id is left out.
+
+    Args:
+        frame: ids and categories as text, numbers in whatever type.
+        file_name: where it is from, for an error.
 
     Returns:
         The rows, as ``read_metadata`` gives them, with every column of ``TEST_COLUMNS`` (missing ones all empty), and
         how often each repair was made, by name; repairs that were not needed are absent.
 
     Raises:
-        InputError: the file is missing, is no CSV, or has no isic_id column.
+        InputError: there is no isic_id column.
     """
-    frame = _read_csv(path)
     if ID not in frame:
-        raise InputError(f"{path.name} has no column {ID!r}; its columns are {_listed(frame.columns)}.")
+        raise InputError(f"{file_name} has no column {ID!r}; its columns are {_listed(frame.columns)}.")
     repairs = {"columns missing": sum(name not in frame for name in TEST_COLUMNS)}
     frame = frame.reindex(columns=list(TEST_COLUMNS))
     keep = frame[ID].notna()
@@ -1481,13 +1493,15 @@ def score_tabular(rows: pd.DataFrame, artifacts: Path, manifest: Manifest, run: 
 def correct_by_image(
     rows: pd.DataFrame,
     tabular: np.ndarray,
-    competition: Path,
-    artifacts: Path,
+    load_networks: Callable[[], Ensemble],
+    open_images: Callable[[], ImageStore],
     manifest: Manifest,
     batch_size: int,
     run: Run,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Lets the fold networks correct the tabular score where there is a crop, until time is up.
+
+    Whatever ``load_networks`` and ``open_images`` raise becomes a fall-back, too.
 
     Returns:
         Corrected log-odds, float64 of shape (rows,), and whether each row was scored by its image, bool.
@@ -1498,13 +1512,8 @@ def correct_by_image(
         return final, seen
     reached, unusable = 0, 0
     try:
-        ensemble = load_fold_networks(artifacts, manifest, run)
-        source = find_images(competition, "test")
-        if source is None:
-            raise InputError(f"{competition} has no test-image.hdf5")
-        image_size = manifest["network"]["settings"]["image_size"]
-        store = ImageStore(source)
-        batches = image_batches(store, rows[ID].tolist(), image_size, batch_size)
+        ensemble, image_size = load_networks(), manifest["network"]["settings"]["image_size"]
+        batches = image_batches(open_images(), rows[ID].tolist(), image_size, batch_size)
         forecast = Forecast(run, len(rows))
         for positions, log_odds in network_log_odds(ensemble, batches, tabular):
             if not reached:
@@ -1543,6 +1552,18 @@ def combine_scores(tabular: np.ndarray, corrected: np.ndarray, seen: np.ndarray,
         return corrected
     run.facts["combination"] = how["kind"]
     return final
+
+
+def open_test_images(competition: Path) -> ImageStore:
+    """The images of the test lesions.
+
+    Raises:
+        InputError: there are none, or their file cannot be used.
+    """
+    source = find_images(competition, "test")
+    if source is None:
+        raise InputError(f"{competition} has no test-image.hdf5")
+    return ImageStore(source)
 
 
 def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> Ensemble:
@@ -1633,7 +1654,15 @@ def score_folder(options: argparse.Namespace, run: Run) -> None:
     run.say(f"{len(order):,} lesions have their tabular score; {options.output} is written and can only get better")
     run.finish("tabular")
 
-    corrected, seen = correct_by_image(rows, tabular, competition, artifacts, manifest, options.batch_size, run)
+    corrected, seen = correct_by_image(
+        rows,
+        tabular,
+        lambda: load_fold_networks(artifacts, manifest, run),
+        lambda: open_test_images(competition),
+        manifest,
+        options.batch_size,
+        run,
+    )
     final = combine_scores(tabular, corrected, seen, manifest, run)
     run.finish("images")
     try:

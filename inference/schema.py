@@ -137,21 +137,33 @@ def read_metadata(path: Path, *, labelled: bool) -> pd.DataFrame:
 
 
 def read_metadata_leniently(path: Path) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Reads test metadata for the kernel, which must score whatever it is given.
+    """Reads test metadata for the kernel, which must score whatever it is given: as ``repaired`` gives it.
 
-    What cannot be used is repaired and counted: a cell that is no number becomes missing, a lesion without a patient_id
-    becomes its own patient, of a duplicated isic_id the first row stays, a row without an isic_id is left out.
+    Raises:
+        InputError: the file is missing, is no CSV, or has no isic_id column.
+    """
+    return repaired(_read_csv(path), path.name)
+
+
+def repaired(frame: pd.DataFrame, file_name: str) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Test metadata of which what cannot be used is repaired and counted.
+
+    A cell that is no number becomes missing, a lesion without a patient_id becomes its own patient, of a duplicated isic_id
+    the first row stays, a row without an isic_id is left out.
+
+    Args:
+        frame: ids and categories as text, numbers in whatever type.
+        file_name: where it is from, for an error.
 
     Returns:
         The rows, as ``read_metadata`` gives them, with every column of ``TEST_COLUMNS`` (missing ones all empty), and
         how often each repair was made, by name; repairs that were not needed are absent.
 
     Raises:
-        InputError: the file is missing, is no CSV, or has no isic_id column.
+        InputError: there is no isic_id column.
     """
-    frame = _read_csv(path)
     if ID not in frame:
-        raise InputError(f"{path.name} has no column {ID!r}; its columns are {_listed(frame.columns)}.")
+        raise InputError(f"{file_name} has no column {ID!r}; its columns are {_listed(frame.columns)}.")
     repairs = {"columns missing": sum(name not in frame for name in TEST_COLUMNS)}
     frame = frame.reindex(columns=list(TEST_COLUMNS))
     keep = frame[ID].notna()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -40,13 +41,15 @@ def score_tabular(rows: pd.DataFrame, artifacts: Path, manifest: Manifest, run: 
 def correct_by_image(
     rows: pd.DataFrame,
     tabular: np.ndarray,
-    competition: Path,
-    artifacts: Path,
+    load_networks: Callable[[], Ensemble],
+    open_images: Callable[[], ImageStore],
     manifest: Manifest,
     batch_size: int,
     run: Run,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Lets the fold networks correct the tabular score where there is a crop, until time is up.
+
+    Whatever ``load_networks`` and ``open_images`` raise becomes a fall-back, too.
 
     Returns:
         Corrected log-odds, float64 of shape (rows,), and whether each row was scored by its image, bool.
@@ -57,13 +60,8 @@ def correct_by_image(
         return final, seen
     reached, unusable = 0, 0
     try:
-        ensemble = load_fold_networks(artifacts, manifest, run)
-        source = find_images(competition, "test")
-        if source is None:
-            raise InputError(f"{competition} has no test-image.hdf5")
-        image_size = manifest["network"]["settings"]["image_size"]
-        store = ImageStore(source)
-        batches = image_batches(store, rows[ID].tolist(), image_size, batch_size)
+        ensemble, image_size = load_networks(), manifest["network"]["settings"]["image_size"]
+        batches = image_batches(open_images(), rows[ID].tolist(), image_size, batch_size)
         forecast = Forecast(run, len(rows))
         for positions, log_odds in network_log_odds(ensemble, batches, tabular):
             if not reached:
@@ -102,6 +100,18 @@ def combine_scores(tabular: np.ndarray, corrected: np.ndarray, seen: np.ndarray,
         return corrected
     run.facts["combination"] = how["kind"]
     return final
+
+
+def open_test_images(competition: Path) -> ImageStore:
+    """The images of the test lesions.
+
+    Raises:
+        InputError: there are none, or their file cannot be used.
+    """
+    source = find_images(competition, "test")
+    if source is None:
+        raise InputError(f"{competition} has no test-image.hdf5")
+    return ImageStore(source)
 
 
 def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> Ensemble:

@@ -19,7 +19,7 @@ from inference.files import InputError
 from inference.inputs import TEST_METADATA, find_artifacts, find_competition
 from inference.run_log import Run, hours, listening, versions
 from inference.schema import ID, read_metadata_leniently
-from inference.scoring import combine_scores, correct_by_image, score_tabular
+from inference.scoring import combine_scores, correct_by_image, load_fold_networks, open_test_images, score_tabular
 from inference.writing import submission_order, write_scores, write_submission
 
 BATCH_SIZE = 64
@@ -71,7 +71,15 @@ def score_folder(options: argparse.Namespace, run: Run) -> None:
     run.say(f"{len(order):,} lesions have their tabular score; {options.output} is written and can only get better")
     run.finish("tabular")
 
-    corrected, seen = correct_by_image(rows, tabular, competition, artifacts, manifest, options.batch_size, run)
+    corrected, seen = correct_by_image(
+        rows,
+        tabular,
+        lambda: load_fold_networks(artifacts, manifest, run),
+        lambda: open_test_images(competition),
+        manifest,
+        options.batch_size,
+        run,
+    )
     final = combine_scores(tabular, corrected, seen, manifest, run)
     run.finish("images")
     try:

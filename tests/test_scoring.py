@@ -15,7 +15,7 @@ MANIFEST = {"network": {"settings": {"image_size": 32}, "weights": ["a"], "combi
 
 
 @pytest.fixture
-def corrected(monkeypatch, tmp_path):
+def corrected(monkeypatch):
     """Calls `correct_by_image` on networks that give these batches: (positions, log-odds), or an exception to raise."""
 
     def call(batches, run=None, manifest=MANIFEST):
@@ -25,13 +25,10 @@ def corrected(monkeypatch, tmp_path):
                     raise batch
                 yield np.array(batch[0]), np.array(batch[1], dtype="float64")
 
-        monkeypatch.setattr("inference.scoring.load_fold_networks", lambda *_: None)
         monkeypatch.setattr("inference.scoring.image_batches", lambda *_: None)
-        monkeypatch.setattr("inference.scoring.ImageStore", lambda *_: None)
         monkeypatch.setattr("inference.scoring.network_log_odds", played)
-        (tmp_path / "test-image.hdf5").touch()
         run = run or Run()
-        return *correct_by_image(ROWS, TABULAR, tmp_path, tmp_path, manifest, 4, run), run
+        return *correct_by_image(ROWS, TABULAR, lambda: None, lambda: None, manifest, 4, run), run
 
     return call
 
