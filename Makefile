@@ -4,7 +4,7 @@ VENV   ?= .venv
 RUN    := $(VENV)/bin/python
 DEMO   ?= demo
 
-.PHONY: demo test lint fuzz skew kernel data publish push submit score train-on-kaggle bench archives-study imbalance-study explore clean
+.PHONY: demo test lint fuzz skew kernel data publish push submit score train-on-kaggle bench scale archives-study imbalance-study explore clean
 
 # A virtual environment with the pinned packages; made again when the pins change.
 $(VENV)/installed: requirements.txt requirements-dev.txt
@@ -91,6 +91,11 @@ bench: $(VENV)/installed
 	$(RUN) -m benchmarks.inference --growth
 	$(RUN) -m benchmarks.tabular --growth
 	$(RUN) -m benchmarks.training
+
+# Trainings and scoring on a real cluster of this machine: a worker killed in its work, then 500,000 and 5,000,000 lesions.
+scale: $(VENV)/installed
+	$(RUN) -m pytest tests/test_tasks.py tests/test_cluster_training.py
+	$(RUN) -m benchmarks.scale
 
 # What the earlier archives are worth to the network, on the images in DATA: hours on a CPU where DATA is the whole set.
 ARCHIVES      ?= data/isic-archives

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from small_network import a_network
 
-from benchmarks import inference, training
+from benchmarks import inference, scale, training
 from benchmarks.tabular import growth_exponent, main
 from inference.files import InputError
 
@@ -53,6 +53,32 @@ def test_the_inference_benchmark_compares_decoding_images_and_start(monkeypatch,
     assert start["value"] == 3.0
     assert growth["value"] == 0.0  # the same seconds for any number of images
     assert [peak["value"] for peak in peaks] == [1.2, 1.2]
+
+
+def test_the_scale_benchmark_compares_two_sizes_and_the_kernel(monkeypatch, capsys):
+    """The cluster and the kernel are played: what they cost is measured by the command, not here."""
+    asked = []
+
+    def score(folder, size, images, artifacts):
+        asked.append((size, len(list((folder / f"archive{size}").glob("*.parquet")))))
+        return size / 1_000, size / 1_000
+
+    monkeypatch.setattr(scale, "IMAGES", 3)
+    monkeypatch.setattr(scale, "make_artifacts", lambda folder, options: folder)
+    monkeypatch.setattr(scale, "score", score)
+    monkeypatch.setattr(scale, "difference", lambda *_: 3e-6)
+    assert scale.main(["--sizes", "400", "800", "--lesions", "400"]) == 0
+    assert asked == [(400, 1), (800, 2)]
+    figures = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [figure["value"] for figure in figures] == [1000, 1000, 1, 0.8, 3]
+    assert [figure["target"] for figure in figures] == [None, None, 1.05, 3.0, 10]
+    assert figures[-1]["ratio"] == 0.3
+
+
+@pytest.mark.parametrize("sizes", [["400"], ["400", "500"], ["200", "400"]])
+def test_the_scale_benchmark_wants_two_multiples_of_its_twin(sizes):
+    with pytest.raises(InputError, match="must be two or more multiples of --lesions 400"):
+        scale.main(["--sizes", *sizes, "--lesions", "400"])
 
 
 def test_the_growth_exponent_is_the_power_of_rows():

@@ -58,7 +58,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     start.add_argument("--head-epochs", type=int, help="before them, the head alone (default: 1, or 0 with --weights none)")
 
     steps = parser.add_argument_group("fitting")
-    steps.add_argument("--epochs", type=int, default=12, help="fixed; the last weights are kept (default: %(default)s)")
+    steps.add_argument("--epochs", type=int, default=60, help="fixed; the last weights are kept (default: %(default)s)")
     steps.add_argument("--batch-size", type=int, default=64, help="crops per step (default: %(default)s)")
     steps.add_argument("--learning-rate", type=float, default=3e-4, help="its peak (default: %(default)s)")
     steps.add_argument(
@@ -75,7 +75,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     rare = parser.add_argument_group("rare malignant lesions")
     rare.add_argument("--imbalance", choices=IMBALANCE_MODES, default="undersample", help="(default: %(default)s)")
     rare.add_argument(
-        "--negatives-per-positive", type=float, default=10, help="benign per malignant one (default: %(default)s)"
+        "--negatives-per-positive", type=float, default=1, help="benign per malignant one (default: %(default)s)"
     )
     rare.add_argument("--focal-gamma", type=float, default=2.0, help="of --imbalance focal (default: %(default)s)")
 

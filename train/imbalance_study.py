@@ -39,7 +39,7 @@ VARIANTS = (
     "focal:2",
 )
 #: Epochs of the first variant, whose images all others are given too.
-EPOCHS = 12
+EPOCHS = 60
 #: What this study varies, or fixes for all variants.
 FIXED = ("--epochs", "--imbalance", "--negatives-per-positive", "--focal-gamma", "--inputs")
 
