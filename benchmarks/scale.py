@@ -3,8 +3,8 @@
     python -m benchmarks.scale                        500,000 and 5,000,000 made lesions
 
 The lesions are those of one twin over and over, each time as other patients; 2,000 of them have an image. Dask kills workers
-of more than 3 GB. Prints one JSON line per figure; the last is the largest difference between the scores of some patients here
-and by the built kernel.
+of more than 3 GB. Prints one JSON line per figure; the last is the largest difference of some patients' scores to those
+of the built kernel.
 """
 
 from __future__ import annotations
