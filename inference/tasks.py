@@ -274,12 +274,12 @@ def _connected(address: str) -> Iterator[distributed.Client]:
     try:
         client = distributed.Client(address, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"--cluster {address}: no scheduler answers ({error}); start one: dask scheduler") from error
+        raise InputError(f"--cluster {address}: no scheduler answers ({error}); start one: python -m dask scheduler") from error
     with client:
         try:
             client.wait_for_workers(1, timeout=PATIENCE)
         except TimeoutError as error:
-            told = f"dask worker {address} --nthreads 1"
+            told = f"python -m dask worker {address} --nthreads 1"
             raise InputError(f"--cluster {address}: no worker came in {PATIENCE} s; start some: {told}") from error
         for worker, threads in client.ncores().items():
             if threads != 1:
