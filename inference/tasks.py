@@ -274,7 +274,9 @@ def _connected(address: str) -> Iterator[distributed.Client]:
     try:
         client = distributed.Client(address, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"--cluster {address}: no scheduler answers ({error}); start one: python -m dask scheduler") from error
+        raise InputError(
+            f"--cluster {address}: no scheduler answers ({error}); start one: python -m dask scheduler"
+        ) from error
     with client:
         try:
             client.wait_for_workers(1, timeout=PATIENCE)
