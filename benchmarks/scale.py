@@ -122,7 +122,7 @@ def cluster() -> Iterator[str]:
     from distributed import LocalCluster
 
     how = {"n_workers": WORKERS, "threads_per_worker": 1, "processes": True, "memory_limit": MEMORY}
-    with LocalCluster(**how, dashboard_address=None) as local:
+    with LocalCluster(**how, dashboard_address=":0") as local:
         yield local.scheduler_address
 
 

@@ -25,7 +25,7 @@ def cluster(workers, folder, preload=None, prefix=(), threads=1):
     from distributed import LocalCluster
 
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS)))}
-    with LocalCluster(n_workers=0, processes=True, dashboard_address=None) as scheduler:
+    with LocalCluster(n_workers=0, processes=True, dashboard_address=":0") as scheduler:
         command = [*prefix, sys.executable, "-m", "dask", "worker", scheduler.scheduler_address, "--nthreads", str(threads)]
         command += ["--no-nanny", "--no-dashboard"] + (["--preload", str(preload)] if preload else [])
         processes = []

@@ -124,9 +124,10 @@ def test_variants_are_shown_about_the_same_number_of_images():
     variants = variants_of(["undersample:1", "undersample:3", "oversample:7", "class-weight:1", "focal:2"])
     courses = courses_of(variants, LABELS, None)
     assert courses["undersample:1"] == Course(EPOCHS, 40)
-    assert courses["undersample:3"] == Course(6, 80)
-    assert courses["oversample:7"] == Course(1, 1120)  # more than the 480 of the others in one epoch
-    assert courses["class-weight:1"] == courses["focal:2"] == Course(1, 1000)
+    assert courses["undersample:3"] == Course(EPOCHS // 2, 80)
+    assert courses["oversample:7"] == Course(2, 1120)
+    assert courses["class-weight:1"] == courses["focal:2"] == Course(2, 1000)
+    assert courses_of(variants, LABELS, 480)["oversample:7"] == Course(1, 1120)  # in one epoch more than the others in all
     courses = courses_of(variants, LABELS, 2700)
     assert [(course.epochs, course.images) for course in courses.values()] == [
         (68, 2720),

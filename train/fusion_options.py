@@ -73,11 +73,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     steps.add_argument("--deterministic", action="store_true", help="equal bytes on a GPU, slower; a CPU always is")
 
     rare = parser.add_argument_group("rare malignant lesions")
-    rare.add_argument("--imbalance", choices=IMBALANCE_MODES, default="undersample", help="(default: %(default)s)")
+    usual = Imbalance()
+    rare.add_argument("--imbalance", choices=IMBALANCE_MODES, default=usual.mode, help="(default: %(default)s)")
     rare.add_argument(
-        "--negatives-per-positive", type=float, default=1, help="benign per malignant one (default: %(default)s)"
+        "--negatives-per-positive",
+        type=float,
+        default=usual.per_positive,
+        help="benign per malignant one (default: %(default)s)",
     )
-    rare.add_argument("--focal-gamma", type=float, default=2.0, help="of --imbalance focal (default: %(default)s)")
+    rare.add_argument("--focal-gamma", type=float, default=usual.gamma, help="of --imbalance focal (default: %(default)s)")
 
     more = parser.add_argument_group("earlier archives")
     more.add_argument("--archives", type=Path, metavar="DIR", help="folder of train.archives to learn from too")

@@ -26,7 +26,7 @@ class Imbalance:
     """
 
     mode: str = "undersample"
-    per_positive: float = 10.0
+    per_positive: float = 1.0
     gamma: float = 2.0
 
     def draw(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
