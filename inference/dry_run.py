@@ -65,8 +65,15 @@ def rows_to_score(data: Path, artifacts: Path, which: str) -> pd.DataFrame:
     return metadata[fold == HOLDOUT].reset_index(drop=True)
 
 
-def mount_test_folder(data: Path, isic_ids: list[str], folder: Path) -> None:
-    """Writes the test folder that Kaggle would mount for these lesions, their metadata cells as published, as text."""
+def mount_test_folder(data: Path, isic_ids: list[str], folder: Path, lost: float = 0.0) -> None:
+    """Writes the test folder that Kaggle would mount for these lesions, their metadata cells as published, as text.
+
+    Args:
+        data: the competition folder with the labelled rows.
+        isic_ids: who comes into the test folder, in this order.
+        folder: to write.
+        lost: share of the images that are left out, drawn at random, the same ones each time.
+    """
     folder.mkdir(parents=True)
     text = pd.read_csv(data / "train-metadata.csv", dtype=str, keep_default_na=False).set_index(ID, drop=False).loc[isic_ids]
     text[[name for name in TEST_COLUMNS if name in text]].to_csv(folder / "test-metadata.csv", index=False)
@@ -76,7 +83,8 @@ def mount_test_folder(data: Path, isic_ids: list[str], folder: Path) -> None:
         if source is None:
             return
         store = ImageStore(source)
-        for isic_id in tqdm(isic_ids, desc="test images", unit="image"):
+        kept = np.random.default_rng(0).random(len(isic_ids)) >= lost
+        for isic_id in tqdm(np.array(isic_ids)[kept], desc="test images", unit="image"):
             jpeg = store.read(isic_id)
             if jpeg:
                 file.create_dataset(isic_id, data=np.bytes_(jpeg))
@@ -160,18 +168,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--report", type=Path, default=Path("report"), metavar="DIR", help="what to write into (%(default)s)"
     )
+    parser.add_argument(
+        "--lose-images", type=float, default=0.0, metavar="SHARE", help="0 to 1, drawn at random: what if they were broken?"
+    )
     parser.add_argument("--kernel", type=Path, default=ROOT / "kernel.py", metavar="FILE", help="the kernel (%(default)s)")
     options = parser.parse_args(arguments)
     if not options.kernel.is_file() or (
         options.kernel == ROOT / "kernel.py" and options.kernel.read_text(encoding="utf-8") != build(ROOT / "inference")
     ):
         raise InputError(f"{options.kernel} is missing or out of date; run: python -m inference.build_kernel")
+    if not 0 <= options.lose_images <= 1:
+        raise InputError(f"--lose-images {options.lose_images} is no share of the images; give 0 to 1.")
     rows = rows_to_score(options.data, options.artifacts, options.rows)
     isic_ids = rows[ID].tolist()
     options.report.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as mount:
         competition = Path(mount) / "isic-2024-challenge"
-        mount_test_folder(options.data, isic_ids, competition)
+        mount_test_folder(options.data, isic_ids, competition, options.lose_images)
         outcome = run_kernel(options.kernel, competition, options.artifacts, options.report)
     submission = checked_submission(options.report / "submission.csv", isic_ids)
     parts = pd.read_csv(options.report / "scores.csv", dtype={ID: "str"}).set_index(ID).reindex(isic_ids)
@@ -186,7 +199,12 @@ def main(arguments: list[str] | None = None) -> int:
         "How the kernel ran": kernel_section(run, outcome.seconds, outcome.isolation),
         "What made this page": making_section(command, options.rows, table, run, *where, options.kernel),
     }
-    warning = SEEN if options.rows == "all" else ""
+    warnings = [SEEN] if options.rows == "all" else []
+    if options.lose_images:
+        warnings.append(
+            f"of the images, {options.lose_images:.0%} drawn at random were withheld from the kernel: --lose-images"
+        )
+    warning = "; ".join(warnings)
     scored = Scored(rows, scores, log_odds, run.get("combination", ""), warning)
     write_report(page, "Dry run of the submission kernel", table, scored, sections)
     if warning:

@@ -37,6 +37,36 @@ def test_the_mounted_folder_is_what_kaggle_would_mount(trained, tmp_path):
         assert all(copy[i][()] == original[i][()] and copy[i].dtype == original[i].dtype for i in copy)
 
 
+def test_a_share_of_the_images_can_be_withheld(trained, tmp_path):
+    ids, held = rows_to_score(trained.data, trained.artifacts, "all")[ID].tolist(), []
+    for lost in (0.0, 0.5, 0.5, 1.0):
+        mount_test_folder(trained.data, ids, tmp_path / str(len(held)), lost)
+        with h5py.File(tmp_path / str(len(held)) / "test-image.hdf5") as file:
+            held.append(set(file))
+    whole, half, again, none = held
+    assert whole == set(ids)
+    assert none == set()
+    assert half == again
+    assert 0.3 * len(ids) < len(half) < 0.7 * len(ids)
+
+
+def test_lesions_whose_image_is_withheld_keep_their_tabular_score(trained, tmp_path, capsys):
+    where = ["--data", str(trained.data), "--artifacts", str(trained.artifacts), "--report", str(tmp_path / "report")]
+    main([*where, "--lose-images", "0.5"])
+    run = json.loads((tmp_path / "report" / "run.json").read_text())
+    assert 0 < run["scored by image"] < run["lesions"]
+    assert run["fallbacks"]["lesions without image score"] == run["lesions"] - run["scored by image"]
+    told = "of the images, 50% drawn at random were withheld from the kernel"
+    assert told in capsys.readouterr().out
+    assert told in (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("share", ["-0.1", "1.5", "nan"])
+def test_what_is_no_share_is_refused(trained, share):
+    with pytest.raises(InputError, match=rf"--lose-images {share} is no share of the images; give 0 to 1"):
+        main(["--data", str(trained.data), "--artifacts", str(trained.artifacts), "--lose-images", share])
+
+
 def test_holdout_rows_are_those_that_training_held_out(trained):
     rows = rows_to_score(trained.data, trained.artifacts, "holdout")
     folds = pd.read_csv(trained.artifacts / "folds.csv").set_index(ID)
