@@ -2,7 +2,8 @@
 
 Patient context compares a lesion with its patient's others, so a patient must never be divided. Each input file is split on
 its own into pieces, by a hash of the patient; the pieces of a part, of all files, are scored together by the kernel's own
-functions. Both are restartable: what a task writes is there as a whole or not at all.
+functions. Both are restartable: every file that a task writes is there as a whole or not at all, and is the same when the
+task runs again.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
-import shutil
 import time
 from collections.abc import Iterator
 from functools import lru_cache
@@ -36,10 +35,8 @@ CHUNK = 100_000
 #: What input files are called.
 KINDS = (".parquet", ".csv")
 TEXT = {column.name: "str" for column in COLUMNS if column.kind in ("id", "category")}
-
-
-#: What happened in a part.
-TOLD = "told-{:05d}.json"
+#: What happened in a part; how many rows an input file had, once all are dealt out.
+TOLD, DEALT = "told-{:05d}.json", "dealt-{:05d}.json"
 
 
 def input_files(source: Path) -> list[Path]:
@@ -93,19 +90,18 @@ def part_of(frame: pd.DataFrame, parts: int) -> np.ndarray:
 
 
 def split_file(files: Files, number: int, path: Path, parts: int) -> int:
-    """Writes the pieces of input file ``number`` into a folder of its own; returns how many rows it has."""
-    target = files.folder / f"pieces-{number:05d}"
-    if not target.is_dir():
-        temporary = files.folder / f".{os.getpid()}.{target.name}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    """Deals the rows of input file ``number`` out to the folders of the parts; returns how many it has."""
+    done = files.folder / DEALT.format(number)
+    if not done.is_file():
+        rows = 0
         for chunk, frame in enumerate(chunks(files[path])):
-            for part, rows in frame.groupby(part_of(frame, parts)):
-                rows.to_parquet(temporary / f"part-{part:05d}-{chunk:05d}.parquet", index=False)
-        with contextlib.suppress(OSError):  # a second worker may have been as quick
-            temporary.rename(target)
-        shutil.rmtree(temporary, ignore_errors=True)
-    return sum(pq.read_metadata(piece).num_rows for piece in target.iterdir())
+            rows += len(frame)
+            for part, piece in frame.groupby(part_of(frame, parts)):
+                with replacing(folder_of(files.folder, part) / f"{number:05d}-{chunk:05d}.parquet") as temporary:
+                    piece.to_parquet(temporary, index=False)
+        with replacing(done) as temporary:
+            temporary.write_text(json.dumps({"rows": rows}), encoding="utf-8")
+    return json.loads(done.read_text(encoding="utf-8"))["rows"]
 
 
 def score_part(files: Files, part: int, artifacts: Path, images: Path | None, batch_size: int) -> None:
@@ -136,9 +132,14 @@ def score_part(files: Files, part: int, artifacts: Path, images: Path | None, ba
         scores.to_parquet(temporary, index=False)
 
 
+def folder_of(folder: Path, part: int) -> Path:
+    """Where the pieces of a part lie: nothing else lies there, so that finding them takes as long however many parts are."""
+    return folder / f"part-{part:05d}"
+
+
 def pieces_of(folder: Path, part: int) -> list[Path]:
     """The pieces of a part, in the order of the input files and of their rows."""
-    return sorted(folder.glob(f"pieces-*/part-{part:05d}-*.parquet"))
+    return sorted(folder_of(folder, part).glob("[0-9]*.parquet"))
 
 
 def scores_of(folder: Path, part: int) -> Path:
