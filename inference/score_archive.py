@@ -13,7 +13,6 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
@@ -74,17 +73,17 @@ def score_parts(files: Files, parts: int, artifacts: Path, images: Path | None, 
 
 def combine_all(paths: list[Path], manifest: Manifest) -> None:
     """Combines the scores of all parts at once and writes each part anew, with its final scores."""
-    tables = [pd.read_parquet(path) for path in paths]
-    if all("log_odds" in table for table in tables):
+    if all("log_odds" in pq.read_schema(path).names for path in paths):
         return
-    names = ["tabular", "fusion", "image_seen"]
-    final = with_final(pd.concat([table[names] for table in tables], ignore_index=True), manifest, images=True)
-    ends = np.cumsum([len(table) for table in tables])
-    for path, table, end in zip(paths, tables, ends, strict=True):
-        rows = final.iloc[end - len(table) : end]
-        whole = table.assign(**{name: rows[name].to_numpy() for name in ("log_odds", "probability")})
+    names = ["tabular", "fusion", "image_seen"]  # without the ids, which would take most of the memory
+    scores = pd.concat([pd.read_parquet(path, columns=names) for path in paths], ignore_index=True)
+    final, start = with_final(scores, manifest, images=True)[["log_odds", "probability"]], 0
+    for path in paths:
+        table = pd.read_parquet(path)
+        rows = final.iloc[start : start + len(table)].set_axis(table.index)
         with replacing(path) as temporary:
-            whole.to_parquet(temporary, index=False)
+            table.assign(**rows).to_parquet(temporary, index=False)
+        start += len(table)
 
 
 def main(arguments: list[str] | None = None) -> int:
