@@ -922,11 +922,20 @@ def image_batches(store: ImageStore, isic_ids: Sequence[str], image_size: int, b
     crops = (
         images.prefetch(1)
         .flat_map(lambda i, image: tf.data.Dataset.from_tensor_slices((i, image)))  # cheaper than unbatch()
-        .map(lambda i, image: (i, decode_crop(image, image_size)), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .map(lambda i, image: (i, decode_crop(image, image_size)), num_parallel_calls=cores(), deterministic=True)
     )
     signature = (positions, tf.TensorSpec((None, image_size, image_size, 3), tf.uint8))
     end = tf.data.Dataset.from_generator(complaint, output_signature=signature)
-    return crops.ignore_errors().batch(batch_size).concatenate(end).prefetch(tf.data.AUTOTUNE)
+    batches = crops.ignore_errors().batch(batch_size).concatenate(end).prefetch(2)
+    # Without the tuner: asleep, it can hold up the end by as long as the data took, up to a minute (TensorFlow 2.20).
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return batches.with_options(options)
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # ===========================================================================================================================
@@ -1111,7 +1120,8 @@ class Ensemble:
         # Of any number of crops, so that the last, smaller batch is not traced anew.
         batch = tf.TensorSpec((None, *size), tf.uint8), tf.TensorSpec((None, 1), tf.float32)
         state = tuple([tf.TensorSpec(value.shape, value.dtype) for value in group] for group in _variables(network))
-        self._one = tf.function(self._log_odds_of_one, input_signature=(*batch, state))
+        # Traced here: a tf.function that is called would compare hundreds of weights to what it knows, each time.
+        self._one = tf.function(self._log_odds_of_one).get_concrete_function(*batch, state)
         self._states = [_state_of(network)] if states is None else list(states)
         self.functions = {place: self._function_on(place) for place in places}
 

@@ -187,8 +187,17 @@ def image_batches(store: ImageStore, isic_ids: Sequence[str], image_size: int, b
     crops = (
         images.prefetch(1)
         .flat_map(lambda i, image: tf.data.Dataset.from_tensor_slices((i, image)))  # cheaper than unbatch()
-        .map(lambda i, image: (i, decode_crop(image, image_size)), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .map(lambda i, image: (i, decode_crop(image, image_size)), num_parallel_calls=cores(), deterministic=True)
     )
     signature = (positions, tf.TensorSpec((None, image_size, image_size, 3), tf.uint8))
     end = tf.data.Dataset.from_generator(complaint, output_signature=signature)
-    return crops.ignore_errors().batch(batch_size).concatenate(end).prefetch(tf.data.AUTOTUNE)
+    batches = crops.ignore_errors().batch(batch_size).concatenate(end).prefetch(2)
+    # Without the tuner: asleep, it can hold up the end by as long as the data took, up to a minute (TensorFlow 2.20).
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return batches.with_options(options)
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -192,7 +192,8 @@ class Ensemble:
         # Of any number of crops, so that the last, smaller batch is not traced anew.
         batch = tf.TensorSpec((None, *size), tf.uint8), tf.TensorSpec((None, 1), tf.float32)
         state = tuple([tf.TensorSpec(value.shape, value.dtype) for value in group] for group in _variables(network))
-        self._one = tf.function(self._log_odds_of_one, input_signature=(*batch, state))
+        # Traced here: a tf.function that is called would compare hundreds of weights to what it knows, each time.
+        self._one = tf.function(self._log_odds_of_one).get_concrete_function(*batch, state)
         self._states = [_state_of(network)] if states is None else list(states)
         self.functions = {place: self._function_on(place) for place in places}
 
