@@ -895,38 +895,24 @@ def image_batches(store: ImageStore, isic_ids: Sequence[str], image_size: int, b
     Returns:
         A ``tf.data.Dataset`` of (positions, crops): int64 of shape (batch,), indices into ``isic_ids``; uint8 of shape
         (batch, image_size, image_size, 3). Lesions whose image is missing or unreadable are left out. What else breaks in
-        the reader raises at the end.
+        the reader raises.
     """
     import tensorflow as tf
 
-    broken: list[Exception] = []
-
-    def chunks() -> Iterator[tuple[np.ndarray, list[bytes]]]:
-        broken.clear()
+    def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for start in range(0, len(isic_ids), CHUNK):
-            try:
-                found = [(i, store.read(isic_ids[i])) for i in range(start, min(start + CHUNK, len(isic_ids)))]
-            except Exception as error:  # behind ignore_errors a reader that raises would be asked again and again
-                broken.append(error)
-                return
+            found = [(i, store.read(isic_ids[i])) for i in range(start, min(start + CHUNK, len(isic_ids)))]
             found = [(i, image) for i, image in found if image]
             yield np.array([i for i, _ in found], dtype="int64"), np.array([image for _, image in found], dtype=object)
 
-    def complaint() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        if broken:
-            raise broken[0]
-        yield from ()
+    def crops_of(positions, images):
+        pairs = tf.data.Dataset.from_tensor_slices((positions, images))
+        crops = pairs.map(lambda i, image: (i, decode_crop(image, image_size)), cores(), deterministic=True)
+        return crops.ignore_errors()  # of the decoder alone: what breaks in the reader must be heard of
 
-    positions = tf.TensorSpec((None,), tf.int64)
-    images = tf.data.Dataset.from_generator(chunks, output_signature=(positions, tf.TensorSpec((None,), tf.string)))
-    crops = (
-        images.prefetch(1)
-        .flat_map(lambda i, image: tf.data.Dataset.from_tensor_slices((i, image)))  # cheaper than unbatch()
-        .map(lambda i, image: (i, decode_crop(image, image_size)), num_parallel_calls=cores(), deterministic=True)
-    )
-    signature = (positions, tf.TensorSpec((None, image_size, image_size, 3), tf.uint8))
-    end = tf.data.Dataset.from_generator(complaint, output_signature=signature)
-    batches = crops.ignore_errors().batch(batch_size).concatenate(end).prefetch(2)
+    signature = tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None,), tf.string)
+    read = tf.data.Dataset.from_generator(chunks, output_signature=signature).prefetch(1)
+    batches = read.flat_map(crops_of).batch(batch_size).prefetch(2)
     # Without the tuner: asleep, it can hold up the end by as long as the data took, up to a minute (TensorFlow 2.20).
     options = tf.data.Options()
     options.autotune.enabled = False
