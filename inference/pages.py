@@ -63,13 +63,13 @@ img { max-width: 100%; height: auto }
 .controls input, .controls select { display: block; font: inherit; padding: .3rem .5rem; color: var(--ink);
   background: var(--page); border: 1px solid var(--soft); border-radius: .4rem; min-height: 2.3rem;
   max-width: 100% }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem; padding: 0 }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(16rem, 1fr)); gap: 1rem; padding: 0 }
 .cards { list-style: none }
 .cards > * { border: 1px solid var(--rule); border-radius: .6rem; padding: .8rem; min-width: 0; overflow-wrap: anywhere }
 .cards .malignant { border: 2px solid #c8501e }
 .cards h3 { font-size: 1rem; margin: 0 0 .4rem }
 .scores { display: grid; grid-template-columns: 1fr auto; gap: 0 .8rem; margin: .5rem 0 }
-.scores dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+.scores dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; overflow-wrap: normal }
 .scores dt { white-space: nowrap }
 .bars { list-style: none; margin: .4rem 0 0; padding: 0; font-size: .9rem }
 .bars li { margin-bottom: .3rem }

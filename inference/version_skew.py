@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,11 +21,13 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from inference.artifacts import MANIFEST
 from inference.build_kernel import ROOT
+from inference.combination import FUSION_ALONE
 from inference.dry_run import mount_test_folder, rows_to_score, run_kernel
 from inference.files import InputError, replacing
 from inference.schema import ID
-from utils import add_data_options, run_command, say
+from utils import add_data_options, run_command, say, write_json
 
 PACKAGES = ("tensorflow", "keras", "catboost", "numpy", "pandas", "h5py")
 #: Name -> what pip is asked for; the first is the reference, the last the oldest that has been seen to work.
@@ -60,6 +63,8 @@ def environment(name: str, folder: Path) -> Path:
         InputError: pip cannot install it.
     """
     place, asked = folder / name.lower(), " ".join(ENVIRONMENTS[name])
+    if asked.startswith("-r "):
+        asked += "\n" + Path(ENVIRONMENTS[name][1]).read_text(encoding="utf-8")
     python, made_of = place / "bin" / "python", place / "made-of.txt"
     if made_of.is_file() and made_of.read_text(encoding="utf-8") == asked:
         return python
@@ -71,6 +76,19 @@ def environment(name: str, folder: Path) -> Path:
         raise InputError(f"the environment {name} cannot be installed ({reason}); mend its line in version_skew.py.")
     made_of.write_text(asked, encoding="utf-8")
     return python
+
+
+def with_networks_alone(artifacts: Path, folder: Path) -> Path:
+    """A copy of the artifacts whose submission is the networks' own log-odds.
+
+    Ranks hide small differences, and a blend may give the networks next to no weight.
+    """
+    copy = Path(shutil.copytree(artifacts, folder))
+    manifest = json.loads((copy / MANIFEST).read_text(encoding="utf-8"))
+    if "network" in manifest:
+        manifest["network"]["combination"] = {"kind": FUSION_ALONE}
+    write_json(copy / MANIFEST, manifest)
+    return copy
 
 
 def score_under(python: Path, competition: Path, artifacts: Path) -> Scored:
@@ -119,10 +137,13 @@ def main(arguments: list[str] | None = None) -> int:
     rows = rows_to_score(options.data, options.artifacts, "holdout")
     results = {}
     with tempfile.TemporaryDirectory() as mount:
-        competition = Path(mount) / "isic-2024-challenge"
+        competition, artifacts = (
+            Path(mount) / "isic-2024-challenge",
+            with_networks_alone(options.artifacts, Path(mount) / "artifacts"),
+        )
         mount_test_folder(options.data, rows[ID].tolist(), competition)
         for name in tqdm(ENVIRONMENTS, desc="environments", unit="environment"):
-            results[name] = score_under(environment(name, options.out), competition, options.artifacts)
+            results[name] = score_under(environment(name, options.out), competition, artifacts)
     table = as_markdown(results)
     with replacing(options.out / "skew.md") as temporary:
         temporary.write_text(table, encoding="utf-8")

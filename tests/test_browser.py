@@ -360,6 +360,16 @@ def test_lesions_are_sorted_and_filtered(browser, request, name):
 # The browser itself: what it would tell, if there were something to tell
 
 
+@pytest.mark.parametrize("size", [DESKTOP, PHONE])
+def test_the_longest_score_stays_in_its_card(browser, triage_patient_page, size):
+    browser.open(triage_patient_page, size)
+    longest = "-20.67 (below 0.01\N{NO-BREAK SPACE}%)"
+    browser.run(f"for (const score of document.querySelectorAll('.cards dd')) score.textContent = '{longest}'")
+    wider = "return [...document.querySelectorAll('.cards > *')].filter(card => card.scrollWidth > card.clientWidth).length"
+    assert browser.run("return document.querySelectorAll('.cards dd').length") > 0
+    assert browser.run(wider) == 0
+
+
 def test_a_page_that_asks_the_network_would_be_seen(browser, tmp_path):
     path = tmp_path / "asks.html"
     path.write_text("<img src='http://127.0.0.1:9/picture.png'><script>console.error('heard')</script>", encoding="utf-8")

@@ -8,8 +8,18 @@ import pandas as pd
 import pytest
 
 from inference import version_skew
+from inference.artifacts import load_manifest
 from inference.files import InputError
-from inference.version_skew import ENVIRONMENTS, PACKAGES, Scored, as_markdown, environment, largest_differences, main
+from inference.version_skew import (
+    ENVIRONMENTS,
+    PACKAGES,
+    Scored,
+    as_markdown,
+    environment,
+    largest_differences,
+    main,
+    with_networks_alone,
+)
 
 
 def scored(tabular, fusion, keras="3.13.2"):
@@ -66,6 +76,17 @@ def test_what_pip_cannot_install_is_said(monkeypatch, tmp_path):
     monkeypatch.setitem(ENVIRONMENTS, "newest", ("--no-index", "no-such-package-anywhere"))
     with pytest.raises(InputError, match=r"environment newest cannot be installed .*no-such-package-anywhere"):
         environment("newest", tmp_path)
+
+
+def test_no_rank_hides_what_the_networks_say(trained, mounted, tmp_path):
+    before = load_manifest(trained.artifacts)
+    alone = load_manifest(with_networks_alone(trained.artifacts, tmp_path / "artifacts"))
+    assert alone["network"]["combination"] == {"kind": "fusion"}
+    for manifest in (before, alone):
+        del manifest["network"]["combination"]
+    assert before == alone
+    scores = version_skew.score_under(Path(sys.executable), mounted, tmp_path / "artifacts").scores
+    assert (scores["fusion"] != scores["tabular"]).all()
 
 
 def played(monkeypatch, results):
