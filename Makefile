@@ -14,7 +14,7 @@ $(VENV)/installed: requirements.txt requirements-dev.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-# The whole walk on made data: twin, folds, CatBoost, networks, kernel, dry run. About 20 minutes on 2 slow cores.
+# The whole walk on made data: twin, folds, CatBoost, networks, kernel, dry run. About 20 minutes on 2 cores.
 demo: $(VENV)/installed
 	$(RUN) -m train.synthetic --out $(DEMO)/data --patients 300 --lesions 20000 --prevalence 0.1
 	$(RUN) -m train.folds --data $(DEMO)/data --artifacts $(DEMO)/artifacts --folds 2
