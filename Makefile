@@ -49,8 +49,8 @@ skew: $(VENV)/installed
 	$(RUN) -m train.synthetic --out $(SKEW)/data --patients 16 --lesions 300 --prevalence 0.2
 	$(RUN) -m train.folds --data $(SKEW)/data --artifacts $(SKEW)/artifacts --folds 2
 	$(RUN) -m train.tabular --data $(SKEW)/data --artifacts $(SKEW)/artifacts --seeds 1
-	$(RUN) -m train.fusion --data $(SKEW)/data --artifacts $(SKEW)/artifacts --weights none --image-size 32 --epochs 2 \
-	  --batch-size 16 --learning-rate 1e-3
+	$(RUN) -m train.fusion --data $(SKEW)/data --artifacts $(SKEW)/artifacts --weights none --image-size 32 --epochs 8 \
+	  --batch-size 16 --learning-rate 1e-3 --negatives-per-positive 4
 	$(RUN) -m inference.version_skew --data $(SKEW)/data --artifacts $(SKEW)/artifacts --out $(SKEW)
 
 # The round trip with Kaggle, by the official CLI in the name of whoever is logged in there. DRY=1 says what a step
