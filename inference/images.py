@@ -178,7 +178,7 @@ def image_batches(store: ImageStore, isic_ids: Sequence[str], image_size: int, b
     signature = tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None,), tf.string)
     read = tf.data.Dataset.from_generator(chunks, output_signature=signature).prefetch(1)
     batches = read.flat_map(crops_of).batch(batch_size).prefetch(2)
-    # Without the tuner: asleep, it can hold up the end by as long as the data took, up to a minute (TensorFlow 2.20).
+    # Without the tuner: asleep, it can hold up the end by as long as the data took (seen with TensorFlow 2.20).
     options = tf.data.Options()
     options.autotune.enabled = False
     return batches.with_options(options)

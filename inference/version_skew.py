@@ -137,10 +137,8 @@ def main(arguments: list[str] | None = None) -> int:
     rows = rows_to_score(options.data, options.artifacts, "holdout")
     results = {}
     with tempfile.TemporaryDirectory() as mount:
-        competition, artifacts = (
-            Path(mount) / "isic-2024-challenge",
-            with_networks_alone(options.artifacts, Path(mount) / "artifacts"),
-        )
+        competition = Path(mount) / "isic-2024-challenge"
+        artifacts = with_networks_alone(options.artifacts, Path(mount) / "artifacts")
         mount_test_folder(options.data, rows[ID].tolist(), competition)
         for name in tqdm(ENVIRONMENTS, desc="environments", unit="environment"):
             results[name] = score_under(environment(name, options.out), competition, artifacts)

@@ -357,9 +357,6 @@ def test_lesions_are_sorted_and_filtered(browser, request, name):
     assert browser.complaints() == []
 
 
-# The browser itself: what it would tell, if there were something to tell
-
-
 @pytest.mark.parametrize("size", [DESKTOP, PHONE])
 def test_the_longest_score_stays_in_its_card(browser, triage_patient_page, size):
     browser.open(triage_patient_page, size)
@@ -368,6 +365,9 @@ def test_the_longest_score_stays_in_its_card(browser, triage_patient_page, size)
     wider = "return [...document.querySelectorAll('.cards > *')].filter(card => card.scrollWidth > card.clientWidth).length"
     assert browser.run("return document.querySelectorAll('.cards dd').length") > 0
     assert browser.run(wider) == 0
+
+
+# The browser itself: what it would tell, if there were something to tell
 
 
 def test_a_page_that_asks_the_network_would_be_seen(browser, tmp_path):
