@@ -22,7 +22,7 @@ demo: $(VENV)/installed
 	$(RUN) -m train.fusion --data $(DEMO)/data --artifacts $(DEMO)/artifacts $(DEMO_NETWORK)
 	$(RUN) -m train.fusion --data $(DEMO)/data --artifacts $(DEMO)/artifacts $(DEMO_NETWORK) --inputs image
 	$(RUN) -m inference.build_kernel
-	$(RUN) -m inference.dry_run --data $(DEMO)/data --artifacts $(DEMO)/artifacts --report $(DEMO)/report
+	$(RUN) -m evaluation.dry_run --data $(DEMO)/data --artifacts $(DEMO)/artifacts --report $(DEMO)/report
 
 # Small crops, random initial weights (nothing is downloaded), a few epochs; chosen on twins of another seed.
 DEMO_NETWORK := --weights none --image-size 32 --epochs 12 --batch-size 32 --learning-rate 1e-3
@@ -40,7 +40,7 @@ kernel: $(VENV)/installed
 
 # Thousands of broken images and garbled tables; the suite tries some.
 fuzz: $(VENV)/installed
-	FUZZ_IMAGES=5000 FUZZ_TABLES=1000 $(RUN) -m pytest tests/test_fuzz.py
+	FUZZ_IMAGES=5000 FUZZ_TABLES=1000 $(RUN) -m pytest tests/inference/test_fuzz.py
 
 # The built kernel under the Kaggle image's package versions, the newest and the oldest: the same scores, or it fails.
 SKEW := skew
@@ -51,7 +51,7 @@ skew: $(VENV)/installed
 	$(RUN) -m train.tabular --data $(SKEW)/data --artifacts $(SKEW)/artifacts --seeds 1
 	$(RUN) -m train.fusion --data $(SKEW)/data --artifacts $(SKEW)/artifacts --weights none --image-size 32 --epochs 8 \
 	  --batch-size 16 --learning-rate 1e-3 --negatives-per-positive 4
-	$(RUN) -m inference.version_skew --data $(SKEW)/data --artifacts $(SKEW)/artifacts --out $(SKEW)
+	$(RUN) -m benchmarks.version_skew --data $(SKEW)/data --artifacts $(SKEW)/artifacts --out $(SKEW)
 
 # The round trip with Kaggle, by the official CLI in the name of whoever is logged in there. DRY=1 says what a step
 # would do; OPTIONS are those of its command, as --help tells them.
@@ -66,25 +66,25 @@ DRY_RUN   := $(if $(DRY),--dry-run)
 
 # The competition's five files; goes on where it was interrupted.
 data: $(VENV)/installed
-	$(RUN) -m round_trip.data --data $(DATA) $(OPTIONS) $(DRY_RUN)
+	$(RUN) -m kaggle_cli.data --data $(DATA) $(OPTIONS) $(DRY_RUN)
 
 # The artifact folder as a private dataset: created the first time, a new version after that.
 publish: $(VENV)/installed
-	$(RUN) -m round_trip.publish --artifacts $(ARTIFACTS) $(OPTIONS) $(DRY_RUN)
+	$(RUN) -m kaggle_cli.publish --artifacts $(ARTIFACTS) $(OPTIONS) $(DRY_RUN)
 
 # kernel.py with the published artifacts, or with SOURCE=training those of train-on-kaggle; waits, fetches, checks.
 push: $(VENV)/installed
-	$(RUN) -m round_trip.push --data $(DATA) --output $(OUTPUT) --source $(SOURCE) --part $(PART) $(OPTIONS) $(DRY_RUN)
+	$(RUN) -m kaggle_cli.push --data $(DATA) --output $(OUTPUT) --source $(SOURCE) --part $(PART) $(OPTIONS) $(DRY_RUN)
 
 submit: $(VENV)/installed
-	$(RUN) -m round_trip.submit --output $(OUTPUT) $(if $(MESSAGE),--message "$(MESSAGE)") $(OPTIONS) $(DRY_RUN)
+	$(RUN) -m kaggle_cli.submit --output $(OUTPUT) $(if $(MESSAGE),--message "$(MESSAGE)") $(OPTIONS) $(DRY_RUN)
 
 score: $(VENV)/installed
-	$(RUN) -m round_trip.submit --score $(DRY_RUN)
+	$(RUN) -m kaggle_cli.submit --score $(DRY_RUN)
 
 # Training on Kaggle's GPUs, in parts of at most 11 hours: PART=2 goes on with what PART=1 left.
 train-on-kaggle: $(VENV)/installed
-	$(RUN) -m round_trip.train_there --part $(PART) $(OPTIONS) $(DRY_RUN)
+	$(RUN) -m kaggle_cli.train_remote --part $(PART) $(OPTIONS) $(DRY_RUN)
 
 # Measured figures, one JSON line each: the tabular side on half a million made lesions, the kernel's images, the fitting.
 bench: $(VENV)/installed
@@ -94,7 +94,7 @@ bench: $(VENV)/installed
 
 # Trainings and scoring on a real cluster of this machine: a worker killed in its work, then 500,000 and 5,000,000 lesions.
 scale: $(VENV)/installed
-	$(RUN) -m pytest tests/test_tasks.py tests/test_cluster_training.py
+	$(RUN) -m pytest tests/scale/test_parallel.py tests/scale/test_cluster_training.py
 	$(RUN) -m benchmarks.scale
 
 # What the earlier archives are worth to the network, on the images in DATA: hours on a CPU where DATA is the whole set.
@@ -105,17 +105,17 @@ archives-study: $(VENV)/installed
 	$(RUN) -m train.archives --root $(ARCHIVES) --out $(STUDY)/archives --competition $(DATA)
 	$(RUN) -m train.folds --data $(DATA) --artifacts $(STUDY)/artifacts --folds 3 --holdout 0
 	$(RUN) -m train.tabular --data $(DATA) --artifacts $(STUDY)/artifacts
-	$(RUN) -m train.archives_study --data $(DATA) --artifacts $(STUDY)/artifacts --archives $(STUDY)/archives \
+	$(RUN) -m evaluation.studies.archives --data $(DATA) --artifacts $(STUDY)/artifacts --archives $(STUDY)/archives \
 	  --out $(STUDY)/trained $(STUDY_NETWORK)
 
 # What is best done about rare malignant lesions, with the folds and tabular scores in ARTIFACTS.
 imbalance-study: $(VENV)/installed
-	$(RUN) -m train.imbalance_study --data $(DATA) --artifacts $(ARTIFACTS) --out $(STUDY) $(STUDY_NETWORK)
+	$(RUN) -m evaluation.studies.imbalance --data $(DATA) --artifacts $(ARTIFACTS) --out $(STUDY) $(STUDY_NETWORK)
 
 # One page to look at the folder DATA by: counts, gaps, shifts, rates, the strongest columns, crops, what will hurt.
 OUT ?= exploration
 explore: $(VENV)/installed
-	$(RUN) -m train.explore --data $(DATA) --out $(OUT)
+	$(RUN) -m evaluation.explore --data $(DATA) --out $(OUT)
 
 clean:
 	rm -rf $(DEMO) $(VENV)

@@ -1,13 +1,23 @@
-"""ISIC 2024 (SLICE-3D) submission kernel: CatBoost on the metadata, ResNet50 on the crop, one submission.csv.
+"""ISIC 2024 (SLICE-3D) submission kernel: CatBoost on metadata, ResNet50 on the crop, one submission.csv.
 
-Built by `python -m inference.build_kernel` from the files of inference/ in this order:
-files.py, schema.py, context.py, features.py, artifacts.py, tabular.py, images.py, network.py, combination.py, run_log.py, inputs.py, writing.py, scoring.py, submission.py.
-Edit those and build again; a test compares. The file needs the Kaggle image, the competition's files and one artifact
-folder written by this project's training; it opens no network connection. On Kaggle it is run without arguments:
+Built by `python -m inference.build_kernel`; edit the modules named below and build again. The file needs the Kaggle image,
+the competition's files and one artifact folder written by this project's training; it opens no network connection.
+On Kaggle it is run without arguments:
 
     python kernel.py [--competition DIR] [--artifacts DIR] [--output FILE]
 
-Read it from the end: `main` in the last part, inference/submission.py, tells the story.
+Contents (line numbers):
+       59  utils.py
+       70  inference/files.py
+      134  inference/schema.py
+      357  inference/features.py
+      656  inference/artifacts.py
+      714  inference/tabular.py
+      772  inference/images.py
+      953  inference/network.py
+     1212  inference/run_log.py
+     1336  inference/scoring.py
+     1502  inference/submission.py
 """
 
 from __future__ import annotations
@@ -46,6 +56,17 @@ if TYPE_CHECKING:
 
 
 # ===========================================================================================================================
+# utils.py
+# ===========================================================================================================================
+
+class InputError(ValueError):
+    """Bad input, told in one sentence: the file, column or row, what was found there, and the mend.
+
+    Commands print the sentence and exit with status 2.
+    """
+
+
+# ===========================================================================================================================
 # inference/files.py
 # ===========================================================================================================================
 
@@ -54,14 +75,6 @@ if TYPE_CHECKING:
 Nothing here knows what a file holds. Every room that reads or writes one says what went wrong through ``InputError`` and
 writes through ``replacing``, so that a reader never meets half a file.
 """
-
-
-class InputError(ValueError):
-    """Bad input, told in one sentence: the file, column or row, what was found there, and the mend.
-
-    Commands print the sentence and exit with status 2.
-    """
-
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -92,6 +105,31 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def write_csv(path: Path, frame: pd.DataFrame) -> None:
+    """Writes ``frame`` without its index; nine digits carry a float32 without loss. Raises InputError if it cannot."""
+    with replacing(path) as temporary:
+        frame.to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes ``content`` in its own order, NumPy numbers as numbers, NaN as null. Raises InputError if it cannot."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _plain(content: Any) -> Any:
+    """``content`` in the types of JSON, which has no NumPy, no paths and no NaN."""
+    if isinstance(content, Mapping):
+        return {str(key): _plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_plain(value) for value in content]
+    if isinstance(content, np.ndarray | np.generic):
+        return _plain(content.tolist())
+    if isinstance(content, Path):
+        return str(content)
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 # ===========================================================================================================================
 # inference/schema.py
 # ===========================================================================================================================
@@ -101,7 +139,6 @@ def sha256_of(path: Path) -> str:
 The order is the one in which the competition ships them. ``TRAIN_ONLY`` columns tell the diagnosis or come from it
 (``lesion_id`` alone marks every malignant lesion and 5 % of the benign ones), so no feature may be made of them.
 """
-
 
 @dataclass(frozen=True)
 class Column:
@@ -317,152 +354,6 @@ def _listed(names: Iterable[str], at_most: int = 5) -> str:
 
 
 # ===========================================================================================================================
-# inference/context.py
-# ===========================================================================================================================
-
-"""Each lesion beside the other lesions of its group: sizes, standard scores, percentile ranks and a local-outlier score.
-
-Arrays in, arrays out; which columns and groups are looked at is decided in ``features``. Every function gives a row the same
-value whether its group comes alone or among a thousand others.
-"""
-
-
-#: Neighbours that a lesion's distance is averaged over, as the competition's winner had it for the local outlier factor.
-NEIGHBOURS = 30
-#: Squared distances held at once (where 9,000 lesions of one patient would have 81 million). A product of so few, over a
-#: dozen columns, OpenBLAS does in one thread (up to 262,144 multiplications); with more, its threads wait for each other at
-#: each of the thousand patients: five times the processor time on two busy cores.
-CELLS = 1 << 14
-#: A squared distance below this share of the squared length is float32's rounding of two lesions that are alike.
-ROUNDING = 4e-6
-
-
-def group_codes(keys: pd.Series) -> np.ndarray:
-    """Integer codes 0..groups-1, one per row, in order of first appearance."""
-    return pd.factorize(keys)[0]
-
-
-def group_sizes(codes: np.ndarray) -> np.ndarray:
-    """How many rows share each row's group, shape (rows,), float64."""
-    return np.bincount(codes)[codes].astype("float64")
-
-
-def standard_scores(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """(value - group mean) / group standard deviation, column by column at once.
-
-    Args:
-        values: shape (rows, columns), float64; what is not finite is unknown and becomes NaN.
-        codes: shape (rows,), the group of each row.
-
-    Returns:
-        Shape (rows, columns). 0 where the group does not vary (one lesion, or all alike).
-    """
-    known = np.isfinite(values)
-    mean = _group_means(np.where(known, values, np.nan), codes)
-    centred = np.where(known, values - mean, np.nan)
-    # The second pass over the centred values keeps the variance exact where the mean is large beside it.
-    with np.errstate(over="ignore"):  # of numbers that no scanner gives; their scores are 0
-        deviation = np.sqrt(_group_means(centred**2, codes))
-    scale = np.abs(mean) * 1e-9 + 1e-9
-    return np.where(known, np.where(deviation > scale, centred / np.maximum(deviation, scale), 0.0), np.nan)
-
-
-def _group_means(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """The mean of each row's group, column by column, NaN not counted; shape of ``values``."""
-    return pd.DataFrame(values).groupby(codes, sort=False).transform("mean").to_numpy()
-
-
-def percentile_ranks(values: np.ndarray, codes: np.ndarray, smallest: int = 1) -> np.ndarray:
-    """(rank - 0.5) / known values of the group, ties sharing their mean rank: 0.5 for a lesion alone.
-
-    Args:
-        values: shape (rows, columns), float64; what is not finite is unknown, is not counted, and becomes NaN.
-        codes: shape (rows,), the group of each row.
-        smallest: in groups of fewer rows every rank is 0.5.
-
-    Returns:
-        Shape (rows, columns), float64.
-    """
-    ranks = np.full(values.shape, 0.5)
-    for rows in groups_of(codes, smallest):
-        known = np.isfinite(values[rows])
-        # Unknown values, taken for infinite, rank behind all known ones and change none of their ranks.
-        places = rankdata(np.where(known, values[rows], np.inf), axis=0)
-        ranks[rows] = np.where(known, (places - 0.5) / np.maximum(known.sum(axis=0), 1), np.nan)
-    return ranks
-
-
-def groups_of(codes: np.ndarray, smallest: int) -> Iterator[np.ndarray]:
-    """The positions of each group's rows, for the groups of at least ``smallest``.
-
-    Group by group, the work grows with the rows alone, where sorting all rows at once grows faster than they do.
-    """
-    order = np.argsort(codes, kind="stable")
-    sizes = np.bincount(codes)
-    ends = np.cumsum(sizes)
-    for group in np.flatnonzero(sizes >= max(smallest, 1)):
-        yield order[ends[group] - sizes[group] : ends[group]]
-
-
-def outlier_scores(points: np.ndarray, codes: np.ndarray, smallest: int) -> np.ndarray:
-    """How lonely a lesion lies among its group's: its mean distance to its nearest others, by the group's median of that.
-
-    The mean distance to the k nearest is the outlier weight of Angiulli and Pizzuti (2002, Fast outlier detection in high
-    dimensional spaces). Unlike the local outlier factor it needs no choice among neighbours at equal distance, so it does
-    not depend on the order of rows and has no division by zero where lesions are alike.
-
-    Args:
-        points: shape (rows, columns), standard scores within the group; what is not finite counts as the group's mean, 0.
-        codes: shape (rows,), the group of each row.
-        smallest: groups of fewer rows have no score.
-
-    Returns:
-        Shape (rows,), float64, at least 0: around 1 for an ordinary lesion, more for one that lies apart. 1 in a group that
-        is too small, and in one whose median distance is 0, which has no scale.
-    """
-    points = np.where(np.isfinite(points), points, 0.0).astype("float32")
-    # float32 takes 40 % off the time, at a cost of some 3e-7 of a score. One workspace for all: fresh memory for each block
-    # takes longer than the sums in it.
-    space = np.empty(max(CELLS, np.bincount(codes).max(initial=0)), "float32")
-    scores = np.ones(len(codes))
-    for rows in groups_of(codes, max(smallest, 2)):
-        distances = neighbour_distances(points[rows], space)
-        median = np.median(distances)
-        if median > 0:
-            scores[rows] = distances / median
-    return scores
-
-
-def neighbour_distances(points: np.ndarray, space: np.ndarray) -> np.ndarray:
-    """Mean Euclidean distance of each point to its ``NEIGHBOURS`` nearest others, or to all when there are fewer.
-
-    Args:
-        points: shape (rows, columns), float32, finite, at least two rows.
-        space: at least ``rows`` float32 to work in; more of it makes larger blocks.
-
-    Returns:
-        Shape (rows,), float64.
-    """
-    count = len(points)
-    nearest = min(NEIGHBOURS, count - 1)
-    lengths = np.einsum("ij,ij->i", points, points)
-    doubled = np.ascontiguousarray(-2 * points.T)
-    means = np.empty(count)
-    step = len(space) // count
-    for start in range(0, count, step):
-        block = np.arange(start, min(start + step, count))
-        squares = space[: len(block) * count].reshape(len(block), count)
-        np.matmul(points[block], doubled, out=squares)  # |a - b|^2 - |a|^2 = |b|^2 - 2 a.b
-        squares += lengths
-        squares[block - start, block] = np.inf
-        squares.partition(nearest - 1, axis=1)
-        near = squares[:, :nearest] + lengths[block, None]
-        near[near <= ROUNDING * lengths[block, None]] = 0.0
-        means[block] = np.sqrt(near).mean(axis=1, dtype="float64")
-    return means
-
-
-# ===========================================================================================================================
 # inference/features.py
 # ===========================================================================================================================
 
@@ -471,7 +362,6 @@ def neighbour_distances(points: np.ndarray, space: np.ndarray) -> np.ndarray:
 Training and the kernel call the same ``build_features``. A lesion's features depend on the rows of its own patient only,
 so they are the same whether the patient comes alone or among a thousand others.
 """
-
 
 #: Categories that help: ``image_type`` is constant and ``copyright_license`` is a function of the hospital.
 MODEL_CATEGORIES = tuple(name for name in CATEGORIES if name not in ("image_type", "copyright_license"))
@@ -627,6 +517,141 @@ def finite_float32(values: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(values), values, np.float32(np.nan))
 
 
+#: Neighbours that a lesion's distance is averaged over, as the competition's winner had it for the local outlier factor.
+NEIGHBOURS = 30
+#: Squared distances held at once (where 9,000 lesions of one patient would have 81 million). A product of so few, over a
+#: dozen columns, OpenBLAS does in one thread (up to 262,144 multiplications); with more, its threads wait for each other at
+#: each of the thousand patients: five times the processor time on two busy cores.
+CELLS = 1 << 14
+#: A squared distance below this share of the squared length is float32's rounding of two lesions that are alike.
+ROUNDING = 4e-6
+
+
+def group_codes(keys: pd.Series) -> np.ndarray:
+    """Integer codes 0..groups-1, one per row, in order of first appearance."""
+    return pd.factorize(keys)[0]
+
+
+def group_sizes(codes: np.ndarray) -> np.ndarray:
+    """How many rows share each row's group, shape (rows,), float64."""
+    return np.bincount(codes)[codes].astype("float64")
+
+
+def standard_scores(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """(value - group mean) / group standard deviation, column by column at once.
+
+    Args:
+        values: shape (rows, columns), float64; what is not finite is unknown and becomes NaN.
+        codes: shape (rows,), the group of each row.
+
+    Returns:
+        Shape (rows, columns). 0 where the group does not vary (one lesion, or all alike).
+    """
+    known = np.isfinite(values)
+    mean = _group_means(np.where(known, values, np.nan), codes)
+    centred = np.where(known, values - mean, np.nan)
+    # The second pass over the centred values keeps the variance exact where the mean is large beside it.
+    with np.errstate(over="ignore"):  # of numbers that no scanner gives; their scores are 0
+        deviation = np.sqrt(_group_means(centred**2, codes))
+    scale = np.abs(mean) * 1e-9 + 1e-9
+    return np.where(known, np.where(deviation > scale, centred / np.maximum(deviation, scale), 0.0), np.nan)
+
+
+def _group_means(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """The mean of each row's group, column by column, NaN not counted; shape of ``values``."""
+    return pd.DataFrame(values).groupby(codes, sort=False).transform("mean").to_numpy()
+
+
+def percentile_ranks(values: np.ndarray, codes: np.ndarray, smallest: int = 1) -> np.ndarray:
+    """(rank - 0.5) / known values of the group, ties sharing their mean rank: 0.5 for a lesion alone.
+
+    Args:
+        values: shape (rows, columns), float64; what is not finite is unknown, is not counted, and becomes NaN.
+        codes: shape (rows,), the group of each row.
+        smallest: in groups of fewer rows every rank is 0.5.
+
+    Returns:
+        Shape (rows, columns), float64.
+    """
+    ranks = np.full(values.shape, 0.5)
+    for rows in groups_of(codes, smallest):
+        known = np.isfinite(values[rows])
+        # Unknown values, taken for infinite, rank behind all known ones and change none of their ranks.
+        places = rankdata(np.where(known, values[rows], np.inf), axis=0)
+        ranks[rows] = np.where(known, (places - 0.5) / np.maximum(known.sum(axis=0), 1), np.nan)
+    return ranks
+
+
+def groups_of(codes: np.ndarray, smallest: int) -> Iterator[np.ndarray]:
+    """The positions of each group's rows, for the groups of at least ``smallest``.
+
+    Group by group, the work grows with the rows alone, where sorting all rows at once grows faster than they do.
+    """
+    order = np.argsort(codes, kind="stable")
+    sizes = np.bincount(codes)
+    ends = np.cumsum(sizes)
+    for group in np.flatnonzero(sizes >= max(smallest, 1)):
+        yield order[ends[group] - sizes[group] : ends[group]]
+
+
+def outlier_scores(points: np.ndarray, codes: np.ndarray, smallest: int) -> np.ndarray:
+    """How lonely a lesion lies among its group's: its mean distance to its nearest others, by the group's median of that.
+
+    The mean distance to the k nearest is the outlier weight of Angiulli and Pizzuti (2002, Fast outlier detection in high
+    dimensional spaces). Unlike the local outlier factor it needs no choice among neighbours at equal distance, so it does
+    not depend on the order of rows and has no division by zero where lesions are alike.
+
+    Args:
+        points: shape (rows, columns), standard scores within the group; what is not finite counts as the group's mean, 0.
+        codes: shape (rows,), the group of each row.
+        smallest: groups of fewer rows have no score.
+
+    Returns:
+        Shape (rows,), float64, at least 0: around 1 for an ordinary lesion, more for one that lies apart. 1 in a group that
+        is too small, and in one whose median distance is 0, which has no scale.
+    """
+    points = np.where(np.isfinite(points), points, 0.0).astype("float32")
+    # float32 takes 40 % off the time, at a cost of some 3e-7 of a score. One workspace for all: fresh memory for each block
+    # takes longer than the sums in it.
+    space = np.empty(max(CELLS, np.bincount(codes).max(initial=0)), "float32")
+    scores = np.ones(len(codes))
+    for rows in groups_of(codes, max(smallest, 2)):
+        distances = neighbour_distances(points[rows], space)
+        median = np.median(distances)
+        if median > 0:
+            scores[rows] = distances / median
+    return scores
+
+
+def neighbour_distances(points: np.ndarray, space: np.ndarray) -> np.ndarray:
+    """Mean Euclidean distance of each point to its ``NEIGHBOURS`` nearest others, or to all when there are fewer.
+
+    Args:
+        points: shape (rows, columns), float32, finite, at least two rows.
+        space: at least ``rows`` float32 to work in; more of it makes larger blocks.
+
+    Returns:
+        Shape (rows,), float64.
+    """
+    count = len(points)
+    nearest = min(NEIGHBOURS, count - 1)
+    lengths = np.einsum("ij,ij->i", points, points)
+    doubled = np.ascontiguousarray(-2 * points.T)
+    means = np.empty(count)
+    step = len(space) // count
+    for start in range(0, count, step):
+        block = np.arange(start, min(start + step, count))
+        squares = space[: len(block) * count].reshape(len(block), count)
+        np.matmul(points[block], doubled, out=squares)  # |a - b|^2 - |a|^2 = |b|^2 - 2 a.b
+        squares += lengths
+        squares[block - start, block] = np.inf
+        squares.partition(nearest - 1, axis=1)
+        near = squares[:, :nearest] + lengths[block, None]
+        near[near <= ROUNDING * lengths[block, None]] = 0.0
+        means[block] = np.sqrt(near).mean(axis=1, dtype="float64")
+    return means
+
+
 # ===========================================================================================================================
 # inference/artifacts.py
 # ===========================================================================================================================
@@ -636,10 +661,12 @@ def finite_float32(values: np.ndarray) -> np.ndarray:
 ``manifest.json`` is the folder's index. A file that it does not name, or whose SHA-256 differs, is never opened.
 """
 
-
 MANIFEST = "manifest.json"
+FOLDS = "folds.csv"
+OOF_TABULAR = "oof_tabular.csv"
+OOF_FUSION = "oof_fusion.csv"
 #: Raised by one whenever a kernel of the older format could not read the newer.
-FORMAT = "slice-3d-fusion/2"
+FORMAT = "slice-3d-fusion/3"
 
 Manifest = dict[str, Any]
 
@@ -687,11 +714,10 @@ def checked_file(folder: Path, manifest: Manifest, name: str) -> Path:
 # inference/tabular.py
 # ===========================================================================================================================
 
-"""CatBoost fold models -> one malignancy log-odds per lesion."""
-
+"""CatBoost fold models -> one malignancy logits per lesion."""
 
 def load_tabular_models(folder: Path, manifest: Manifest) -> tuple[list[tuple[CatBoostClassifier, float]], list[str]]:
-    """The fold models, each with the shift that brings its raw score to log-odds at the natural prevalence.
+    """The fold models, each with the shift that brings its raw score to logits at the natural prevalence.
 
     Returns:
         The usable models, and one sentence per model that had to be left out.
@@ -703,7 +729,7 @@ def load_tabular_models(folder: Path, manifest: Manifest) -> tuple[list[tuple[Ca
     for entry in manifest.get("tabular", {"models": []})["models"]:
         try:
             model = CatBoostClassifier().load_model(str(checked_file(folder, manifest, entry["file"])))
-            models.append((model, float(entry["log_odds_shift"])))
+            models.append((model, float(entry["prior_correction"])))
         except (InputError, CatBoostError) as error:
             complaints.append(f"tabular model {entry['file']} left out: {error}")
     if not models:
@@ -723,18 +749,18 @@ def unseen_values(features: pd.DataFrame, known: Mapping[str, Sequence[str]]) ->
     return {name: count for name, count in counts.items() if count}
 
 
-def tabular_log_odds(
+def tabular_logits(
     models: Sequence[tuple[CatBoostClassifier, float]], features: pd.DataFrame, categories: Sequence[str]
 ) -> np.ndarray:
-    """Mean log-odds over the models.
+    """Mean logits over the models.
 
     Args:
-        models: pairs of model and log-odds shift, as ``load_tabular_models`` gives them.
+        models: pairs of model and logits shift, as ``load_tabular_models`` gives them.
         features: exactly the models' columns, in their order (``select_features``).
         categories: which of the columns are categorical; values unseen in training are allowed.
 
     Returns:
-        Shape (rows,), float64, natural log-odds.
+        Shape (rows,), float64, natural logits.
     """
     if not len(features):
         return np.zeros(0)
@@ -751,7 +777,6 @@ def tabular_log_odds(
 Training and the kernel decode with the same ``decode_crop``, so a pixel that the network learned from is the pixel that it
 is asked about. A lesion without a readable image simply does not come out: the caller sees whom it has not seen.
 """
-
 
 #: Images read from the file before they are handed to the decoder; about 3 MB of JPEG.
 CHUNK = 1024
@@ -930,13 +955,12 @@ def cores() -> int:
 
 """The fusion network: ResNet50 looks at the crop, and corrects CatBoost's opinion.
 
-    final log-odds = tabular log-odds + correction(crop, tabular log-odds)
+    final logits = tabular logits + correction(crop, tabular logits)
 
 The correction's last layer starts at zero, so before the first training step the network *is* the tabular model and can
 only move away from it where pixels say so. Its weights are loaded into this code, never a saved configuration: those break
 between Keras versions.
 """
-
 
 # TensorFlow and Keras are imported where they are used: they take seconds, and the kernel must reach its tabular
 # submission even where they cannot be imported. These settings are read at that first import.
@@ -963,7 +987,7 @@ def build_network(
     tabular_std: float = 1.0,
     head_units: int = 64,
     head_dropout: float = 0.2,
-    base_log_odds: float = 0.0,
+    base_logit: float = 0.0,
     backbone_weights: str | None = None,
 ) -> keras.Model:
     """Builds the network, uncompiled.
@@ -971,16 +995,16 @@ def build_network(
     Args:
         image_size: width and height of the crops, pixels; at least 32.
         inputs: ("crop", "tabular") for the fusion; ("crop",) for the image alone; ("tabular",) for the opinion alone.
-        tabular_mean: mean of the tabular log-odds in training, for the head's copy of it.
+        tabular_mean: mean of the tabular logits in training, for the head's copy of it.
         tabular_std: their standard deviation.
         head_units: width of the head.
         head_dropout: share of the head that rests in each training step.
-        base_log_odds: where the image alone starts: the log-odds of the prevalence. The fusion starts from the tabular
+        base_logit: where the image alone starts: the logits of the prevalence. The fusion starts from the tabular
             score and ignores it.
         backbone_weights: None for random weights, "imagenet", or the path of a ResNet50 weights file without its top.
 
     Returns:
-        A model from {"crop": uint8 (batch, image_size, image_size, 3), "tabular": float32 (batch, 1)} to log-odds,
+        A model from {"crop": uint8 (batch, image_size, image_size, 3), "tabular": float32 (batch, 1)} to logits,
         float32 of shape (batch, 1).
 
     Raises:
@@ -1016,14 +1040,14 @@ def build_network(
     joined = layers.Concatenate(name="crop_and_opinion", dtype="float32")(seen) if len(seen) > 1 else seen[0]
     hidden = layers.Dense(head_units, activation="relu", name="head", dtype="float32")(joined)
     hidden = layers.Dropout(head_dropout, name="head_dropout", dtype="float32")(hidden)
-    start = keras.initializers.Constant(0.0 if "tabular" in inputs else base_log_odds)
+    start = keras.initializers.Constant(0.0 if "tabular" in inputs else base_logit)
     correction = layers.Dense(1, kernel_initializer="zeros", bias_initializer=start, dtype="float32", name="correction")(
         hidden
     )
     if "tabular" not in inputs:
-        return keras.Model(asked, correction, name="image_alone")
-    log_odds = layers.Add(dtype="float32", name="log_odds")([asked["tabular"], correction])
-    return keras.Model(asked, log_odds, name="fusion" if "crop" in inputs else "opinion_alone")
+        return keras.Model(asked, correction, name="image_only")
+    logits = layers.Add(dtype="float32", name="final_logits")([asked["tabular"], correction])
+    return keras.Model(asked, logits, name="fusion" if "crop" in inputs else "tabular_only")
 
 
 def load_network(settings: dict, weights: Path) -> keras.Model:
@@ -1107,16 +1131,16 @@ class Ensemble:
         batch = tf.TensorSpec((None, *size), tf.uint8), tf.TensorSpec((None, 1), tf.float32)
         state = tuple([tf.TensorSpec(value.shape, value.dtype) for value in group] for group in _variables(network))
         # Traced here: a tf.function that is called would compare hundreds of weights to what it knows, each time.
-        self._one = tf.function(self._log_odds_of_one).get_concrete_function(*batch, state)
+        self._one = tf.function(self._logits_of_one).get_concrete_function(*batch, state)
         self._states = [_state_of(network)] if states is None else list(states)
         self.functions = {place: self._function_on(place) for place in places}
 
-    def _log_odds_of_one(self, crops, opinion, state: State):
+    def _logits_of_one(self, crops, opinion, state: State):
         batch = {name: {"crop": crops, "tabular": opinion}[name] for name in self._names}
         return self._network.stateless_call(*state, batch, training=False)[0]
 
     def _function_on(self, place: str) -> Callable:
-        """The mean of all folds' log-odds of (crops, opinion), on a device; what it returns may still be under way."""
+        """The mean of all folds' logits of (crops, opinion), on a device; what it returns may still be under way."""
         import tensorflow as tf
 
         with tf.device(place):
@@ -1128,8 +1152,8 @@ class Ensemble:
 
         return mean
 
-    def log_odds(self, crops, opinion) -> np.ndarray:
-        """Mean log-odds, float64 of shape (rows,), of crops uint8 (rows, size, size, 3) and opinions float32 (rows, 1).
+    def logits(self, crops, opinion) -> np.ndarray:
+        """Mean logits, float64 of shape (rows,), of crops uint8 (rows, size, size, 3) and opinions float32 (rows, 1).
 
         Where memory does not suffice, by halves from then on, in the end one by one, at last on the CPU.
         """
@@ -1168,65 +1192,20 @@ class Ensemble:
             raise MemoryError("a single crop does not fit into the memory of the CPU")
 
 
-def network_log_odds(ensemble: Ensemble, batches: Iterable, tabular: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Mean log-odds of the networks, batch by batch; each crop is decoded once for all of them.
+def network_logits(ensemble: Ensemble, batches: Iterable, tabular: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Mean logits of the networks, batch by batch; each crop is decoded once for all of them.
 
     Args:
         ensemble: the networks.
         batches: (positions, crops), as ``image_batches`` gives them.
-        tabular: log-odds of every lesion, shape (rows,); ``positions`` point into it.
+        tabular: logits of every lesion, shape (rows,); ``positions`` point into it.
 
     Yields:
-        Positions, int64, and log-odds, float64, both of shape (batch,).
+        Positions, int64, and logits, float64, both of shape (batch,).
     """
     for positions, crops in batches:
         positions = positions.numpy()
-        yield positions, ensemble.log_odds(crops, tabular[positions, None].astype("float32"))
-
-
-# ===========================================================================================================================
-# inference/combination.py
-# ===========================================================================================================================
-
-"""How the tabular and the fusion log-odds become one score: as training found best out of fold, and the manifest says."""
-
-
-#: The fusion networks alone; the mean of both ranks; weights for both log-odds.
-FUSION_ALONE, RANK_AVERAGE, BLEND = "fusion", "rank average", "blend"
-COMBINATIONS = (FUSION_ALONE, RANK_AVERAGE, BLEND)
-#: How log-odds become the final ones where nothing else is said.
-AS_THEY_ARE = {"seen": {"intercept": 0.0, "tabular": 0.0, "fusion": 1.0}, "unseen": {"intercept": 0.0, "tabular": 1.0}}
-
-
-def combine(how: dict[str, Any], tabular: np.ndarray, fusion: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """One score per lesion.
-
-    Args:
-        how: "kind" is one of ``COMBINATIONS``. For the fusion alone and for a blend, "seen" has an intercept and weights of
-            the tabular and the fusion log-odds, "unseen" an intercept and the weight of the tabular ones for lesions whose
-            image no network has seen: both lead to log-odds on one scale. Where they are absent, ``AS_THEY_ARE``.
-        tabular: tabular log-odds, shape (rows,).
-        fusion: mean log-odds of the fusion networks, shape (rows,); read where ``seen`` only.
-        seen: whether a network has seen the lesion's image, bool of shape (rows,).
-
-    Returns:
-        Shape (rows,), float64: log-odds, on one scale for lesions with and without an image. An average of ranks depends on
-        the rows that it is made of; it comes as the logit of the average rank.
-
-    Raises:
-        InputError: ``how`` is none of these.
-    """
-    kind = how.get("kind")
-    if kind == RANK_AVERAGE:
-        single = np.where(seen, fusion, tabular)
-        return logit((rankdata(tabular) + rankdata(single)) / (2 * (len(single) + 1)))
-    if kind in (FUSION_ALONE, BLEND):
-        given, ungiven = ((AS_THEY_ARE | how)[name] for name in ("seen", "unseen"))
-        with_image = given["intercept"] + given["tabular"] * tabular + given["fusion"] * np.where(seen, fusion, 0.0)
-        return np.where(seen, with_image, ungiven["intercept"] + ungiven["tabular"] * tabular)
-    raise InputError(
-        f"the manifest combines the scores by {kind!r}, this code knows {', '.join(COMBINATIONS)}; train again."
-    )
+        yield positions, ensemble.logits(crops, tabular[positions, None].astype("float32"))
 
 
 # ===========================================================================================================================
@@ -1234,7 +1213,6 @@ def combine(how: dict[str, Any], tabular: np.ndarray, fusion: np.ndarray, seen: 
 # ===========================================================================================================================
 
 """What happens in a run: said as it happens, counted for run.json, and timed against the hours that are left."""
-
 
 @dataclass
 class Run:
@@ -1260,7 +1238,7 @@ class Run:
             return self.told_to_stop
         return f"the time budget of {hours(self.time_budget)} is spent" if self.elapsed > self.time_budget else ""
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Prints one line with the seconds since the start."""
         print(f"[{self.elapsed:7.1f} s] {text}", flush=True)
 
@@ -1268,7 +1246,7 @@ class Run:
         """Counts a step down and says so; never silent."""
         self.fallbacks[what] = self.fallbacks.get(what, 0) + count
         self.notes.append(note)
-        self.say(f"FALL-BACK ({what}: {count}) {note}")
+        self.log(f"FALL-BACK ({what}: {count}) {note}")
 
     def finish(self, stage: str) -> None:
         """Notes the seconds that ``stage`` took since the last one ended."""
@@ -1283,7 +1261,7 @@ class Run:
             with replacing(path) as temporary:
                 temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         except (InputError, OSError) as error:
-            self.say(f"{path} could not be written ({error})")
+            self.log(f"{path} could not be written ({error})")
 
 
 @contextmanager
@@ -1317,7 +1295,7 @@ class Forecast:
         left = seconds / self._done * max(0, self._images - self._done)
         budget = self._run.time_budget
         of = "" if budget == float("inf") else f" of {hours(max(0.0, budget - self._run.elapsed))}"
-        self._run.say(f"{self._done:,} of {self._images:,} images, {self._done / seconds:.0f}/s: {minutes(left)} left{of}")
+        self._run.log(f"{self._done:,} of {self._images:,} images, {self._done / seconds:.0f}/s: {minutes(left)} left{of}")
 
 
 def hours(seconds: float) -> str:
@@ -1355,10 +1333,255 @@ def versions() -> dict[str, str]:
 
 
 # ===========================================================================================================================
-# inference/inputs.py
+# inference/scoring.py
 # ===========================================================================================================================
 
-"""Where Kaggle has mounted the two inputs: the competition's files and the artifact folder."""
+"""From rows and images to logits: CatBoost first, then the networks where there is an image, as far as time allows."""
+
+#: The fusion networks alone; the mean of both ranks; weights for both logits.
+NETWORK_ALONE, RANK_AVERAGE, BLEND = "network", "rank_average", "blend"
+COMBINATIONS = (NETWORK_ALONE, RANK_AVERAGE, BLEND)
+#: How logits become the final ones where nothing else is said.
+AS_THEY_ARE = {
+    "with_image": {"intercept": 0.0, "tabular": 0.0, "network": 1.0},
+    "without_image": {"intercept": 0.0, "tabular": 1.0},
+}
+
+
+def combine(how: dict[str, Any], tabular: np.ndarray, fusion: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """One score per lesion.
+
+    Args:
+        how: "kind" is one of ``COMBINATIONS``. For the fusion alone and for a blend, "with_image" has an intercept and weights of
+            the tabular and the fusion logits, "without_image" an intercept and the weight of the tabular ones for lesions whose
+            image no network has seen: both lead to logits on one scale. Where they are absent, ``AS_THEY_ARE``.
+        tabular: tabular logits, shape (rows,).
+        fusion: mean logits of the fusion networks, shape (rows,); read where ``seen`` only.
+        seen: whether a network has seen the lesion's image, bool of shape (rows,).
+
+    Returns:
+        Shape (rows,), float64: logits, on one scale for lesions with and without an image. An average of ranks depends on
+        the rows that it is made of; it comes as the logit of the average rank.
+
+    Raises:
+        InputError: ``how`` is none of these.
+    """
+    kind = how.get("kind")
+    if kind == RANK_AVERAGE:
+        single = np.where(seen, fusion, tabular)
+        return logit((rankdata(tabular) + rankdata(single)) / (2 * (len(single) + 1)))
+    if kind in (NETWORK_ALONE, BLEND):
+        given, ungiven = ((AS_THEY_ARE | how)[name] for name in ("with_image", "without_image"))
+        with_image = given["intercept"] + given["tabular"] * tabular + given["network"] * np.where(seen, fusion, 0.0)
+        return np.where(seen, with_image, ungiven["intercept"] + ungiven["tabular"] * tabular)
+    raise InputError(
+        f"the manifest combines the scores by {kind!r}, this code knows {', '.join(COMBINATIONS)}; train again."
+    )
+
+
+def score_tabular(rows: pd.DataFrame, artifacts: Path, manifest: Manifest, run: Run) -> np.ndarray:
+    """Tabular logits of every lesion, float64 of shape (rows,); says how they lie beside those of training."""
+    models, complaints = load_tabular_models(artifacts, manifest)
+    for complaint in complaints:
+        run.fall_back("tabular models left out", 1, complaint)
+    settings = manifest["tabular"]
+    features = select_features(build_features(rows), settings["features"], settings["categories"])
+    unseen = unseen_values(features, settings.get("known", {}))
+    if unseen:
+        run.facts["values unseen in training"] = unseen
+        run.log(f"unseen in training, which CatBoost takes as they are: {unseen}")
+    logits = tabular_logits(models, features, settings["categories"])
+    if len(logits):
+        trained = settings["out_of_fold"]
+        run.facts["tabular logits"] = {"median": float(np.median(logits)), "in training": trained["median"]}
+        run.log(f"tabular logits: median {np.median(logits):.2f} (out of fold in training {trained['median']:.2f})")
+    return logits
+
+
+def correct_by_image(
+    rows: pd.DataFrame,
+    tabular: np.ndarray,
+    load_networks: Callable[[], Ensemble],
+    open_images: Callable[[], ImageStore],
+    manifest: Manifest,
+    batch_size: int,
+    run: Run,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lets the fold networks correct the tabular score where there is a crop, until time is up.
+
+    Whatever ``load_networks`` and ``open_images`` raise becomes a fall-back, too.
+
+    Returns:
+        Corrected logits, float64 of shape (rows,), and whether each row was scored by its image, bool.
+    """
+    final, seen = tabular.copy(), np.zeros(len(rows), dtype=bool)
+    if "network" not in manifest:
+        run.fall_back("no network", len(rows), "the artifacts hold no network; every lesion keeps its tabular score.")
+        return final, seen
+    reached, unusable = 0, 0
+    try:
+        ensemble, image_size = load_networks(), manifest["network"]["settings"]["image_size"]
+        batches = image_batches(open_images(), rows[ID].tolist(), image_size, batch_size)
+        forecast = Forecast(run, len(rows))
+        for positions, logits in network_logits(ensemble, batches, tabular):
+            if not reached:
+                run.log("first batch scored")
+                run.facts["seconds to first batch"] = round(run.elapsed, 1)
+            finite = np.isfinite(logits)
+            final[positions[finite]], seen[positions[finite]] = logits[finite], True
+            unusable += int((~finite).sum())
+            reached = int(positions[-1]) + 1
+            forecast.add(len(positions))
+            if reached < len(rows) and run.reason_to_stop():
+                left = len(rows) - reached
+                run.fall_back("images not reached", left, f"{run.reason_to_stop()}; no further image is read.")
+                break
+    # Whatever breaks here, a tabular submission is better than none: this is the one place that catches everything.
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        run.fall_back("network stopped", 1, f"{type(error).__name__}: {reason}; the rest keeps its tabular score.")
+    if unusable:
+        run.fall_back("network output not finite", unusable, f"{unusable:,} lesions keep their tabular score.")
+    unseen = int((~seen).sum())
+    if unseen:
+        run.fall_back("lesions without image score", unseen, f"{unseen:,} of {len(rows):,} keep their tabular score.")
+    return final, seen
+
+
+def combine_scores(tabular: np.ndarray, corrected: np.ndarray, seen: np.ndarray, manifest: Manifest, run: Run) -> np.ndarray:
+    """The final score of every lesion, float64 (rows,): tabular and corrected logits as the manifest combines them."""
+    if not seen.any():
+        return tabular
+    try:
+        how = manifest["network"]["combination"]
+        final = combine(how, tabular, corrected, seen)
+    except (InputError, LookupError, TypeError) as error:
+        run.fall_back("networks alone", int(seen.sum()), f"the scores could not be combined: {error}")
+        return corrected
+    run.facts["combination"] = how["kind"]
+    return final
+
+
+def open_test_images(competition: Path) -> ImageStore:
+    """The images of the test lesions.
+
+    Raises:
+        InputError: there are none, or their file cannot be used.
+    """
+    source = find_images(competition, "test")
+    if source is None:
+        raise InputError(f"{competition} has no test-image.hdf5")
+    return ImageStore(source)
+
+
+def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> Ensemble:
+    """The fold networks whose files check out, on every accelerator.
+
+    Raises:
+        InputError: none does.
+    """
+    import tensorflow as tf
+
+    places = devices()
+    run.log("building the network")
+    with tf.device(CPU):
+        network, states = build_network(**manifest["network"]["settings"]), []
+        for name in manifest["network"]["weights"]:
+            try:
+                states.append(load_state(network, checked_file(artifacts, manifest, name)))
+            except InputError as error:
+                run.fall_back("fold networks left out", 1, str(error))
+    if not states:
+        raise InputError("no fold network is usable")
+    run.log(f"{len(states)} fold networks loaded, on {', '.join(places)}")
+    run.facts["fold networks"] = len(states)
+    return Ensemble(network, states, places, run.fall_back)
+
+
+# ===========================================================================================================================
+# inference/submission.py
+# ===========================================================================================================================
+
+"""The story from test folder to submission.csv, with the fall-backs.
+
+1. Find the competition folder and the artifact folder.   Without them there is nothing to do: exit 2.
+2. Score every lesion by its metadata (CatBoost).         Without one usable model: exit 2.
+3. Write that as submission.csv.                          From here on nothing can come home empty-handed.
+4. Let the networks correct the lesions whose crop can be read; the others keep the tabular score. Combine both scores.
+   Stop in time, or when told to (SIGTERM), with what is known.
+5. Write the final submission.csv, and run.json: what was scored how, what fell back and why, versions, seconds.
+"""
+
+BATCH_SIZE = 64
+TIME_BUDGET = 11.0  # hours: Kaggle ends a run after 12
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the kernel; returns the exit status: 0 done, 2 bad input (one sentence on stderr)."""
+    parser = argparse.ArgumentParser(description="Scores a test folder of the ISIC 2024 challenge; no arguments on Kaggle.")
+    parser.add_argument("--competition", type=Path, help=f"folder with {TEST_METADATA} (default: found below --input-root)")
+    parser.add_argument("--artifacts", type=Path, help=f"folder with {MANIFEST} (default: found below --input-root)")
+    parser.add_argument("--output", type=Path, default=Path("submission.csv"), help="file to write (default: %(default)s)")
+    parser.add_argument("--scores", type=Path, help="also write each lesion's tabular and final logits to this CSV file")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="crops at a time (default: %(default)s)")
+    parser.add_argument(
+        "--time-budget", type=float, default=TIME_BUDGET, metavar="HOURS", help="images until then (default: %(default)s)"
+    )
+    parser.add_argument("--input-root", type=Path, default=Path("/kaggle/input"), help="where Kaggle mounts inputs")
+    options = parser.parse_args(arguments)
+    try:
+        if options.batch_size < 1:
+            raise InputError(f"--batch-size {options.batch_size} is not a number of crops; give 1 or more.")
+        if not options.time_budget > 0:
+            raise InputError(f"--time-budget {options.time_budget} is no time; give hours above zero.")
+        run = Run(options.time_budget * 3600)
+        with listening(run):
+            score_folder(options, run)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def score_folder(options: argparse.Namespace, run: Run) -> None:
+    """From the options to the written submission."""
+    competition = options.competition or find_competition(options.input_root)
+    artifacts = options.artifacts or find_artifacts(options.input_root)
+    manifest = load_manifest(artifacts)
+    run.facts = {"competition": str(competition), "artifacts": str(artifacts), "versions": versions()}
+    told = ", ".join(f"{name} {version}" for name, version in versions().items())
+    run.log(f"test folder {competition}, artifacts {artifacts}, {told}, {hours(run.time_budget)}")
+
+    rows, repairs = read_metadata_leniently(competition / TEST_METADATA)
+    for what, count in repairs.items():
+        run.fall_back(what, count, f"{TEST_METADATA}: {what}: {count}, repaired.")
+    tabular = score_tabular(rows, artifacts, manifest, run)
+    order = submission_order(competition, rows, run)
+    write_submission(options.output, order, rows[ID], tabular, manifest)
+    run.log(f"{len(order):,} lesions have their tabular score; {options.output} is written and can only get better")
+    run.finish("tabular")
+
+    corrected, seen = correct_by_image(
+        rows,
+        tabular,
+        lambda: load_fold_networks(artifacts, manifest, run),
+        lambda: open_test_images(competition),
+        manifest,
+        options.batch_size,
+        run,
+    )
+    final = combine_scores(tabular, corrected, seen, manifest, run)
+    run.finish("images")
+    try:
+        write_submission(options.output, order, rows[ID], final, manifest)
+        if options.scores:
+            write_scores(options.scores, rows[ID], tabular, corrected, final, seen)
+    except (InputError, OSError) as error:
+        run.fall_back("final scores not written", len(order), f"{error}; {options.output} has the tabular scores.")
+    run.facts |= {"lesions": len(rows), "image_scored": int(seen.sum()), "submission_rows": len(order)}
+    run.finish("writing")
+    run.write(options.output.with_name("run.json"))
+    run.log(f"{options.output}: {len(order):,} rows, {int(seen.sum()):,} of {len(rows):,} lesions scored by image")
 
 
 COMPETITION = "isic-2024-challenge"
@@ -1426,13 +1649,6 @@ def mounted(root: Path) -> str:
     return "it holds " + (", ".join(sorted(path.name for path in root.iterdir())[:10]) or "nothing")
 
 
-# ===========================================================================================================================
-# inference/writing.py
-# ===========================================================================================================================
-
-"""submission.csv and the scores beside it; a file is replaced as a whole or stays as it was."""
-
-
 SAMPLE = "sample_submission.csv"
 
 
@@ -1451,233 +1667,24 @@ def submission_order(competition: Path, rows: pd.DataFrame, run: Run) -> list[st
     return sample
 
 
-def write_submission(path: Path, order: list[str], isic_ids: pd.Series, log_odds: np.ndarray, manifest: Manifest) -> None:
+def write_submission(path: Path, order: list[str], isic_ids: pd.Series, logits: np.ndarray, manifest: Manifest) -> None:
     """Probabilities in the given order; an id without metadata gets training's median, so that the file is complete."""
-    scores = pd.Series(log_odds, index=isic_ids.to_numpy()).reindex(order)
+    scores = pd.Series(logits, index=isic_ids.to_numpy()).reindex(order)
     scores = scores.fillna(manifest["tabular"]["out_of_fold"]["median"]).to_numpy("float64")
     probabilities = 1.0 / (1.0 + np.exp(-np.clip(scores, -700, 700)))
     with replacing(path) as temporary:
         pd.DataFrame({ID: order, TARGET: probabilities}).to_csv(temporary, index=False)
 
 
-def write_scores(path: Path, isic_ids: pd.Series, tabular: np.ndarray, final: np.ndarray, seen: np.ndarray) -> None:
-    """Each lesion's parts, for the dry run: log-odds, and whether the image was seen."""
+def write_scores(
+    path: Path, isic_ids: pd.Series, tabular: np.ndarray, network: np.ndarray, final: np.ndarray, seen: np.ndarray
+) -> None:
+    """Each lesion's parts, for the dry run: logits, and whether the image was seen."""
     with replacing(path) as temporary:
-        frame = pd.DataFrame({ID: isic_ids, "tabular": tabular, "fusion": final, "image_seen": seen.astype(int)})
+        frame = pd.DataFrame(
+            {ID: isic_ids, "tabular": tabular, "network": network, "final": final, "image_scored": seen.astype(int)}
+        )
         frame.to_csv(temporary, index=False)
-
-
-# ===========================================================================================================================
-# inference/scoring.py
-# ===========================================================================================================================
-
-"""From rows and images to log-odds: CatBoost first, then the networks where there is an image, as far as time allows."""
-
-
-def score_tabular(rows: pd.DataFrame, artifacts: Path, manifest: Manifest, run: Run) -> np.ndarray:
-    """Tabular log-odds of every lesion, float64 of shape (rows,); says how they lie beside those of training."""
-    models, complaints = load_tabular_models(artifacts, manifest)
-    for complaint in complaints:
-        run.fall_back("tabular models left out", 1, complaint)
-    settings = manifest["tabular"]
-    features = select_features(build_features(rows), settings["features"], settings["categories"])
-    unseen = unseen_values(features, settings.get("known", {}))
-    if unseen:
-        run.facts["values unseen in training"] = unseen
-        run.say(f"unseen in training, which CatBoost takes as they are: {unseen}")
-    log_odds = tabular_log_odds(models, features, settings["categories"])
-    if len(log_odds):
-        trained = settings["out_of_fold"]
-        run.facts["tabular log-odds"] = {"median": float(np.median(log_odds)), "in training": trained["median"]}
-        run.say(f"tabular log-odds: median {np.median(log_odds):.2f} (out of fold in training {trained['median']:.2f})")
-    return log_odds
-
-
-def correct_by_image(
-    rows: pd.DataFrame,
-    tabular: np.ndarray,
-    load_networks: Callable[[], Ensemble],
-    open_images: Callable[[], ImageStore],
-    manifest: Manifest,
-    batch_size: int,
-    run: Run,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Lets the fold networks correct the tabular score where there is a crop, until time is up.
-
-    Whatever ``load_networks`` and ``open_images`` raise becomes a fall-back, too.
-
-    Returns:
-        Corrected log-odds, float64 of shape (rows,), and whether each row was scored by its image, bool.
-    """
-    final, seen = tabular.copy(), np.zeros(len(rows), dtype=bool)
-    if "network" not in manifest:
-        run.fall_back("no network", len(rows), "the artifacts hold no network; every lesion keeps its tabular score.")
-        return final, seen
-    reached, unusable = 0, 0
-    try:
-        ensemble, image_size = load_networks(), manifest["network"]["settings"]["image_size"]
-        batches = image_batches(open_images(), rows[ID].tolist(), image_size, batch_size)
-        forecast = Forecast(run, len(rows))
-        for positions, log_odds in network_log_odds(ensemble, batches, tabular):
-            if not reached:
-                run.say("first batch scored")
-                run.facts["seconds to first batch"] = round(run.elapsed, 1)
-            finite = np.isfinite(log_odds)
-            final[positions[finite]], seen[positions[finite]] = log_odds[finite], True
-            unusable += int((~finite).sum())
-            reached = int(positions[-1]) + 1
-            forecast.add(len(positions))
-            if reached < len(rows) and run.reason_to_stop():
-                left = len(rows) - reached
-                run.fall_back("images not reached", left, f"{run.reason_to_stop()}; no further image is read.")
-                break
-    # Whatever breaks here, a tabular submission is better than none: this is the one place that catches everything.
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        run.fall_back("network stopped", 1, f"{type(error).__name__}: {reason}; the rest keeps its tabular score.")
-    if unusable:
-        run.fall_back("network output not finite", unusable, f"{unusable:,} lesions keep their tabular score.")
-    unseen = int((~seen).sum())
-    if unseen:
-        run.fall_back("lesions without image score", unseen, f"{unseen:,} of {len(rows):,} keep their tabular score.")
-    return final, seen
-
-
-def combine_scores(tabular: np.ndarray, corrected: np.ndarray, seen: np.ndarray, manifest: Manifest, run: Run) -> np.ndarray:
-    """The final score of every lesion, float64 (rows,): tabular and corrected log-odds as the manifest combines them."""
-    if not seen.any():
-        return tabular
-    try:
-        how = manifest["network"]["combination"]
-        final = combine(how, tabular, corrected, seen)
-    except (InputError, LookupError, TypeError) as error:
-        run.fall_back("networks alone", int(seen.sum()), f"the scores could not be combined: {error}")
-        return corrected
-    run.facts["combination"] = how["kind"]
-    return final
-
-
-def open_test_images(competition: Path) -> ImageStore:
-    """The images of the test lesions.
-
-    Raises:
-        InputError: there are none, or their file cannot be used.
-    """
-    source = find_images(competition, "test")
-    if source is None:
-        raise InputError(f"{competition} has no test-image.hdf5")
-    return ImageStore(source)
-
-
-def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> Ensemble:
-    """The fold networks whose files check out, on every accelerator.
-
-    Raises:
-        InputError: none does.
-    """
-    import tensorflow as tf
-
-    places = devices()
-    run.say("building the network")
-    with tf.device(CPU):
-        network, states = build_network(**manifest["network"]["settings"]), []
-        for name in manifest["network"]["weights"]:
-            try:
-                states.append(load_state(network, checked_file(artifacts, manifest, name)))
-            except InputError as error:
-                run.fall_back("fold networks left out", 1, str(error))
-    if not states:
-        raise InputError("no fold network is usable")
-    run.say(f"{len(states)} fold networks loaded, on {', '.join(places)}")
-    run.facts["fold networks"] = len(states)
-    return Ensemble(network, states, places, run.fall_back)
-
-
-# ===========================================================================================================================
-# inference/submission.py
-# ===========================================================================================================================
-
-"""The story from test folder to submission.csv, with the fall-backs.
-
-1. Find the competition folder and the artifact folder.   Without them there is nothing to do: exit 2.
-2. Score every lesion by its metadata (CatBoost).         Without one usable model: exit 2.
-3. Write that as submission.csv.                          From here on nothing can come home empty-handed.
-4. Let the networks correct the lesions whose crop can be read; the others keep the tabular score. Combine both scores.
-   Stop in time, or when told to (SIGTERM), with what is known.
-5. Write the final submission.csv, and run.json: what was scored how, what fell back and why, versions, seconds.
-"""
-
-
-BATCH_SIZE = 64
-TIME_BUDGET = 11.0  # hours: Kaggle ends a run after 12
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the kernel; returns the exit status: 0 done, 2 bad input (one sentence on stderr)."""
-    parser = argparse.ArgumentParser(description="Scores a test folder of the ISIC 2024 challenge; no arguments on Kaggle.")
-    parser.add_argument("--competition", type=Path, help=f"folder with {TEST_METADATA} (default: found below --input-root)")
-    parser.add_argument("--artifacts", type=Path, help=f"folder with {MANIFEST} (default: found below --input-root)")
-    parser.add_argument("--output", type=Path, default=Path("submission.csv"), help="file to write (default: %(default)s)")
-    parser.add_argument("--scores", type=Path, help="also write each lesion's tabular and final log-odds to this CSV file")
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="crops at a time (default: %(default)s)")
-    parser.add_argument(
-        "--time-budget", type=float, default=TIME_BUDGET, metavar="HOURS", help="images until then (default: %(default)s)"
-    )
-    parser.add_argument("--input-root", type=Path, default=Path("/kaggle/input"), help="where Kaggle mounts inputs")
-    options = parser.parse_args(arguments)
-    try:
-        if options.batch_size < 1:
-            raise InputError(f"--batch-size {options.batch_size} is not a number of crops; give 1 or more.")
-        if not options.time_budget > 0:
-            raise InputError(f"--time-budget {options.time_budget} is no time; give hours above zero.")
-        run = Run(options.time_budget * 3600)
-        with listening(run):
-            score_folder(options, run)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def score_folder(options: argparse.Namespace, run: Run) -> None:
-    """From the options to the written submission."""
-    competition = options.competition or find_competition(options.input_root)
-    artifacts = options.artifacts or find_artifacts(options.input_root)
-    manifest = load_manifest(artifacts)
-    run.facts = {"competition": str(competition), "artifacts": str(artifacts), "versions": versions()}
-    told = ", ".join(f"{name} {version}" for name, version in versions().items())
-    run.say(f"test folder {competition}, artifacts {artifacts}, {told}, {hours(run.time_budget)}")
-
-    rows, repairs = read_metadata_leniently(competition / TEST_METADATA)
-    for what, count in repairs.items():
-        run.fall_back(what, count, f"{TEST_METADATA}: {what}: {count}, repaired.")
-    tabular = score_tabular(rows, artifacts, manifest, run)
-    order = submission_order(competition, rows, run)
-    write_submission(options.output, order, rows[ID], tabular, manifest)
-    run.say(f"{len(order):,} lesions have their tabular score; {options.output} is written and can only get better")
-    run.finish("tabular")
-
-    corrected, seen = correct_by_image(
-        rows,
-        tabular,
-        lambda: load_fold_networks(artifacts, manifest, run),
-        lambda: open_test_images(competition),
-        manifest,
-        options.batch_size,
-        run,
-    )
-    final = combine_scores(tabular, corrected, seen, manifest, run)
-    run.finish("images")
-    try:
-        write_submission(options.output, order, rows[ID], final, manifest)
-        if options.scores:
-            write_scores(options.scores, rows[ID], tabular, final, seen)
-    except (InputError, OSError) as error:
-        run.fall_back("final scores not written", len(order), f"{error}; {options.output} has the tabular scores.")
-    run.facts |= {"lesions": len(rows), "scored by image": int(seen.sum()), "submission rows": len(order)}
-    run.finish("writing")
-    run.write(options.output.with_name("run.json"))
-    run.say(f"{options.output}: {len(order):,} rows, {int(seen.sum()):,} of {len(rows):,} lesions scored by image")
 
 
 if __name__ == "__main__":

@@ -10,25 +10,28 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import math
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from inference.files import InputError, replacing
-
-HOLDOUT = -1  # the fold of held-out rows in folds.csv: no stage trains on them, the dry run scores them
 MIN_TPR = 0.80  # the competition scores the ROC curve above this true-positive rate
 TOP_K = 15  # the competition's second measure looks at this many lesions of each patient
 INTERVAL = (2.5, 97.5)  # percentiles of the bootstrap: a 95 % interval
+
+
+class InputError(ValueError):
+    """Bad input, told in one sentence: the file, column or row, what was found there, and the mend.
+
+    Commands print the sentence and exit with status 2.
+    """
 
 
 # The metric
@@ -304,7 +307,7 @@ def set_seed(seed: int) -> None:
         keras.utils.set_random_seed(seed)
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """One line on standard output, at once, without a time stamp: two runs can be compared line by line."""
     print(text, flush=True)
 
@@ -331,28 +334,3 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 def add_seed_option(parser: argparse.ArgumentParser) -> None:
     """Adds ``--seed``, which means the same in every command."""
     parser.add_argument("--seed", type=int, default=0, help="start of all random numbers (default: %(default)s)")
-
-
-def write_csv(path: Path, frame: pd.DataFrame) -> None:
-    """Writes ``frame`` without its index; nine digits carry a float32 without loss. Raises InputError if it cannot."""
-    with replacing(path) as temporary:
-        frame.to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes ``content`` in its own order, NumPy numbers as numbers, NaN as null. Raises InputError if it cannot."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _plain(content: Any) -> Any:
-    """``content`` in the types of JSON, which has no NumPy, no paths and no NaN."""
-    if isinstance(content, Mapping):
-        return {str(key): _plain(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_plain(value) for value in content]
-    if isinstance(content, np.ndarray | np.generic):
-        return _plain(content.tolist())
-    if isinstance(content, Path):
-        return str(content)
-    return None if isinstance(content, float) and not math.isfinite(content) else content

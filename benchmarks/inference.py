@@ -29,15 +29,14 @@ from PIL import Image
 from benchmarks.report import progress, report
 from benchmarks.tabular import growth_exponent
 from inference.build_kernel import ROOT
-from inference.files import InputError
 from inference.images import ImageStore, cores, decode_crop, image_batches
-from inference.network import Ensemble, build_network, devices, network_log_odds
+from inference.network import Ensemble, build_network, devices, network_logits
 from inference.schema import ID, TEST_COLUMNS, read_metadata
-from train.folds import main as make_folds
+from train.folds import make_folds
 from train.manifest import record_stage
-from train.synthetic import write_twin
-from train.tabular import main as train_tabular
-from utils import add_seed_option, run_command
+from train.synthetic.__main__ import write_twin
+from train.tabular import train_tabular
+from utils import InputError, add_seed_option, run_command
 
 TARGETS = {"image stage": 0.93, "decoding": 0.85, "plain reader": 3.0, "start": 20.0, "growth": 1.05, "memory": 3.0}
 GROWTH = (2_000, 10_000, 50_000)
@@ -138,7 +137,7 @@ def measure_images(store: ImageStore, ids: list[str], options: argparse.Namespac
 
     progress("tracing")
     bare()
-    ways = {"stage": lambda: sum(len(rows) for rows, _ in network_log_odds(ensemble, batches, tabular)), "bare": bare}
+    ways = {"stage": lambda: sum(len(rows) for rows, _ in network_logits(ensemble, batches, tabular)), "bare": bare}
     found = take_turns(ways, options.rounds)
     told = {"lesions": len(ids), "unit": "images/s"}
     report(
@@ -166,7 +165,7 @@ def small_artifacts(folder: Path, options: argparse.Namespace) -> Path:
         else:
             build_network(options.image_size).save_weights(folder / "artifacts" / name)
     settings = {"image_size": options.image_size, "inputs": ["crop", "tabular"]}
-    content = {"weights": names, "settings": settings, "combination": {"kind": "fusion"}}
+    content = {"weights": names, "settings": settings, "combination": {"kind": "network"}}
     record_stage(folder / "artifacts", "network", content, names)
     return folder / "artifacts"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-from utils import say
+from utils import log
 
 
 def report(name: str, value: float, told: dict, ratio_to: str, reference: float, target: float | None) -> None:
@@ -20,7 +20,7 @@ def report(name: str, value: float, told: dict, ratio_to: str, reference: float,
         target: of the value or the ratio, whichever the benchmark aims at; None for none.
     """
     line = {"benchmark": name, "lesions": told["lesions"], "value": round(value, 4), "unit": told["unit"]}
-    say(json.dumps(line | {"ratio_to": ratio_to, "ratio": round(value / reference, 4), "target": target}))
+    log(json.dumps(line | {"ratio_to": ratio_to, "ratio": round(value / reference, 4), "target": target}))
 
 
 def progress(text: str) -> None:

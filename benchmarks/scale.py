@@ -27,15 +27,14 @@ import pandas as pd
 from benchmarks.report import progress, report
 from benchmarks.tabular import growth_exponent
 from inference.build_kernel import ROOT
-from inference.files import InputError
 from inference.network import build_network
 from inference.schema import ID, PATIENT, TEST_COLUMNS
-from inference.score_archive import main as score_archive
-from train.folds import main as make_folds
+from scale.batch_scoring import main as score_archive
+from train.folds import make_folds
 from train.manifest import record_stage
-from train.synthetic import make_tables, write_images, write_scalar, write_table
-from train.tabular import main as train_tabular
-from utils import add_seed_option, run_command
+from train.synthetic.__main__ import make_tables, write_images, write_scalar, write_table
+from train.tabular import train_tabular
+from utils import InputError, add_seed_option, run_command
 
 SIZES = (500_000, 5_000_000)
 #: Patients and lesions of the twin; lesions of a file; lesions with an image; patients that the kernel scores, too.
@@ -76,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
         report("scale memory", peaks[-1], told | {"unit": "GB"}, f"that of {first}", peaks[0], TARGETS["memory"])
         progress(f"the kernel on {COMPARED} patients")
         found = difference(folder, size, images, artifacts)
-        told = {"lesions": size, "unit": "1e-6 log-odds"}
+        told = {"lesions": size, "unit": "1e-6 logits"}
         report(
             "scale difference to the kernel", 1e6 * found, told, "the target", TARGETS["difference"], TARGETS["difference"]
         )
@@ -103,7 +102,7 @@ def make_artifacts(folder: Path, options: argparse.Namespace) -> Path:
     network.get_layer("correction").set_weights([np.linspace(-0.5, 0.6, 64)[:, None], np.array([0.3])])
     network.save_weights(folder / "artifacts" / "fusion_fold0.weights.h5")
     settings = {"image_size": IMAGE_SIZE, "inputs": ["crop", "tabular"]}
-    content = {"weights": ["fusion_fold0.weights.h5"], "settings": settings, "combination": {"kind": "fusion"}}
+    content = {"weights": ["fusion_fold0.weights.h5"], "settings": settings, "combination": {"kind": "network"}}
     record_stage(folder / "artifacts", "network", content, content["weights"])
     return folder / "artifacts"
 
@@ -145,7 +144,7 @@ def score(folder: Path, size: int, images: Path, artifacts: Path) -> tuple[float
 
 
 def difference(folder: Path, size: int, images: Path, artifacts: Path) -> float:
-    """The largest difference of log-odds between the archive's scores and the kernel's, of some patients with images."""
+    """The largest difference of logits between the archive's scores and the kernel's, of some patients with images."""
     rows = pd.read_parquet(folder / f"archive{size}" / "000.parquet")
     with h5py.File(images) as source:
         pictured = rows[ID].isin(set(source))
@@ -162,12 +161,11 @@ def difference(folder: Path, size: int, images: Path, artifacts: Path) -> float:
     command += ["--artifacts", str(artifacts), "--scores", str(folder / "scores.csv")]
     command += ["--output", str(folder / "submission.csv")]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    kernel = pd.read_csv(folder / "scores.csv").set_index(ID)["fusion"]
+    kernel = pd.read_csv(folder / "scores.csv").set_index(ID)["final"]
     parts = [
-        pd.read_parquet(path, columns=[ID, "log_odds"])
-        for path in sorted((folder / f"scored{size}").glob("scores-*.parquet"))
+        pd.read_parquet(path, columns=[ID, "final"]) for path in sorted((folder / f"scored{size}").glob("scores-*.parquet"))
     ]
-    ours = pd.concat([part[part[ID].isin(kernel.index)] for part in parts]).set_index(ID)["log_odds"]
+    ours = pd.concat([part[part[ID].isin(kernel.index)] for part in parts]).set_index(ID)["final"]
     shutil.rmtree(competition)
     return float((ours.loc[kernel.index] - kernel).abs().max())
 

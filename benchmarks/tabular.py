@@ -24,15 +24,21 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.report import progress, report
-from inference.context import group_codes, percentile_ranks, standard_scores
-from inference.features import CONTEXT, SITE, build_features, engineered_features
-from inference.files import InputError
+from inference.features import (
+    CONTEXT,
+    SITE,
+    build_features,
+    engineered_features,
+    group_codes,
+    percentile_ranks,
+    standard_scores,
+)
 from inference.schema import NUMBERS, PATIENT, TARGET, TEST_COLUMNS
-from inference.tabular import tabular_log_odds
+from inference.tabular import tabular_logits
+from train.config import PARAMETERS
 from train.cross_validation import categories_of, train_model
-from train.recipe import PARAMETERS
-from train.synthetic import LESIONS, PATIENTS, PREVALENCE, make_tables
-from utils import add_seed_option, run_command
+from train.synthetic.__main__ import LESIONS, PATIENTS, PREVALENCE, make_tables
+from utils import InputError, add_seed_option, run_command
 
 TEST_LESIONS = 511_474
 #: Rows that the models are trained on: how long a model takes to score hangs on its trees, not on what they have seen.
@@ -93,7 +99,7 @@ def measure_features(path: Path) -> dict[str, float]:
 
 
 def measure_context(path: Path) -> dict[str, float]:
-    """Seconds of standard scores per patient and site and ranks per patient, by ``inference.context`` and by pandas."""
+    """Seconds of standard scores per patient and site and ranks per patient, by ``inference.features`` and by pandas."""
     metadata = pd.read_pickle(path)
     numbers = {name: metadata[name].to_numpy("float64") for name in NUMBERS}
     numbers |= engineered_features(numbers)
@@ -118,12 +124,12 @@ def measure_context(path: Path) -> dict[str, float]:
         if not np.allclose(one, other, rtol=1e-6, atol=1e-6, equal_nan=True) and np.any(
             np.isfinite(other.to_numpy()) & (one != 0) & ~np.isclose(one, other, rtol=1e-6, atol=1e-6)
         ):
-            raise InputError("pandas and inference.context disagree; these figures compare nothing.")
+            raise InputError("pandas and inference.features disagree; these figures compare nothing.")
     return {"arrays": arrays, "pandas": pandas}
 
 
 def measure_scores(path: Path, models: int, trees: int) -> dict[str, float]:
-    """Seconds of ``tabular_log_odds`` over all rows, and of their features in the same process."""
+    """Seconds of ``tabular_logits`` over all rows, and of their features in the same process."""
     metadata = pd.read_pickle(path)
     seconds_of_features, features = timed(lambda: build_features(metadata))
     labels = metadata[TARGET].to_numpy()
@@ -131,7 +137,7 @@ def measure_scores(path: Path, models: int, trees: int) -> dict[str, float]:
     sample = np.sort(np.append(positives[: SAMPLE // 4], negatives[:SAMPLE]))
     parameters = PARAMETERS | {"iterations": trees}
     trained = [(train_model(features.iloc[sample], labels[sample], parameters, seed), 0.0) for seed in range(models)]
-    seconds, scores = timed(lambda: tabular_log_odds(trained, features, categories_of(features)))
+    seconds, scores = timed(lambda: tabular_logits(trained, features, categories_of(features)))
     if not np.isfinite(scores).all():
         raise InputError("a score is not finite; these figures measure nothing.")
     return {"seconds": seconds, "features": seconds_of_features}

@@ -16,16 +16,22 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.report import progress, report
-from inference.files import InputError
 from inference.images import ImageStore
 from inference.schema import ID, TARGET, read_metadata
-from train.batches import Sequence, readable_images, training_batches
-from train.fitting import augmented, input_names, shifted_loss, starting_network, unfreeze
-from train.hardware import precision
 from train.lesions import open_images
-from train.optimizer import WEIGHT_DECAY, adamw
-from train.synthetic import write_twin
-from utils import add_seed_option, run_command, set_seed
+from train.network.batches import Sequence, readable_images, training_batches
+from train.network.fit import (
+    WEIGHT_DECAY,
+    adamw,
+    augmented,
+    input_names,
+    precision,
+    shifted_loss,
+    starting_network,
+    unfreeze,
+)
+from train.synthetic.__main__ import write_twin
+from utils import InputError, add_seed_option, run_command, set_seed
 
 TARGETS = {"feed": 0.95, "optimizer": 1.0}
 LEARNING_RATE = 1e-4

@@ -9,11 +9,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from inference.files import InputError, sha256_of
+from inference.files import sha256_of
+from utils import InputError
 
 MANIFEST = "manifest.json"
+FOLDS = "folds.csv"
+OOF_TABULAR = "oof_tabular.csv"
+OOF_FUSION = "oof_fusion.csv"
 #: Raised by one whenever a kernel of the older format could not read the newer.
-FORMAT = "slice-3d-fusion/2"
+FORMAT = "slice-3d-fusion/3"
 
 Manifest = dict[str, Any]
 

@@ -1,182 +1,334 @@
-"""Writes kernel.py out of the rooms of inference/: one plain-text file that needs nothing of this repository.
+"""Joins modules into one plain-text Python file: kernel.py, and the training script for Kaggle.
 
-    python -m inference.build_kernel            write kernel.py
-    python -m inference.build_kernel --check    only say whether kernel.py is what the rooms make
+    python -m inference.build_kernel                                 write kernel.py
+    python -m inference.build_kernel --check                         exit 2 when kernel.py is out of date
+    python -m inference.build_kernel --training train_kernel.py      write the training script with default options
 
-Each room's text is kept as it is, docstring, comments and order, below a banner with its name. Only its imports go: those
-of other rooms are not needed in one file, all others are merged at the top. A local tool, not part of the kernel.
+Each module becomes a section under a banner, its text unchanged: docstring, comments, order. Imports are merged at the top,
+those between the modules dropped, and so is the ``if __name__ == "__main__"`` of all modules but the last. Of ``utils`` only
+the definitions that the other modules import are taken.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import pprint
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from inference.files import InputError, replacing
-from utils import run_command, say
+from inference.files import replacing
+from utils import InputError, log, run_command
 
 ROOT = Path(__file__).resolve().parent.parent
-#: In an order in which each room uses only names of those before it.
-ROOMS = (
-    "files",
-    "schema",
-    "context",
-    "features",
-    "artifacts",
-    "tabular",
-    "images",
-    "network",
-    "combination",
-    "run_log",
-    "inputs",
-    "writing",
-    "scoring",
-    "submission",
-)
 WIDTH = 125
+#: The modules of kernel.py, each after those that it imports.
+KERNEL = (
+    "utils",
+    "inference.files",
+    "inference.schema",
+    "inference.features",
+    "inference.artifacts",
+    "inference.tabular",
+    "inference.images",
+    "inference.network",
+    "inference.run_log",
+    "inference.scoring",
+    "inference.submission",
+)
+#: The modules of the training script, each after those that it imports.
+TRAINING = (
+    "utils",
+    "inference.files",
+    "inference.schema",
+    "inference.features",
+    "inference.artifacts",
+    "inference.tabular",
+    "inference.images",
+    "inference.network",
+    "inference.run_log",
+    "inference.scoring",
+    "scale.parallel",
+    "train.manifest",
+    "train.archives.diagnoses",
+    "train.network.augmentation",
+    "train.network.batches",
+    "train.folds",
+    "train.config",
+    "train.cross_validation",
+    "train.lesions",
+    "train.tabular",
+    "train.network.sampling",
+    "train.network.checkpoint",
+    "train.network.fit",
+    "train.network.pretraining",
+    "train.network.config",
+    "train.network.fold",
+    "train.network.results",
+    "train.fusion",
+    "kaggle_cli.entrypoint",
+)
+#: Modules of which only the definitions that others import are taken.
+LIBRARIES = ("utils",)
 
-HEADER = '''"""ISIC 2024 (SLICE-3D) submission kernel: CatBoost on the metadata, ResNet50 on the crop, one submission.csv.
+KERNEL_HEADER = '''"""ISIC 2024 (SLICE-3D) submission kernel: CatBoost on metadata, ResNet50 on the crop, one submission.csv.
 
-Built by `python -m inference.build_kernel` from the files of inference/ in this order:
-{sources}.
-Edit those and build again; a test compares. The file needs the Kaggle image, the competition's files and one artifact
-folder written by this project's training; it opens no network connection. On Kaggle it is run without arguments:
+Built by `python -m inference.build_kernel`; edit the modules named below and build again. The file needs the Kaggle image,
+the competition's files and one artifact folder written by this project's training; it opens no network connection.
+On Kaggle it is run without arguments:
 
     python kernel.py [--competition DIR] [--artifacts DIR] [--output FILE]
 
-Read it from the end: `main` in the last part, inference/submission.py, tells the story.
+Contents (line numbers):
+{contents}
 """
 '''
+TRAINING_HEADER = '''"""ISIC 2024 (SLICE-3D) training on Kaggle's GPUs: folds, CatBoost, ResNet50, into an artifact folder.
+
+Built by `python -m inference.build_kernel --training FILE`; edit the modules named below and build again. On Kaggle it is
+run without arguments; SETTINGS and HOURS at its end are the options of the stages and the time after which it stops.
+
+Contents (line numbers):
+{contents}
+"""
+'''
+TRAINING_FOOTER = """
+
+#: Options of the stages, and hours after which to stop.
+SETTINGS = {settings}
+HOURS = {hours!r}
+
+if __name__ == "__main__":
+    run_command(lambda: main(SETTINGS, HOURS, sys.argv[1:]))
+"""
 
 
-class Room:
-    """One source file, taken apart: its text without imports, what it imports, what it defines."""
+@dataclass
+class Module:
+    """A module taken apart.
 
-    def __init__(self, name: str, text: str) -> None:
-        self.name = name
-        self.imports: set[str] = set()
-        self.members: dict[str, set[str]] = {}
-        self.typing_only: set[str] = set()
-        self.defines: set[str] = set()
-        tree = ast.parse(text)
-        lines = text.splitlines()
-        for node in tree.body:
-            if isinstance(node, ast.Import | ast.ImportFrom) or _is_typing_only(node):
-                self._take_import(node)
-                for number in range(node.lineno - 1, node.end_lineno):
-                    lines[number] = None
-            else:
-                self.defines |= _names_defined(node)
-        self.text = _squeeze(lines)
+    Args:
+        name: dotted.
+        sections: top-level statements other than imports: (names bound, names used, text with the comments above).
+        docstring: source text of the module's docstring.
+        bindings: name bound by an import -> import statement.
+        needs: names taken from other modules of the project, by module.
+        typing_only: import statements that only type checkers read.
+    """
 
-    def _take_import(self, node: ast.stmt) -> None:
-        if _cannot_be_merged(node):
-            raise InputError(f"inference/{self.name}.py line {node.lineno}: import rooms as 'from inference.x import name'.")
-        if isinstance(node, ast.If):
-            self.typing_only |= {ast.unparse(inner) for inner in node.body}
-        elif isinstance(node, ast.Import):
-            self.imports |= {ast.unparse(ast.Import([alias])) for alias in node.names}
-        else:
-            self.members.setdefault(node.module, set()).update(ast.unparse(alias) for alias in node.names)
+    name: str
+    docstring: str = ""
+    sections: list[tuple[set[str], set[str], str]] = field(default_factory=list)
+    bindings: dict[str, str] = field(default_factory=dict)
+    needs: dict[str, set[str]] = field(default_factory=dict)
+    typing_only: set[str] = field(default_factory=set)
 
+    @property
+    def path(self) -> str:
+        """Path of the source file from the repository's root."""
+        return f"{self.name.replace('.', '/')}.py"
 
-def _is_typing_only(node: ast.stmt) -> bool:
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    @property
+    def defines(self) -> set[str]:
+        """Names bound at the top level, imports aside."""
+        return set().union(*(names for names, _, _ in self.sections))
 
 
-def _cannot_be_merged(node: ast.stmt) -> bool:
-    """Whether names of another room would be reached through a module or under another name, which one file has not."""
+def read_module(name: str, root: Path, ours: Sequence[str], *, is_last: bool) -> Module:
+    """Parses a module.
+
+    Args:
+        name: dotted.
+        root: the repository.
+        ours: names of the modules that go into the file, up to this one.
+        is_last: keep ``if __name__ == "__main__"``.
+
+    Raises:
+        InputError: the file is missing, or imports a module of the project in a way that one file cannot express.
+    """
+    module = Module(name)
+    path = root / module.path
+    if not path.is_file():
+        raise InputError(f"{module.path} is listed in inference/build_kernel.py and missing; correct the list.")
+    text = path.read_text(encoding="utf-8")
+    lines, tree = text.splitlines(), ast.parse(text)
+    packages = {each.split(".")[0] for each in (*KERNEL, *TRAINING, *ours)}
+    for node in ast.walk(tree):
+        _refuse_unmergeable(node, module, packages, ours, at_top=node in tree.body)
+    end = 0
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            _take_import(node, module, packages)
+        elif _is_test_of(node, "TYPE_CHECKING"):
+            module.typing_only |= {ast.unparse(inner) for inner in node.body}
+        elif node is tree.body[0] and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            module.docstring = "\n".join(lines[: node.end_lineno])
+        elif is_last or not _is_test_of(node, "__name__"):
+            first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", []))]) - 1
+            while first > end and (not lines[first - 1].strip() or lines[first - 1].startswith("#")):
+                first -= 1  # with the comments and blank lines above
+            used = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+            module.sections.append((_names_bound(node), used, "\n".join(lines[first : node.end_lineno])))
+        end = node.end_lineno
+    return module
+
+
+def _refuse_unmergeable(node: ast.AST, module: Module, packages: set[str], ours: Sequence[str], *, at_top: bool) -> None:
     if isinstance(node, ast.Import):
-        return any(alias.name.split(".")[0] == "inference" for alias in node.names)
-    if isinstance(node, ast.ImportFrom):
-        ours = node.level > 0 or node.module.split(".")[0] == "inference"
-        return ours and (node.level > 0 or node.module == "inference" or any(alias.asname for alias in node.names))
-    return False
+        wrong = any(alias.name.split(".")[0] in packages for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        project = node.level > 0 or node.module.split(".")[0] in packages
+        wrong = project and (not at_top or node.module not in ours or any(alias.asname for alias in node.names))
+    else:
+        return
+    if wrong:
+        raise InputError(
+            f"{module.path} line {node.lineno}: {ast.unparse(node)!r} cannot be merged; import at the top, by "
+            "'from module import name', from a module listed before it in inference/build_kernel.py."
+        )
 
 
-def _names_defined(node: ast.stmt) -> set[str]:
-    """Names that a top-level statement binds."""
+def _is_test_of(node: ast.stmt, name: str) -> bool:
+    """Whether a statement is ``if TYPE_CHECKING`` or ``if __name__ == ...``."""
+    return isinstance(node, ast.If) and any(isinstance(each, ast.Name) and each.id == name for each in ast.walk(node.test))
+
+
+def _take_import(node: ast.Import | ast.ImportFrom, module: Module, packages: set[str]) -> None:
+    if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in packages:
+        module.needs.setdefault(node.module, set()).update(alias.name for alias in node.names)
+        return
+    for alias in node.names:
+        single = ast.Import([alias]) if isinstance(node, ast.Import) else ast.ImportFrom(node.module, [alias], 0)
+        module.bindings[alias.asname or alias.name] = ast.unparse(single)
+
+
+def _names_bound(node: ast.stmt) -> set[str]:
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return {node.name}
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
     return {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
 
 
-def _squeeze(lines: list[str | None]) -> str:
-    """The lines that are left; where imports went, no more than two blank lines stay."""
-    kept: list[str] = []
+def keep_needed(module: Module, needed: set[str]) -> None:
+    """Drops the sections and imports of ``module`` that the definitions named in ``needed`` do not use."""
+    kept: set[str] = set()
+    wanted = set(needed)
+    while wanted:
+        name = wanted.pop()
+        kept.add(name)
+        for names, used, _ in module.sections:
+            if name in names:
+                wanted |= (used & module.defines) - kept
+    module.sections = [section for section in module.sections if section[0] & kept]
+    used = set().union(*(used for _, used, _ in module.sections))
+    module.bindings = {name: text for name, text in module.bindings.items() if name.split(".")[0] in used | {"annotations"}}
+
+
+def refuse_collisions(modules: Sequence[Module]) -> None:
+    """Raises InputError where two modules bind one name to different things."""
+    owners: dict[str, tuple[str, str]] = {}
+    for module in modules:
+        bound = {name: f"{module.name}.{name}" for name in module.defines} | module.bindings
+        for name, meaning in sorted(bound.items()):
+            path, before = owners.setdefault(name, (module.path, meaning))
+            if before != meaning:
+                raise InputError(f"{name!r} is bound in {path} and in {module.path}; rename one of them.")
+
+
+def merged_imports(modules: Sequence[Module]) -> str:
+    """One import block: ``__future__``, the standard library, packages, what only type checkers read."""
+    plain, members = set(), {}
+    for statement in set().union(*(module.bindings.values() for module in modules)):
+        if statement.startswith("import"):
+            plain.add(statement)
+        else:
+            source, name = statement.removeprefix("from ").split(" import ")
+            members.setdefault(source, set()).add(name)
+    lines = sorted(plain) + [f"from {source} import {', '.join(sorted(members[source]))}" for source in sorted(members)]
+    groups: dict[str, list[str]] = {"future": [], "standard": [], "packages": []}
     for line in lines:
-        if line is not None and not (line == "" and kept[-2:] == ["", ""]):
-            kept.append(line)
-    return "\n".join(kept).strip("\n")
-
-
-def merged_imports(rooms: list[Room]) -> str:
-    """One import block: the standard library, then packages, then what only type checkers read."""
-    plain = set().union(*(room.imports for room in rooms))
-    members: dict[str, set[str]] = {}
-    for room in rooms:
-        for module, names in room.members.items():
-            if module.split(".")[0] != "inference":
-                members.setdefault(module, set()).update(names)
-    plain |= {f"from {module} import {', '.join(sorted(names))}" for module, names in members.items()}
-    future = sorted(line for line in plain if line.startswith("from __future__"))
-    rest = sorted(plain - set(future), key=lambda line: (not line.startswith("import"), line.lower()))
-    standard = [line for line in rest if _package(line) in sys.stdlib_module_names]
-    packages = [line for line in rest if line not in standard]
-    blocks = ["\n".join(block) for block in (future, standard, packages) if block]
-    typing_only = sorted(set().union(*(room.typing_only for room in rooms)))
+        package = line.split()[1].split(".")[0]
+        standard = "standard" if package in sys.stdlib_module_names else "packages"
+        groups["future" if package == "__future__" else standard].append(line)
+    typing_only = sorted(set().union(*(module.typing_only for module in modules)))
     if typing_only:
-        blocks.append("if TYPE_CHECKING:\n" + "\n".join(f"    {line}" for line in typing_only))
-    return "\n\n".join(blocks)
+        groups["typing"] = ["if TYPE_CHECKING:", *(f"    {line}" for line in typing_only)]
+    return "\n\n".join("\n".join(group) for group in groups.values() if group)
 
 
-def _package(import_line: str) -> str:
-    return import_line.split()[1].split(".")[0]
-
-
-def build(folder: Path) -> str:
-    """The text of kernel.py.
+def bundle(names: Sequence[str], header: str, root: Path = ROOT) -> str:
+    """The modules as one file.
 
     Args:
-        folder: holds the files ``<room>.py``.
+        names: of the modules, each after those that it imports; the last one holds ``main``.
+        header: docstring of the file; ``{contents}`` becomes the table of contents.
+        root: the repository.
 
     Raises:
-        InputError: two rooms define the same name, or one imports another in a way that cannot be merged.
+        InputError: a module is missing or cannot be merged, or two modules bind one name.
     """
-    rooms = [Room(name, (folder / f"{name}.py").read_text(encoding="utf-8")) for name in ROOMS]
-    owner: dict[str, str] = {}
-    for room in rooms:
-        for name in sorted(room.defines):
-            if name in owner:
-                raise InputError(
-                    f"{name!r} is defined in inference/{owner[name]}.py and {room.name}.py; rename one of them."
-                )
-            owner[name] = room.name
-    sources = ", ".join(f"{name}.py" for name in ROOMS)
-    parts = [HEADER.format(sources=sources), merged_imports(rooms)]
-    for room in rooms:
-        rule = "# " + "=" * (WIDTH - 2)
-        parts.append(f"\n\n{rule}\n# inference/{room.name}.py\n{rule}\n\n{room.text}")
-    return "\n".join(parts) + "\n"
+    modules = [read_module(name, root, names[: at + 1], is_last=name == names[-1]) for at, name in enumerate(names)]
+    for module in modules:
+        if module.name in LIBRARIES:
+            keep_needed(module, set().union(*(each.needs.get(module.name, set()) for each in modules)))
+    refuse_collisions(modules)
+    rule = "# " + "=" * (WIDTH - 2)
+    start = f"{header}\n{merged_imports(modules)}"
+    sections = []
+    for module in modules:
+        body = "".join(f"\n{text}" for _, _, text in module.sections).strip("\n")
+        title = [module.docstring] if module.docstring and module.name not in LIBRARIES else []
+        sections.append("\n\n".join([f"\n\n{rule}\n# {module.path}\n{rule}", *title, body]))
+    # The table of contents has a line per module, so that its own length is known before the line numbers are.
+    line = start.count("\n") + len(modules) + 1
+    contents = []
+    for module, section in zip(modules, sections, strict=True):
+        contents.append(f"    {line + 3:5d}  {module.path}")
+        line += section.count("\n") + 1
+    return "\n".join([start.replace("{contents}", "\n".join(contents)), *sections]) + "\n"
+
+
+def build_kernel(root: Path = ROOT) -> str:
+    """The text of kernel.py; raises InputError as ``bundle`` does."""
+    return bundle(KERNEL, KERNEL_HEADER, root)
+
+
+def build_training(settings: dict[str, list[str]], hours: float, root: Path = ROOT) -> str:
+    """The text of the training script.
+
+    Args:
+        settings: options of the stages "folds", "tabular" and "fusion".
+        hours: after which the run stops.
+        root: the repository.
+
+    Raises:
+        InputError: as ``bundle`` does.
+    """
+    shown = pprint.pformat(settings, width=WIDTH - 10, sort_dicts=False)
+    text = bundle(TRAINING, TRAINING_HEADER, root) + TRAINING_FOOTER.format(settings=shown, hours=hours)
+    compile(text, "train_kernel.py", "exec")  # a syntax error shows here and not on Kaggle
+    return text
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Writes kernel.py, or with --check compares it."""
-    parser = argparse.ArgumentParser(description="Builds kernel.py out of inference/")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 2 when kernel.py is out of date")
+    """Writes kernel.py or the training script, or with --check compares kernel.py."""
+    parser = argparse.ArgumentParser(description="Builds kernel.py, or the training script for Kaggle, from their modules")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--check", action="store_true", help="write nothing; exit 2 when kernel.py is out of date")
+    chosen.add_argument("--training", type=Path, metavar="FILE", help="write the training script to FILE instead")
     options = parser.parse_args(arguments)
-    text = build(ROOT / "inference")
-    path = ROOT / "kernel.py"
+    path = options.training or ROOT / "kernel.py"
+    text = build_training({"folds": [], "tabular": [], "fusion": []}, hours=11) if options.training else build_kernel()
     current = path.read_text(encoding="utf-8") if path.is_file() else ""
     if options.check and current != text:
         raise InputError("kernel.py is not what inference/ builds; run: python -m inference.build_kernel")
     if current != text:
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    say(f"kernel.py: {len(text.splitlines())} lines of {len(ROOMS)} rooms, {'unchanged' if current == text else 'written'}")
+    modules = len(TRAINING if options.training else KERNEL)
+    log(f"{path.name}: {len(text.splitlines()):,} lines, {modules} modules, {'unchanged' if current == text else 'written'}")
     return 0
 
 

@@ -7,17 +7,18 @@ writes through ``replacing``, so that a reader never meets half a file.
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 
-class InputError(ValueError):
-    """Bad input, told in one sentence: the file, column or row, what was found there, and the mend.
-
-    Commands print the sentence and exit with status 2.
-    """
+from utils import InputError
 
 
 @contextmanager
@@ -47,3 +48,28 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of the bytes of ``path``, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_csv(path: Path, frame: pd.DataFrame) -> None:
+    """Writes ``frame`` without its index; nine digits carry a float32 without loss. Raises InputError if it cannot."""
+    with replacing(path) as temporary:
+        frame.to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes ``content`` in its own order, NumPy numbers as numbers, NaN as null. Raises InputError if it cannot."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _plain(content: Any) -> Any:
+    """``content`` in the types of JSON, which has no NumPy, no paths and no NaN."""
+    if isinstance(content, Mapping):
+        return {str(key): _plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_plain(value) for value in content]
+    if isinstance(content, np.ndarray | np.generic):
+        return _plain(content.tolist())
+    if isinstance(content, Path):
+        return str(content)
+    return None if isinstance(content, float) and not math.isfinite(content) else content

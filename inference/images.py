@@ -16,7 +16,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from inference.files import InputError
+from utils import InputError
 
 #: Images read from the file before they are handed to the decoder; about 3 MB of JPEG.
 CHUNK = 1024

@@ -1,6 +1,6 @@
 """The fusion network: ResNet50 looks at the crop, and corrects CatBoost's opinion.
 
-    final log-odds = tabular log-odds + correction(crop, tabular log-odds)
+    final logits = tabular logits + correction(crop, tabular logits)
 
 The correction's last layer starts at zero, so before the first training step the network *is* the tabular model and can
 only move away from it where pixels say so. Its weights are loaded into this code, never a saved configuration: those break
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inference.files import InputError
+from utils import InputError
 
 if TYPE_CHECKING:
     import keras
@@ -49,7 +49,7 @@ def build_network(
     tabular_std: float = 1.0,
     head_units: int = 64,
     head_dropout: float = 0.2,
-    base_log_odds: float = 0.0,
+    base_logit: float = 0.0,
     backbone_weights: str | None = None,
 ) -> keras.Model:
     """Builds the network, uncompiled.
@@ -57,16 +57,16 @@ def build_network(
     Args:
         image_size: width and height of the crops, pixels; at least 32.
         inputs: ("crop", "tabular") for the fusion; ("crop",) for the image alone; ("tabular",) for the opinion alone.
-        tabular_mean: mean of the tabular log-odds in training, for the head's copy of it.
+        tabular_mean: mean of the tabular logits in training, for the head's copy of it.
         tabular_std: their standard deviation.
         head_units: width of the head.
         head_dropout: share of the head that rests in each training step.
-        base_log_odds: where the image alone starts: the log-odds of the prevalence. The fusion starts from the tabular
+        base_logit: where the image alone starts: the logits of the prevalence. The fusion starts from the tabular
             score and ignores it.
         backbone_weights: None for random weights, "imagenet", or the path of a ResNet50 weights file without its top.
 
     Returns:
-        A model from {"crop": uint8 (batch, image_size, image_size, 3), "tabular": float32 (batch, 1)} to log-odds,
+        A model from {"crop": uint8 (batch, image_size, image_size, 3), "tabular": float32 (batch, 1)} to logits,
         float32 of shape (batch, 1).
 
     Raises:
@@ -102,14 +102,14 @@ def build_network(
     joined = layers.Concatenate(name="crop_and_opinion", dtype="float32")(seen) if len(seen) > 1 else seen[0]
     hidden = layers.Dense(head_units, activation="relu", name="head", dtype="float32")(joined)
     hidden = layers.Dropout(head_dropout, name="head_dropout", dtype="float32")(hidden)
-    start = keras.initializers.Constant(0.0 if "tabular" in inputs else base_log_odds)
+    start = keras.initializers.Constant(0.0 if "tabular" in inputs else base_logit)
     correction = layers.Dense(1, kernel_initializer="zeros", bias_initializer=start, dtype="float32", name="correction")(
         hidden
     )
     if "tabular" not in inputs:
-        return keras.Model(asked, correction, name="image_alone")
-    log_odds = layers.Add(dtype="float32", name="log_odds")([asked["tabular"], correction])
-    return keras.Model(asked, log_odds, name="fusion" if "crop" in inputs else "opinion_alone")
+        return keras.Model(asked, correction, name="image_only")
+    logits = layers.Add(dtype="float32", name="final_logits")([asked["tabular"], correction])
+    return keras.Model(asked, logits, name="fusion" if "crop" in inputs else "tabular_only")
 
 
 def load_network(settings: dict, weights: Path) -> keras.Model:
@@ -193,16 +193,16 @@ class Ensemble:
         batch = tf.TensorSpec((None, *size), tf.uint8), tf.TensorSpec((None, 1), tf.float32)
         state = tuple([tf.TensorSpec(value.shape, value.dtype) for value in group] for group in _variables(network))
         # Traced here: a tf.function that is called would compare hundreds of weights to what it knows, each time.
-        self._one = tf.function(self._log_odds_of_one).get_concrete_function(*batch, state)
+        self._one = tf.function(self._logits_of_one).get_concrete_function(*batch, state)
         self._states = [_state_of(network)] if states is None else list(states)
         self.functions = {place: self._function_on(place) for place in places}
 
-    def _log_odds_of_one(self, crops, opinion, state: State):
+    def _logits_of_one(self, crops, opinion, state: State):
         batch = {name: {"crop": crops, "tabular": opinion}[name] for name in self._names}
         return self._network.stateless_call(*state, batch, training=False)[0]
 
     def _function_on(self, place: str) -> Callable:
-        """The mean of all folds' log-odds of (crops, opinion), on a device; what it returns may still be under way."""
+        """The mean of all folds' logits of (crops, opinion), on a device; what it returns may still be under way."""
         import tensorflow as tf
 
         with tf.device(place):
@@ -214,8 +214,8 @@ class Ensemble:
 
         return mean
 
-    def log_odds(self, crops, opinion) -> np.ndarray:
-        """Mean log-odds, float64 of shape (rows,), of crops uint8 (rows, size, size, 3) and opinions float32 (rows, 1).
+    def logits(self, crops, opinion) -> np.ndarray:
+        """Mean logits, float64 of shape (rows,), of crops uint8 (rows, size, size, 3) and opinions float32 (rows, 1).
 
         Where memory does not suffice, by halves from then on, in the end one by one, at last on the CPU.
         """
@@ -254,17 +254,17 @@ class Ensemble:
             raise MemoryError("a single crop does not fit into the memory of the CPU")
 
 
-def network_log_odds(ensemble: Ensemble, batches: Iterable, tabular: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Mean log-odds of the networks, batch by batch; each crop is decoded once for all of them.
+def network_logits(ensemble: Ensemble, batches: Iterable, tabular: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Mean logits of the networks, batch by batch; each crop is decoded once for all of them.
 
     Args:
         ensemble: the networks.
         batches: (positions, crops), as ``image_batches`` gives them.
-        tabular: log-odds of every lesion, shape (rows,); ``positions`` point into it.
+        tabular: logits of every lesion, shape (rows,); ``positions`` point into it.
 
     Yields:
-        Positions, int64, and log-odds, float64, both of shape (batch,).
+        Positions, int64, and logits, float64, both of shape (batch,).
     """
     for positions, crops in batches:
         positions = positions.numpy()
-        yield positions, ensemble.log_odds(crops, tabular[positions, None].astype("float32"))
+        yield positions, ensemble.logits(crops, tabular[positions, None].astype("float32"))

@@ -13,7 +13,8 @@ from importlib import metadata as installed
 from pathlib import Path
 from typing import Any
 
-from inference.files import InputError, replacing
+from inference.files import replacing
+from utils import InputError
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Run:
             return self.told_to_stop
         return f"the time budget of {hours(self.time_budget)} is spent" if self.elapsed > self.time_budget else ""
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Prints one line with the seconds since the start."""
         print(f"[{self.elapsed:7.1f} s] {text}", flush=True)
 
@@ -48,7 +49,7 @@ class Run:
         """Counts a step down and says so; never silent."""
         self.fallbacks[what] = self.fallbacks.get(what, 0) + count
         self.notes.append(note)
-        self.say(f"FALL-BACK ({what}: {count}) {note}")
+        self.log(f"FALL-BACK ({what}: {count}) {note}")
 
     def finish(self, stage: str) -> None:
         """Notes the seconds that ``stage`` took since the last one ended."""
@@ -63,7 +64,7 @@ class Run:
             with replacing(path) as temporary:
                 temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         except (InputError, OSError) as error:
-            self.say(f"{path} could not be written ({error})")
+            self.log(f"{path} could not be written ({error})")
 
 
 @contextmanager
@@ -97,7 +98,7 @@ class Forecast:
         left = seconds / self._done * max(0, self._images - self._done)
         budget = self._run.time_budget
         of = "" if budget == float("inf") else f" of {hours(max(0.0, budget - self._run.elapsed))}"
-        self._run.say(f"{self._done:,} of {self._images:,} images, {self._done / seconds:.0f}/s: {minutes(left)} left{of}")
+        self._run.log(f"{self._done:,} of {self._images:,} images, {self._done / seconds:.0f}/s: {minutes(left)} left{of}")
 
 
 def hours(seconds: float) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from inference.files import InputError
+from utils import InputError
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""CatBoost fold models -> one malignancy log-odds per lesion."""
+"""CatBoost fold models -> one malignancy logits per lesion."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pandas as pd
 from catboost import CatBoostClassifier, CatBoostError, Pool
 
 from inference.artifacts import Manifest, checked_file
-from inference.files import InputError
 from inference.schema import MISSING
+from utils import InputError
 
 
 def load_tabular_models(folder: Path, manifest: Manifest) -> tuple[list[tuple[CatBoostClassifier, float]], list[str]]:
-    """The fold models, each with the shift that brings its raw score to log-odds at the natural prevalence.
+    """The fold models, each with the shift that brings its raw score to logits at the natural prevalence.
 
     Returns:
         The usable models, and one sentence per model that had to be left out.
@@ -27,7 +27,7 @@ def load_tabular_models(folder: Path, manifest: Manifest) -> tuple[list[tuple[Ca
     for entry in manifest.get("tabular", {"models": []})["models"]:
         try:
             model = CatBoostClassifier().load_model(str(checked_file(folder, manifest, entry["file"])))
-            models.append((model, float(entry["log_odds_shift"])))
+            models.append((model, float(entry["prior_correction"])))
         except (InputError, CatBoostError) as error:
             complaints.append(f"tabular model {entry['file']} left out: {error}")
     if not models:
@@ -47,18 +47,18 @@ def unseen_values(features: pd.DataFrame, known: Mapping[str, Sequence[str]]) ->
     return {name: count for name, count in counts.items() if count}
 
 
-def tabular_log_odds(
+def tabular_logits(
     models: Sequence[tuple[CatBoostClassifier, float]], features: pd.DataFrame, categories: Sequence[str]
 ) -> np.ndarray:
-    """Mean log-odds over the models.
+    """Mean logits over the models.
 
     Args:
-        models: pairs of model and log-odds shift, as ``load_tabular_models`` gives them.
+        models: pairs of model and logits shift, as ``load_tabular_models`` gives them.
         features: exactly the models' columns, in their order (``select_features``).
         categories: which of the columns are categorical; values unseen in training are allowed.
 
     Returns:
-        Shape (rows,), float64, natural log-odds.
+        Shape (rows,), float64, natural logits.
     """
     if not len(features):
         return np.zeros(0)

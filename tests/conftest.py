@@ -3,30 +3,18 @@
 import json
 import os
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from eager import without_graphs
 
-from inference.dry_run import mount_test_folder, rows_to_score
+from evaluation.dry_run import mount_test_folder, rows_to_score
 from inference.schema import ID, read_metadata
-from train.folds import main as make_folds
-from train.fusion import main as train_fusion
-from train.synthetic import main as synthesise
-from train.tabular import main as train_tabular
-
-
-@contextmanager
-def without_graphs():
-    """TensorFlow without graphs: a training of a few steps takes seconds where tracing ResNet50 takes many."""
-    import tensorflow as tf
-
-    tf.config.run_functions_eagerly(True)
-    try:
-        yield
-    finally:
-        tf.config.run_functions_eagerly(False)
+from train.folds import make_folds
+from train.fusion import train_fusion
+from train.synthetic.__main__ import main as synthesise
+from train.tabular import train_tabular
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from sklearn.metrics import auc as area
 from sklearn.metrics import roc_auc_score, roc_curve
 
 import utils
-from inference.files import InputError
+from utils import InputError
 
 
 def official(labels, scores, min_tpr=0.80):
@@ -316,7 +316,7 @@ def test_options_have_one_name_everywhere(capsys):
 
 
 def test_say_prints_the_line_and_nothing_else(capsys):
-    utils.say("5 folds, 1,042 patients")
+    utils.log("5 folds, 1,042 patients")
     assert capsys.readouterr().out == "5 folds, 1,042 patients\n"
 
 

@@ -1,6 +1,6 @@
 """CatBoost over folds and seeds: the one loop that the tabular stage, its studies and its tuning run.
 
-Each lesion's out-of-fold log-odds come from models that saw no lesion of its patient. The number of trees is fixed: nothing
+Each lesion's out-of-fold logits come from models that saw no lesion of its patient. The number of trees is fixed: nothing
 is chosen on the rows that are reported.
 """
 
@@ -13,11 +13,11 @@ import pandas as pd
 from catboost import CatBoostClassifier, CatBoostError, Pool
 
 from inference.features import MODEL_CATEGORIES
-from inference.files import InputError
-from inference.tabular import tabular_log_odds
-from inference.tasks import run_tasks, share_of_cores
+from inference.tabular import tabular_logits
+from scale.parallel import run_tasks, share_of_cores
+from train.config import Recipe
 from train.folds import HOLDOUT
-from train.recipe import Recipe
+from utils import InputError
 
 #: Decided by the project, not by --params: they keep training deterministic and its folder clean.
 FIXED = {"loss_function": "Logloss", "allow_writing_files": False, "verbose": False}
@@ -25,12 +25,12 @@ FIXED = {"loss_function": "Logloss", "allow_writing_files": False, "verbose": Fa
 
 @dataclass(frozen=True)
 class FoldModel:
-    """One model, the fold that it has not seen, and the shift of its log-odds to the natural prevalence."""
+    """One model, the fold that it has not seen, and the shift of its logits to the natural prevalence."""
 
     fold: int
     seed: int
     model: CatBoostClassifier
-    log_odds_shift: float
+    prior_correction: float
 
 
 def sample_negatives(labels: np.ndarray, per_positive: float, rng: np.random.Generator) -> tuple[np.ndarray, float]:
@@ -43,7 +43,7 @@ def sample_negatives(labels: np.ndarray, per_positive: float, rng: np.random.Gen
 
     Returns:
         Positions of the kept rows, ascending, and the share of benign rows kept. A model of these rows overstates the odds
-        by 1 / share (King and Zeng 2001, Logistic Regression in Rare Events Data), so its log-odds are shifted by ln(share).
+        by 1 / share (King and Zeng 2001, Logistic Regression in Rare Events Data), so its logits are shifted by ln(share).
     """
     positives, negatives = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
     keep = round(min(len(negatives), per_positive * len(positives)))
@@ -91,7 +91,7 @@ def cross_validate(
         progress: whether to show a progress bar.
 
     Returns:
-        The models, and log-odds of shape (rows,): out of fold, mean over seeds; in the holdout, mean over all models.
+        The models, and logits of shape (rows,): out of fold, mean over seeds; in the holdout, mean over all models.
     """
     tasks = [(number, seed) for number in range(int(fold.max()) + 1) for seed in range(recipe.seeds)]
     draws = [draw(labels, fold, recipe, *task) for task in tasks]
@@ -100,13 +100,13 @@ def cross_validate(
         for (number, seed), (kept, _) in zip(tasks, draws, strict=True)
     )
     trained = run_tasks(train_model, rows, len(tasks), desc="CatBoost", unit="model", progress=progress)
-    models, log_odds, categories = [], np.zeros(len(labels)), categories_of(features)
+    models, logits, categories = [], np.zeros(len(labels)), categories_of(features)
     for (number, seed), (_, share), model in zip(tasks, draws, trained, strict=True):
         models.append(FoldModel(number, seed, model, float(np.log(share))))
         inside = fold == number
-        pair = [(model, models[-1].log_odds_shift)]
-        log_odds[inside] += tabular_log_odds(pair, features[inside], categories) / recipe.seeds
+        pair = [(model, models[-1].prior_correction)]
+        logits[inside] += tabular_logits(pair, features[inside], categories) / recipe.seeds
     held_out = fold == HOLDOUT
-    pairs = [(each.model, each.log_odds_shift) for each in models]
-    log_odds[held_out] = tabular_log_odds(pairs, features[held_out], categories)
-    return models, log_odds
+    pairs = [(each.model, each.prior_correction) for each in models]
+    logits[held_out] = tabular_logits(pairs, features[held_out], categories)
+    return models, logits

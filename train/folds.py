@@ -16,12 +16,14 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
-from inference.files import InputError
+from inference.artifacts import FOLDS
+from inference.files import write_csv
 from inference.schema import HOSPITAL, ID, PATIENT, TARGET, read_metadata
 from train.manifest import read_manifest, record_stage
-from utils import HOLDOUT, add_data_options, add_seed_option, run_command, say, write_csv
+from utils import InputError, add_data_options, add_seed_option, log, run_command
 
-FOLDS = "folds.csv"
+#: The fold of held-out rows: no stage trains on them, the dry run scores them.
+HOLDOUT = -1
 
 
 def assign_folds(metadata: pd.DataFrame, folds: int, holdout: np.ndarray, seed: int) -> np.ndarray:
@@ -99,7 +101,7 @@ def read_folds(artifacts: Path, metadata: pd.DataFrame) -> np.ndarray:
     return table.loc[metadata[ID]].to_numpy("int64")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def make_folds(arguments: list[str] | None = None) -> int:
     """Writes folds.csv and the manifest's first section."""
     parser = argparse.ArgumentParser(description="Patient-grouped folds and the holdout -> folds.csv")
     add_data_options(parser)
@@ -122,11 +124,11 @@ def main(arguments: list[str] | None = None) -> int:
         raise InputError(f"{path} exists with other folds, and models may rest on them; use a new artifact folder.")
     if FOLDS not in read_manifest(options.artifacts).get("files", {}):
         write_csv(path, table)
-        described = {"folds": options.folds, "seed": options.seed, "holdout rows": int(holdout.sum())}
-        described["holdout hospital"] = options.holdout_hospital
+        described = {"folds": options.folds, "seed": options.seed, "holdout_rows": int(holdout.sum())}
+        described["holdout_hospital"] = options.holdout_hospital
         record_stage(options.artifacts, "folds", described, [FOLDS])
     counts = table[table["fold"] != HOLDOUT].groupby("fold")[TARGET].agg(["size", "sum"])
-    say(
+    log(
         f"{path}: {options.folds} folds of {counts['size'].min():,} to {counts['size'].max():,} lesions "
         f"({counts['sum'].min()} to {counts['sum'].max()} malignant), holdout {int(holdout.sum()):,} "
         f"({int(table.loc[holdout, TARGET].sum())} malignant)"
@@ -135,4 +137,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(make_folds)

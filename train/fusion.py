@@ -1,10 +1,10 @@
-"""ResNet50 + tabular log-odds, per fold -> fold networks, out-of-fold log-odds, manifest.
+"""ResNet50 + tabular logits, per fold -> fold networks, out-of-fold logits, manifest.
 
     python -m train.fusion --data data/isic-2024-challenge --artifacts artifacts --weights imagenet
 
-The network is given CatBoost's out-of-fold log-odds together with the crop and learns a correction that starts at zero
+The network is given CatBoost's out-of-fold logits together with the crop and learns a correction that starts at zero
 (``inference.network``). ``--inputs image`` trains the same network without CatBoost's opinion, ``--inputs tabular`` without
-the crop, for comparison: they write oof_image.csv or oof_opinion.csv and nothing that the kernel uses. Every epoch and every
+the crop, for comparison: they write oof_image_only.csv or oof_tabular_only.csv and nothing that the kernel uses. Every epoch and every
 finished fold is kept, so the same command continues where it was stopped.
 """
 
@@ -20,19 +20,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from inference.artifacts import load_manifest
-from inference.files import InputError
-from inference.tasks import Files, in_own_process, run_tasks, workers
-from train.curves import write_history
-from train.fold_training import LOGS, PRETRAINED, Training, train_backbone, train_fold
+from inference.artifacts import OOF_TABULAR, load_manifest
+from inference.files import write_json
+from scale.parallel import Files, in_own_process, run_tasks, workers
 from train.folds import HOLDOUT
-from train.fusion_options import INPUTS, chosen, flag, parse
-from train.fusion_results import record_alone, record_fusion
-from train.hardware import be_deterministic, leave_gpus_to_tasks
 from train.lesions import open_images, read_lesions
-from train.pretraining import Archive, read_archive
-from train.tabular import OOF as OOF_TABULAR
-from utils import run_command, say, write_json
+from train.network.config import INPUTS, chosen, flag, parse_fusion_options
+from train.network.fit import be_deterministic, leave_gpus_to_tasks
+from train.network.fold import LOGS, PRETRAINED, Training, train_backbone, train_fold
+from train.network.pretraining import Archive, read_archive
+from train.network.results import record_alone, record_fusion, write_history
+from utils import InputError, log, run_command
 
 #: What the training in that folder was asked for.
 SETTINGS = "settings.json"
@@ -62,19 +60,19 @@ def unfinished_folder(options: argparse.Namespace, manifest: dict, archive: Arch
 
 
 def scores_of(kept: Path, number: int) -> Path:
-    """Where the log-odds of a fold lie once it is finished."""
+    """Where the logits of a fold lie once it is finished."""
     return kept / f"fold{number}.csv"
 
 
 def train_folds(kept: Path, folds: Iterable[int], training: Training) -> None:
-    """Trains the folds that ``kept`` has not, wherever ``inference.tasks.workers`` says; each leaves its files there.
+    """Trains the folds that ``kept`` has not, wherever ``scale.parallel.workers`` says; each leaves its files there.
 
     Where the backbone learns from an archive first, it does so once for all folds: no patient of theirs is in it.
     """
     todo = [number for number in folds if not scores_of(kept, number).is_file()]
     for number in folds:
         if number not in todo:
-            say(f"fold {number}: kept from an earlier run")
+            log(f"fold {number}: kept from an earlier run")
     if todo and training.options.archives_mode == "pretrain":
         backbone = kept / PRETRAINED
         if not backbone.is_file():
@@ -87,10 +85,10 @@ def train_folds(kept: Path, folds: Iterable[int], training: Training) -> None:
         shutil.copytree(kept / LOGS, training.logs, dirs_exist_ok=True)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def train_fusion(arguments: list[str] | None = None) -> int:
     """Trains one network per fold; writes the artifacts only when all folds are there."""
-    options = parse(arguments)
-    with workers(options):
+    options = parse_fusion_options(arguments)
+    with workers(options.jobs, options.cluster):
         if not in_own_process():
             leave_gpus_to_tasks()
         return train(options)
@@ -102,11 +100,11 @@ def train(options: argparse.Namespace) -> int:
     store = open_images(options.data)
     lesions = read_lesions(options.data, options.artifacts, store, options.missing_images)
     trained = lesions.fold != HOLDOUT
-    say(f"{int(trained.sum()):,} lesions, {int((trained & lesions.has_image).sum()):,} with an image in {store.path}")
+    log(f"{int(trained.sum()):,} lesions, {int((trained & lesions.has_image).sum()):,} with an image in {store.path}")
     archive = read_archive(options.archives, lesions) if options.archives else None
     if archive:
         malignant = int(archive.labels.sum())
-        say(f"{len(archive.labels):,} archive lesions with an image, {malignant:,} malignant: {options.archives_mode}")
+        log(f"{len(archive.labels):,} archive lesions with an image, {malignant:,} malignant: {options.archives_mode}")
 
     manifest = load_manifest(options.artifacts)
     settings = {
@@ -114,27 +112,27 @@ def train(options: argparse.Namespace) -> int:
         "inputs": INPUTS[options.inputs],
         "tabular_mean": float(lesions.tabular[trained].mean()),
         "tabular_std": float(lesions.tabular[trained].std()) or 1.0,
-        "base_log_odds": float(np.log(lesions.labels[trained].mean() / (1 - lesions.labels[trained].mean()))),
+        "base_logit": float(np.log(lesions.labels[trained].mean() / (1 - lesions.labels[trained].mean()))),
     }
     kept = unfinished_folder(options, manifest, archive)
     training = Training(options, settings, lesions, store.path, options.logs.resolve(), archive)
     folds = range(int(lesions.fold.max()) + 1)
     train_folds(kept, folds, training)
-    log_odds, votes = np.zeros(len(trained)), np.zeros(len(trained))
+    logits, votes = np.zeros(len(trained)), np.zeros(len(trained))
     for number in folds:
-        scores = pd.read_csv(scores_of(kept, number), index_col="row")["log_odds"]
-        log_odds[scores.index] += scores.to_numpy()
+        scores = pd.read_csv(scores_of(kept, number), index_col="row")["network"]
+        logits[scores.index] += scores.to_numpy()
         votes[scores.index] += 1
     seen = votes > 0
-    log_odds[seen] /= votes[seen]
+    logits[seen] /= votes[seen]
     write_history(kept, options.logs, options.inputs)
     if options.inputs == "fusion":
-        record_fusion(options, settings, lesions, np.where(seen, log_odds, lesions.tabular), seen, kept)
+        record_fusion(options, settings, lesions, np.where(seen, logits, lesions.tabular), seen, kept)
     else:
-        record_alone(options, settings, lesions, log_odds, seen)
+        record_alone(options, settings, lesions, logits, seen)
     shutil.rmtree(kept)
     return 0
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(train_fusion)

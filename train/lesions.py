@@ -1,4 +1,4 @@
-"""The lesions that a network learns from: labels, folds and tabular log-odds side by side, and who has a picture."""
+"""The lesions that a network learns from: labels, folds and tabular logits side by side, and who has a picture."""
 
 from __future__ import annotations
 
@@ -8,13 +8,49 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from inference.artifacts import checked_file, load_manifest
-from inference.files import InputError
+from inference.artifacts import OOF_TABULAR, checked_file, load_manifest
+from inference.features import build_features
 from inference.images import ImageStore, find_images
-from inference.schema import ID, PATIENT, TARGET, read_metadata
-from train.batches import readable_images
+from inference.schema import ID, PATIENT, TARGET, TRAIN_ONLY, read_metadata
 from train.folds import HOLDOUT, read_folds
-from train.tabular import OOF as OOF_TABULAR
+from train.network.batches import readable_images
+from utils import InputError
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Lesions side by side: metadata and features (rows, columns), labels 0/1 and patients (rows,)."""
+
+    metadata: pd.DataFrame
+    features: pd.DataFrame
+    labels: np.ndarray
+    patients: np.ndarray
+
+
+def read_rows(data: Path) -> Rows:
+    """All rows of train-metadata.csv.
+
+    Raises:
+        InputError: the file is wanting (``read_metadata``), or a feature comes from a column that only train has.
+    """
+    metadata = read_metadata(data / "train-metadata.csv", labelled=True)
+    features = build_features(metadata.drop(columns=list(TRAIN_ONLY), errors="ignore"))
+    refuse_train_only(list(features))
+    return Rows(metadata, features, metadata[TARGET].to_numpy(), metadata[PATIENT].to_numpy())
+
+
+def refuse_train_only(names: list[str]) -> None:
+    """Refuses features made of columns that exist only in train, also under a longer name ("lesion_id_count").
+
+    Raises:
+        InputError: naming the first such feature.
+    """
+    for name in names:
+        for column in sorted(TRAIN_ONLY):
+            if name == column or name.startswith(f"{column}_"):
+                raise InputError(
+                    f"feature {name!r} comes from {column!r}, which only train has and which tells the diagnosis."
+                )
 
 
 def open_images(folder: Path) -> ImageStore:
@@ -42,7 +78,7 @@ class Lesions:
 
 
 def read_lesions(data: Path, artifacts: Path, store: ImageStore, missing_images: str) -> Lesions:
-    """Labels, folds and out-of-fold log-odds side by side. Holdout rows have tabular log-odds 0, and nothing reads them.
+    """Labels, folds and out-of-fold logits side by side. Holdout rows have tabular logits 0, and nothing reads them.
 
     Raises:
         InputError: a stage before this one has not run, or ran on other rows; a lesion has no readable image and
@@ -51,7 +87,7 @@ def read_lesions(data: Path, artifacts: Path, store: ImageStore, missing_images:
     metadata = read_metadata(data / "train-metadata.csv", labelled=True)
     fold = read_folds(artifacts, metadata)
     path = checked_file(artifacts, load_manifest(artifacts), OOF_TABULAR)
-    scores = pd.read_csv(path, dtype={ID: "str"}).set_index(ID)["log_odds"].reindex(metadata[ID])
+    scores = pd.read_csv(path, dtype={ID: "str"}).set_index(ID)["tabular"].reindex(metadata[ID])
     if scores[fold != HOLDOUT].isna().any():
         raise InputError(f"{path} lacks rows of {artifacts}/folds.csv; run train.tabular again.")
     isic_ids = metadata[ID].to_numpy()

@@ -10,17 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from inference.artifacts import FORMAT, MANIFEST, Manifest, load_manifest
-from inference.files import sha256_of
+from inference.files import sha256_of, write_json
 from inference.run_log import versions
-from utils import write_json
 
 #: Stage -> the stages that it reads.
 READS = {
     "folds": (),
     "tabular": ("folds",),
     "network": ("folds", "tabular"),
-    "image_alone": ("folds",),
-    "opinion_alone": ("folds", "tabular"),
+    "image_only": ("folds",),
+    "tabular_only": ("folds", "tabular"),
 }
 
 

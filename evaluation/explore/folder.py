@@ -1,0 +1,156 @@
+"""A competition folder as it is: every column and every row of it, and which lesions have an image of their own.
+
+Training refuses doubtful rows (``schema.read_metadata``). Here they are read and counted, as whoever explores a folder
+wants to hear of all of them at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from inference.images import ImageStore, find_images
+from inference.schema import COLUMNS, ID, PATIENT, TARGET
+from utils import InputError
+
+TEXT = {column.name: "str" for column in COLUMNS if column.kind in ("id", "category")}
+NUMERIC = [column.name for column in COLUMNS if column.kind == "number"]
+#: Images are compared byte by byte until so many bytes have been read; all crops of the competition have some 1.2 GB.
+MOST_BYTES = 4_000_000_000
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a split.
+
+    Attributes:
+        source: name of the file or folder that holds them; "" where there is none.
+        present: which rows have one whose header can be read, shape (rows,).
+        same: per row the number of its picture: rows whose images are the same bytes share it, others have their own,
+            -1 where there is no image or it was not compared; shape (rows,).
+        compared: how many images were compared.
+    """
+
+    source: str
+    present: np.ndarray
+    same: np.ndarray
+    compared: int
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a competition folder holds.
+
+    Attributes:
+        train: rows of train-metadata.csv, in its order, with all its columns: numbers float64, ids and categories str,
+            ``target`` int64, columns that the schema does not know as pandas reads them.
+        test: rows of test-metadata.csv in the same way; None where there is no such file.
+        garbled: column -> how many cells of train hold text where the schema has a number; they count as missing.
+        images: of the train rows.
+        test_images: how many test rows have an image.
+    """
+
+    train: pd.DataFrame
+    test: pd.DataFrame | None
+    images: Images
+    test_images: int = 0
+    garbled: dict[str, int] = field(default_factory=dict)
+
+
+def read_folder(data: Path) -> Folder:
+    """Reads the metadata of both splits and looks through the images of train.
+
+    Raises:
+        InputError: train-metadata.csv is missing, is no CSV, has no row, or lacks the columns isic_id, patient_id or target;
+            a label is not 0 or 1; an image file is no HDF5 file.
+    """
+    train, garbled = read_split(data / "train-metadata.csv", labelled=True)
+    path = data / "test-metadata.csv"
+    test = read_split(path, labelled=False)[0] if path.exists() else None
+    test_images = 0
+    if test is not None and (source := find_images(data, "test")):
+        store = ImageStore(source)
+        test_images = sum(lesion in store for lesion in test[ID].dropna())
+        store.close()
+    return Folder(train, test, read_images(data, train[ID]), test_images, garbled)
+
+
+def read_split(path: Path, *, labelled: bool) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The rows of a metadata file, doubtful ones too, and per column how many cells are no number though they should be.
+
+    Raises:
+        InputError: as ``read_folder``.
+    """
+    try:
+        frame = pd.read_csv(path, dtype=TEXT, low_memory=False, index_col=False)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise InputError(f"{path.name} is not in {path.parent}; give the folder of the competition's files.") from error
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{path} cannot be read as CSV ({reason}); fetch it again.") from error
+    for name in (ID, PATIENT, *([TARGET] if labelled else [])):
+        if name not in frame:
+            columns = ", ".join(map(repr, frame.columns[:5]))
+            raise InputError(f"{path.name} has no column {name!r} (it begins with {columns}); restore or rename it.")
+    if frame.empty:
+        raise InputError(f"{path.name} has no rows; fetch it again.")
+    if labelled:
+        labels = pd.to_numeric(frame[TARGET], errors="coerce")
+        wrong = ~labels.isin([0, 1]).to_numpy()
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise InputError(
+                f"{path.name} line {row + 2}: {TARGET} {frame[TARGET].tolist()[row]!r} is not 0 (benign) or 1 (malignant) "
+                f"({int(wrong.sum())} such rows in all); mend it."
+            )
+        frame[TARGET] = labels.astype("int64")
+    garbled = {}
+    for name in (name for name in NUMERIC if name in frame):
+        numbers = pd.to_numeric(frame[name], errors="coerce").astype("float64")
+        numbers = numbers.where(np.isfinite(numbers))
+        if count := int((numbers.isna() & frame[name].notna()).sum()):
+            garbled[name] = count
+        frame[name] = numbers
+    return frame, garbled
+
+
+def read_images(data: Path, isic_ids: pd.Series, most_bytes: int = MOST_BYTES) -> Images:
+    """Looks for the image of every lesion of the train split and finds those that are the same bytes, by SHA-256.
+
+    Args:
+        data: the competition folder.
+        isic_ids: of the rows, shape (rows,); an empty one has no image.
+        most_bytes: after so many bytes the remaining images are only looked for.
+
+    Raises:
+        InputError: the image file is no HDF5 file.
+    """
+    source = find_images(data, "train")
+    present, same = np.zeros(len(isic_ids), dtype=bool), np.full(len(isic_ids), -1)
+    if source is None:
+        return Images("", present, same, 0)
+    store = ImageStore(source)
+    # A picture's number is where its hash was first met. The row of a repeated isic_id does not repeat its picture.
+    met: dict[bytes, int] = {}
+    seen: dict[str, int] = {}
+    total = 0
+    known = isic_ids.notna().to_numpy()
+    for row, lesion in enumerate(tqdm(isic_ids.tolist(), desc="images", unit="image", disable=len(isic_ids) < 10_000)):
+        if not known[row]:
+            continue
+        if lesion in seen:
+            present[row] = present[seen[lesion]]
+        elif total >= most_bytes:
+            present[row] = lesion in store
+        elif content := store.read(lesion):
+            present[row] = True
+            total += len(content)
+            same[row] = met.setdefault(hashlib.sha256(content).digest(), len(met))
+        seen.setdefault(lesion, row)
+    store.close()
+    return Images(source.name, present, same, int((same >= 0).sum()))

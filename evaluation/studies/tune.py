@@ -1,0 +1,287 @@
+"""Searches CatBoost's parameters with Optuna; a development tool, which the pipeline itself does without.
+
+    python -m evaluation.studies.tune --data data/isic-2024-challenge --trials 40 --out params.json
+    python -m train.tabular --data data/isic-2024-challenge --artifacts artifacts --params params.json
+
+The best of many noisy scores looks better than it is. So trials are compared on splits of the patients that serve for
+nothing else, and the winner meets the defaults once more on splits that the search has not seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from inference.files import write_csv, write_json
+from inference.schema import ID, PATIENT, TARGET
+from scale.parallel import workers
+from train.config import Recipe, add_recipe_options, recipe_of
+from train.cross_validation import cross_validate
+from train.folds import HOLDOUT, assign_folds, read_folds
+from train.lesions import Rows, read_rows
+from utils import INTERVAL, Estimate, InputError, bootstrap_scores, log, partial_auc, run_command
+
+if TYPE_CHECKING:
+    import optuna
+
+#: Split seeds of the search, and those that stay unseen until the winner is known.
+SEARCH_SPLITS = (100, 101)
+CONFIRM_SPLITS = (0, 1, 2)
+STUDY = "tabular"
+#: What the search varies, by name: (lowest, highest, how). Symmetric trees have no min_data_in_leaf to vary, and
+#: scale_pos_weight would take the logits off the natural prevalence.
+SPACE: dict[str, tuple[float, float, str]] = {
+    "iterations": (200, 1000, "steps of 50"),
+    "learning_rate": (0.01, 0.1, "log"),
+    "depth": (3, 7, "steps of 1"),
+    "l2_leaf_reg": (1.0, 50.0, "log"),
+    "subsample": (0.4, 0.9, "linear"),
+    "rsm": (0.1, 1.0, "log"),
+    "random_strength": (0.1, 5.0, "log"),
+}
+#: CatBoost's own values of what the search varies, where the recipe is silent.
+CATBOOST_DEFAULTS = {
+    "iterations": 1000,
+    "learning_rate": 0.03,
+    "depth": 6,
+    "l2_leaf_reg": 3.0,
+    "subsample": 0.8,
+    "rsm": 1.0,
+    "random_strength": 1.0,
+}
+
+
+def load_optuna() -> Any:
+    """The Optuna package, silent but for warnings.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise InputError("train.tune needs Optuna; run: pip install -r requirements-dev.txt") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def read_searched(data: Path, artifacts: Path | None) -> Rows:
+    """The labelled rows, without the holdout of the artifact folder where one is given."""
+    rows = read_rows(data)
+    if artifacts is None:
+        return rows
+    kept = read_folds(artifacts, rows.metadata) != HOLDOUT
+    metadata, features = (table[kept].reset_index(drop=True) for table in (rows.metadata, rows.features))
+    return Rows(metadata, features, rows.labels[kept], rows.patients[kept])
+
+
+def default_point(parameters: dict) -> dict[str, float]:
+    """Where the recipe's own parameters lie in ``SPACE``; a value beyond its bounds is moved to them."""
+    point = {}
+    for name, (low, high, how) in SPACE.items():
+        value = min(max(parameters.get(name, CATBOOST_DEFAULTS[name]), low), high)
+        point[name] = int(value) if how.startswith("steps") else float(value)
+    return point
+
+
+def distributions() -> dict[str, Any]:
+    """``SPACE`` in Optuna's words."""
+    made = load_optuna().distributions
+    space: dict[str, Any] = {}
+    for name, (low, high, how) in SPACE.items():
+        if how.startswith("steps"):
+            space[name] = made.IntDistribution(int(low), int(high), step=int(how.split()[-1]))
+        else:
+            space[name] = made.FloatDistribution(low, high, log=how == "log")
+    return space
+
+
+def out_of_fold(table: Rows, parameters: dict, split: int, folds: int, recipe: Recipe) -> np.ndarray:
+    """Out-of-fold logits, shape (rows,), on the patient-grouped split of that seed."""
+    fold = assign_folds(table.metadata, folds, np.zeros(len(table.labels), dtype=bool), split)
+    return cross_validate(table.features, table.labels, fold, replace(recipe, parameters=parameters), progress=False)[1]
+
+
+def open_study(storage: Path, settings: dict[str, Any]) -> optuna.Study:
+    """The study in the SQLite file ``storage``, made where there is none.
+
+    Args:
+        storage: the file; its folder is made.
+        settings: all that decides a trial's score besides its parameters. Trials of other settings cannot be compared.
+
+    Raises:
+        InputError: the file is no study, cannot be written, or holds trials of other settings.
+    """
+    optuna = load_optuna()
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        storage.parent.mkdir(parents=True, exist_ok=True)
+        study = optuna.create_study(
+            storage=f"sqlite:///{storage}", study_name=STUDY, direction="maximize", load_if_exists=True
+        )
+        known = study.user_attrs.get("settings")
+        if known is None:
+            study.set_user_attr("settings", settings)
+    except (OSError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{storage} cannot be used as an Optuna storage ({reason}); give another --storage.") from error
+    other = [name for name in settings if known is not None and known.get(name) != settings[name]]
+    if other:
+        raise InputError(
+            f"{storage} holds trials of other {' and '.join(other)}, and scores would not compare; give another --storage."
+        )
+    return study
+
+
+def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """The trials that have a score, in the order of their numbers; one that was interrupted has none."""
+    return study.get_trials(deepcopy=False, states=[load_optuna().trial.TrialState.COMPLETE])
+
+
+def search(study: optuna.Study, table: Rows, trials: int, folds: int, recipe: Recipe) -> None:
+    """Runs trials until the study has ``trials`` finished ones; the first are the defaults.
+
+    The sampler is seeded anew for each trial, by the number of finished ones before it: a search that was interrupted and
+    continued draws what an uninterrupted one draws.
+    """
+    optuna, space, done = load_optuna(), distributions(), len(finished(study))
+    bar = tqdm(range(done, trials), desc="trials", unit="trial", initial=done, total=max(trials, done))
+    for number in bar:
+        study.sampler = optuna.samplers.TPESampler(seed=recipe.seed + number, multivariate=True)
+        if number == 0:
+            study.enqueue_trial(default_point(recipe.parameters))
+        trial = study.ask(space)
+        try:
+            paucs = [
+                partial_auc(table.labels, out_of_fold(table, recipe.parameters | trial.params, split, folds, recipe))
+                for split in SEARCH_SPLITS
+            ]
+        except BaseException:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            raise
+        for split, pauc in zip(SEARCH_SPLITS, paucs, strict=True):
+            trial.set_user_attr(f"pauc_split{split}", pauc)
+        study.tell(trial, float(np.mean(paucs)))
+        bar.set_postfix(best=f"{study.best_value:.4f}")
+
+
+def confirm(
+    table: Rows, sets: dict[str, dict], folds: int, recipe: Recipe
+) -> tuple[dict[str, list[float]], dict[str, Estimate]]:
+    """Scores parameter sets on ``CONFIRM_SPLITS``.
+
+    Args:
+        table: the rows.
+        sets: name -> CatBoost's parameters.
+        folds: folds of each split.
+        recipe: seeds per fold, sampling and seed; its parameters are not used.
+
+    Returns:
+        Name -> pooled out-of-fold pAUC of each split; and name -> the mean over splits of its difference to the first set,
+        with a 95 % interval that is paired: both sets were measured on each resample of the patients.
+    """
+    tasks = [(name, split) for name in sets for split in CONFIRM_SPLITS]
+    scores = {
+        (name, split): out_of_fold(table, sets[name], split, folds, recipe)
+        for name, split in tqdm(tasks, desc="unseen splits", unit="split")
+    }
+    measured = bootstrap_scores(table.labels, table.patients, {f"{name} {split}": s for (name, split), s in scores.items()})
+    paucs = {name: [measured.scores[f"{name} {split}"].pauc.value for split in CONFIRM_SPLITS] for name in sets}
+    draws = {name: np.mean([measured.paucs[f"{name} {split}"] for split in CONFIRM_SPLITS], axis=0) for name in sets}
+    base, *others = sets
+    differences = {}
+    for name in others:
+        low, high = np.percentile(draws[name] - draws[base], INTERVAL)
+        differences[name] = Estimate(float(np.mean(paucs[name]) - np.mean(paucs[base])), float(low), float(high))
+    return paucs, differences
+
+
+def verdict(difference: Estimate) -> str:
+    """What the difference to the defaults says, in words."""
+    if difference.low > 0:
+        return "better than the defaults"
+    if difference.high < 0:
+        return "WORSE than the defaults"
+    return "NOT told apart from the defaults (the interval holds 0)"
+
+
+def trial_table(study: optuna.Study) -> pd.DataFrame:
+    """One row per finished trial: its number, mean pAUC, pAUC of each split, parameters."""
+    rows = [{"trial": t.number, "pauc": t.value} | t.user_attrs | t.params for t in finished(study)]
+    return pd.DataFrame(rows)
+
+
+def settings_of(table: Rows, folds: int, recipe: Recipe) -> dict[str, Any]:
+    """All that decides a trial's score besides what the search varies, small enough to be kept with the study."""
+    hashes = pd.util.hash_pandas_object(table.metadata[[ID, PATIENT, TARGET]], index=False)
+    return {
+        "rows": hashlib.sha256(hashes.to_numpy().tobytes()).hexdigest(),
+        "features": hashlib.sha256("\n".join(table.features).encode()).hexdigest(),
+        "--folds": folds,
+        "--seed": recipe.seed,
+        "--negatives-per-positive": recipe.negatives_per_positive,
+        "defaults": recipe.parameters,
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Searches, confirms, and writes the parameter file and the table of trials."""
+    parser = argparse.ArgumentParser(
+        description="Optuna search of CatBoost's parameters -> a file for train.tabular --params. "
+        "Trials have one model per fold, the confirmation --seeds. The same command continues an interrupted search."
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="competition folder to read")
+    parser.add_argument(
+        "--artifacts", type=Path, metavar="DIR", help="leave out the holdout rows of this folder's folds.csv (default: none)"
+    )
+    parser.add_argument("--trials", type=int, required=True, metavar="N", help="finished trials in all, with the defaults")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="JSON parameter file to write, with NAME-trials.csv beside"
+    )
+    parser.add_argument("--storage", type=Path, metavar="FILE", help="SQLite file of the trials (default: --out as .sqlite)")
+    parser.add_argument("--folds", type=int, default=5, help="folds of each split (default: %(default)s)")
+    add_recipe_options(parser)
+    options = parser.parse_args(arguments)
+    if options.trials < 1 or options.folds < 2:
+        raise InputError(f"--trials {options.trials} must be 1 or more, --folds {options.folds} 2 or more.")
+    recipe = recipe_of(options)
+    load_optuna()
+    table = read_searched(options.data, options.artifacts)
+    study = open_study(options.storage or options.out.with_suffix(".sqlite"), settings_of(table, options.folds, recipe))
+    with workers(options.jobs, options.cluster):
+        search(study, table, options.trials, options.folds, replace(recipe, seeds=1))
+    best = recipe.parameters | study.best_params
+    trials = options.out.with_name(f"{options.out.stem}-trials.csv")
+    write_csv(trials, trial_table(study))
+    write_json(options.out, best)
+    base = finished(study)[0]
+    log(
+        f"search, splits {SEARCH_SPLITS}: best trial {study.best_trial.number} pAUC {study.best_value:.4f}, "
+        f"defaults {base.value:.4f}; this difference is of the best of {len(finished(study))} and flatters"
+    )
+    if study.best_trial.number == base.number:
+        log(f"{options.out}: the defaults; none of {len(finished(study)) - 1} other trials was better (all in {trials})")
+        return 0
+    with workers(options.jobs, options.cluster):
+        paucs, differences = confirm(table, {"defaults": recipe.parameters, "best": best}, options.folds, recipe)
+    for name, values in paucs.items():
+        by_split = ", ".join(f"{value:.4f}" for value in values)
+        log(f"unseen splits {CONFIRM_SPLITS}, {name}: pAUC {by_split}, mean {np.mean(values):.4f}")
+    found = differences["best"]
+    log(
+        f"{options.out}: the best of {len(finished(study))} trials is {verdict(found)} on unseen splits: "
+        f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}] pAUC (all trials in {trials})"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,74 @@
+import json
+
+import numpy as np
+import pytest
+
+from evaluation.studies.ablation import main, measure, steps
+from inference.features import build_features
+from inference.schema import HOSPITAL, TARGET
+from train.config import Recipe
+from train.cross_validation import cross_validate
+from train.folds import assign_folds
+from utils import InputError
+
+SMALL = {"iterations": 5, "depth": 2, "learning_rate": 0.3}
+
+
+@pytest.fixture
+def parameters(tmp_path):
+    path = tmp_path / "few_trees.json"
+    path.write_text(json.dumps(SMALL))
+    return path
+
+
+def table_of(text):
+    """The rows of the Markdown table, cells stripped."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")][2:]
+
+
+def test_steps_add_columns_and_the_last_two_take_some_away(metadata):
+    features = build_features(metadata)
+    columns = [[name for name in features if step.columns(name)] for step in steps(Recipe(SMALL))]
+    raw, engineered, context, sampled, recipe, without_hospital, without_context = map(set, columns)
+    assert raw < engineered < context == sampled == recipe == set(features)
+    assert recipe - without_hospital == {HOSPITAL}
+    assert without_context == engineered
+    assert not any(name.endswith(("_z_patient", "_z_site", "_rank_patient", "_lesions")) for name in engineered)
+
+
+def test_only_the_sampling_and_the_seeds_differ_between_their_steps():
+    recipes = [step.recipe for step in steps(Recipe(SMALL, seeds=4, negatives_per_positive=7))]
+    assert [(each.seeds, each.negatives_per_positive) for each in recipes[:5]] == [(1, np.inf)] * 3 + [(1, 7), (4, 7)]
+    assert recipes[5] == recipes[6] == recipes[4]
+
+
+def test_a_step_is_an_ordinary_cross_validation(metadata):
+    features, labels = build_features(metadata), metadata[TARGET].to_numpy()
+    folds = {seed: assign_folds(metadata, 2, np.zeros(len(labels), dtype=bool), seed) for seed in (0, 5)}
+    measured = measure(steps(Recipe(SMALL))[2], features, labels, folds)
+    assert measured.features == features.shape[1]
+    for seed, logits in zip(folds, measured.logits, strict=True):
+        _, expected = cross_validate(features, labels, folds[seed], Recipe(SMALL, 1, np.inf, seed), progress=False)
+        np.testing.assert_array_equal(logits, expected)
+
+
+def test_the_command_writes_the_table_of_the_steps_asked_for(twin, metadata, parameters, tmp_path):
+    out = tmp_path / "docs" / "ablation.md"
+    command = ["--data", str(twin), "--out", str(out), "--params", str(parameters), "--folds", "2", "--seeds", "2"]
+    assert main([*command, "--split-seeds", "0", "1", "--steps", "1", "5", "6"]) == 0
+    text = out.read_text(encoding="utf-8")
+    rows = table_of(text)
+    assert [row[0] for row in rows] == ["raw columns", "+ 2 seeds: the recipe", "the recipe - hospital column"]
+    assert rows[0][4] == ""
+    for row in rows:
+        low, high = map(float, row[3].split(" to "))
+        assert 0 <= low <= float(row[2]) <= high <= 0.2
+    rows = f"60 lesions, {metadata[TARGET].sum()} malignant, 8 patients; 2 patient-grouped folds, split seeds 0, 1"
+    assert rows in text
+    assert "--folds 2 --seed 0 --seeds 2 --split-seeds 0 1 --params" in text
+    assert "--steps 1 5 6" in text
+
+
+def test_a_line_that_is_not_there_is_refused(twin, tmp_path):
+    with pytest.raises(InputError, match=r"--steps \[9\] .* lines are 1 to 7"):
+        main(["--data", str(twin), "--out", str(tmp_path / "a.md"), "--steps", "9"])

@@ -1,0 +1,180 @@
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+from evaluation.dry_run import checked_submission, main, mount_test_folder, rows_to_score, without_network
+from inference.artifacts import load_manifest
+from inference.build_kernel import ROOT
+from inference.schema import ID, PATIENT, TARGET, TEST_COLUMNS
+from utils import InputError, partial_auc
+
+
+def test_the_mounted_folder_is_what_kaggle_would_mount(trained, tmp_path):
+    rows = rows_to_score(trained.data, trained.artifacts, "holdout")
+    folder = tmp_path / "competition"
+    mount_test_folder(trained.data, rows[ID].tolist(), folder)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "sample_submission.csv",
+        "test-image.hdf5",
+        "test-metadata.csv",
+    ]
+    header = (folder / "test-metadata.csv").read_text(encoding="utf-8").splitlines()[0]
+    assert header.split(",") == list(TEST_COLUMNS)
+    # Cells are passed on as text: what the kernel reads is what training read, to the last digit.
+    published = pd.read_csv(trained.data / "train-metadata.csv", dtype=str, keep_default_na=False).set_index(ID)
+    mounted = pd.read_csv(folder / "test-metadata.csv", dtype=str, keep_default_na=False).set_index(ID)
+    pd.testing.assert_frame_equal(mounted, published.loc[mounted.index, mounted.columns])
+    with h5py.File(folder / "test-image.hdf5") as copy, h5py.File(trained.data / "train-image.hdf5") as original:
+        assert sorted(copy) == sorted(rows[ID])
+        assert all(copy[i][()] == original[i][()] and copy[i].dtype == original[i].dtype for i in copy)
+
+
+def test_a_share_of_the_images_can_be_withheld(trained, tmp_path):
+    ids, held = rows_to_score(trained.data, trained.artifacts, "all")[ID].tolist(), []
+    for lost in (0.0, 0.5, 0.5, 1.0):
+        mount_test_folder(trained.data, ids, tmp_path / str(len(held)), lost)
+        with h5py.File(tmp_path / str(len(held)) / "test-image.hdf5") as file:
+            held.append(set(file))
+    whole, half, again, none = held
+    assert whole == set(ids)
+    assert none == set()
+    assert half == again
+    assert 0.3 * len(ids) < len(half) < 0.7 * len(ids)
+
+
+def test_lesions_whose_image_is_withheld_keep_their_tabular_score(trained, tmp_path, capsys):
+    where = ["--data", str(trained.data), "--artifacts", str(trained.artifacts), "--report", str(tmp_path / "report")]
+    main([*where, "--lose-images", "0.5"])
+    run = json.loads((tmp_path / "report" / "run.json").read_text())
+    assert 0 < run["scored by image"] < run["lesions"]
+    assert run["fallbacks"]["lesions without image score"] == run["lesions"] - run["scored by image"]
+    told = "of the images, 50% drawn at random were withheld from the kernel"
+    assert told in capsys.readouterr().out
+    assert told in (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("share", ["-0.1", "1.5", "nan"])
+def test_what_is_no_share_is_refused(trained, share):
+    with pytest.raises(InputError, match=rf"--lose-images {share} is no share of the images; give 0 to 1"):
+        main(["--data", str(trained.data), "--artifacts", str(trained.artifacts), "--lose-images", share])
+
+
+def test_holdout_rows_are_those_that_training_held_out(trained):
+    rows = rows_to_score(trained.data, trained.artifacts, "holdout")
+    folds = pd.read_csv(trained.artifacts / "folds.csv").set_index(ID)
+    assert (folds.loc[rows[ID], "fold"] == -1).all()
+    assert not set(rows[PATIENT]) & set(folds.loc[folds["fold"] >= 0, "patient_id"])
+    assert len(rows_to_score(trained.data, trained.artifacts, "all")) == len(folds)
+
+
+@pytest.fixture(scope="module")
+def report(trained, tmp_path_factory):
+    """The report folder of a dry run made by its command, and what the command printed."""
+    folder = tmp_path_factory.mktemp("dry_run") / "report"
+    command = [
+        sys.executable,
+        "-m",
+        "evaluation.dry_run",
+        "--data",
+        str(trained.data),
+        "--artifacts",
+        str(trained.artifacts),
+    ]
+    done = subprocess.run([*command, "--report", str(folder)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_the_table_is_the_metric_of_the_submission(trained, report):
+    folder, printed = report
+    rows = rows_to_score(trained.data, trained.artifacts, "holdout")
+    submission = pd.read_csv(folder / "submission.csv").set_index(ID).loc[rows[ID], TARGET]
+    scored = dict(re.findall(r"^\| (\w[\w ]*?) +\| +([\d.]+)", printed, flags=re.MULTILINE))
+    assert list(scored) == ["tabular", "final", "best possible"]
+    assert scored["final"] == f"{partial_auc(rows[TARGET], submission):.4f}"
+    truth = pd.read_csv(trained.data / "truth.csv").set_index(ID).loc[rows[ID], "probability"]
+    assert scored["best possible"] == f"{partial_auc(rows[TARGET], truth):.4f}"
+    assert re.search(r"fusion - tabular, paired: [+-]0\.\d{4} \[[+-]0\.\d{4}, [+-]0\.\d{4}\] pAUC", printed)
+
+
+def test_the_page_says_how_it_was_made(trained, report):
+    folder, printed = report
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    isolation = without_network()[1]
+    assert isolation in page
+    assert isolation in printed
+    facts = json.loads((folder / "run.json").read_text())
+    assert facts["versions"]["tensorflow"] in page
+    assert f"<td>{facts['most memory, GB']:,.4g}</td>" in page
+    for name, expected in load_manifest(trained.artifacts)["files"].items():
+        assert f'<th scope="row">{name}</th>' in page
+        assert f"{expected}, as the manifest says" in page
+    words = re.sub(r"data:image/jpeg;base64,[\w+/=]+", "", page)
+    assert "http" not in words.replace("http://www.w3.org", "").replace("http-equiv", "")
+
+
+def test_the_page_tells_what_the_command_prints(report):
+    folder, printed = report
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    for name, pauc, low, high, area in re.findall(
+        r"^\| (\w[\w ]*?) +\| +([\d.]+) \| +([\d.]+) to ([\d.]+) \| +([\d.]+)", printed, flags=re.MULTILINE
+    ):
+        assert f'<th scope="row">{name}</th><td>{pauc}</td><td>{low} to {high}</td><td>{area}</td>' in page
+
+
+def test_the_page_shows_lesions_through_the_networks(trained, report):
+    folder, _ = report
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    rows = rows_to_score(trained.data, trained.artifacts, "holdout")
+    shown = min(8, int(rows[TARGET].sum())) + min(8, int((rows[TARGET] == 0).sum()))
+    assert page.count("right of it the same crop under its heat map") == shown
+    assert "mean over the 2 fold networks" in page
+    assert len(page) < 15_000_000
+
+
+def test_the_isolation_takes_the_network_away():
+    prefix, _ = without_network()
+    if not prefix:
+        pytest.skip("this system lets us make no network namespace, so the kernel runs here with a network")
+    look = "import socket; print([name for _, name in socket.if_nameindex()])"
+    done = subprocess.run([*prefix, sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['lo']"
+
+
+@pytest.mark.parametrize(
+    ("table", "complaint"),
+    [
+        ({ID: ["a", "b"], "score": [0.1, 0.2]}, "has the columns"),
+        ({ID: ["b", "a"], TARGET: [0.1, 0.2]}, "in their order"),
+        ({ID: ["a"], TARGET: [0.1]}, "does not hold the 2 ids"),
+        ({ID: ["a", "b"], TARGET: [0.1, np.inf]}, "holds 1 scores that are no finite number"),
+        ({ID: ["a", "b"], TARGET: ["0.1", "high"]}, "holds 1 scores that are no finite number"),
+    ],
+)
+def test_a_submission_that_kaggle_would_refuse_is_refused(tmp_path, table, complaint):
+    pd.DataFrame(table).to_csv(tmp_path / "submission.csv", index=False)
+    with pytest.raises(InputError, match=complaint):
+        checked_submission(tmp_path / "submission.csv", ["a", "b"])
+
+
+def test_a_kernel_that_fails_is_reported_with_its_status(trained, tmp_path):
+    kernel = tmp_path / "kernel.py"
+    kernel.write_text("raise SystemExit(3)\n")
+    where = ["--data", str(trained.data), "--artifacts", str(trained.artifacts), "--report", str(tmp_path / "report")]
+    with pytest.raises(InputError, match=r"kernel\.py ended with status 3"):
+        main([*where, "--kernel", str(kernel)])
+
+
+def test_without_a_holdout_there_is_nothing_to_score(trained, tmp_path):
+    artifacts = shutil.copytree(trained.artifacts, tmp_path / "artifacts")
+    folds = pd.read_csv(artifacts / "folds.csv")
+    folds.assign(fold=folds["fold"].clip(lower=0)).to_csv(artifacts / "folds.csv", index=False)
+    with pytest.raises(InputError, match="SHA-256"):  # not even read: it is not what training wrote
+        rows_to_score(trained.data, artifacts, "holdout")

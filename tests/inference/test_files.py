@@ -1,0 +1,75 @@
+import hashlib
+import os
+import stat
+
+import pytest
+
+from inference.files import replacing, sha256_of
+from utils import InputError
+
+
+def test_the_file_appears_whole_and_in_a_new_folder(tmp_path):
+    path = tmp_path / "new" / "folder" / "run.json"
+    with replacing(path) as temporary:
+        temporary.write_text("{}")
+        assert not path.exists()
+    assert path.read_text() == "{}"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_temporary_name_keeps_folder_and_suffixes(tmp_path):
+    with replacing(tmp_path / "fusion_fold0.weights.h5") as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.suffixes[-2:] == [".weights", ".h5"]
+        temporary.touch()
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "folds.csv"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
+        temporary.write_text("half of the n")
+        raise ZeroDivisionError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_stopping_by_hand_leaves_nothing_either(tmp_path):
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "folds.csv") as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write into any folder")
+def test_a_folder_that_may_not_be_written_is_refused_in_one_sentence(tmp_path):
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    try:
+        with (
+            pytest.raises(InputError, match=r"folds\.csv cannot be written .*choose a folder"),
+            replacing(tmp_path / "folds.csv") as temporary,
+        ):
+            temporary.write_text("x")
+    finally:
+        tmp_path.chmod(stat.S_IRWXU)
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_in_one_sentence(tmp_path):
+    (tmp_path / "artifacts").write_text("I am no folder")
+    with pytest.raises(InputError, match="cannot be written"), replacing(tmp_path / "artifacts" / "folds.csv") as temporary:
+        temporary.write_text("x")
+
+
+def test_a_folder_in_the_place_of_the_file_is_refused_in_one_sentence(tmp_path):
+    (tmp_path / "submission.csv").mkdir()
+    with pytest.raises(InputError, match="cannot be written"), replacing(tmp_path / "submission.csv") as temporary:
+        temporary.write_text("x")
+    assert [path.name for path in tmp_path.iterdir()] == ["submission.csv"]
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path):
+    content = bytes(range(256)) * 10_000
+    (tmp_path / "weights").write_bytes(content)
+    assert sha256_of(tmp_path / "weights") == hashlib.sha256(content).hexdigest()
+    (tmp_path / "empty").touch()
+    assert sha256_of(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

@@ -1,0 +1,104 @@
+"""What the kernel does when the networks fail it; the networks themselves are played by arrays."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from inference.run_log import Run
+from inference.schema import ID
+from inference.scoring import combine_scores, correct_by_image
+from utils import InputError
+
+ROWS = pd.DataFrame({ID: [f"ISIC_{number:07d}" for number in range(10)]})
+TABULAR = np.linspace(-8, -1, 10)
+MANIFEST = {"network": {"settings": {"image_size": 32}, "weights": ["a"], "combination": {"kind": "network"}}}
+
+
+@pytest.fixture
+def corrected(monkeypatch):
+    """Calls `correct_by_image` on networks that give these batches: (positions, logits), or an exception to raise."""
+
+    def call(batches, run=None, manifest=MANIFEST):
+        def played(ensemble, images, tabular):
+            for batch in batches:
+                if isinstance(batch, BaseException):
+                    raise batch
+                yield np.array(batch[0]), np.array(batch[1], dtype="float64")
+
+        monkeypatch.setattr("inference.scoring.image_batches", lambda *_: None)
+        monkeypatch.setattr("inference.scoring.network_logits", played)
+        run = run or Run()
+        return *correct_by_image(ROWS, TABULAR, lambda: None, lambda: None, manifest, 4, run), run
+
+    return call
+
+
+def test_lesions_that_a_network_has_seen_are_corrected_and_the_others_keep_their_score(corrected):
+    final, seen, run = corrected([([0, 1, 2], [1.0, 2.0, 3.0]), ([4, 5, 6, 7, 8, 9], [5.0] * 6)])
+    assert final.tolist() == [1, 2, 3, TABULAR[3], 5, 5, 5, 5, 5, 5]
+    assert seen.tolist() == [True] * 3 + [False] + [True] * 6
+    assert run.fallbacks == {"lesions without image score": 1}
+
+
+def test_output_that_is_not_finite_is_not_taken(corrected):
+    final, _, run = corrected([(range(10), [np.nan, np.inf, -np.inf, *range(7)])])
+    assert final.tolist() == [*TABULAR[:3], *range(7)]
+    assert run.fallbacks == {"network output not finite": 3, "lesions without image score": 3}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("cuDNN is gone\nand more"), MemoryError("no memory"), InputError("broken")])
+def test_networks_that_stop_leave_what_they_have_done(corrected, error, capsys):
+    final, _, run = corrected([([0, 1], [1.0, 2.0]), error])
+    assert final.tolist() == [1, 2, *TABULAR[2:]]
+    assert run.fallbacks == {"network stopped": 1, "lesions without image score": 8}
+    assert f"{type(error).__name__}: {str(error).splitlines()[0]}; the rest keeps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("told", "budget", "reason"), [("SIGTERM was received", 3600, "SIGTERM was received"), ("", 0.0, "time budget of 0 h")]
+)
+def test_what_is_not_reached_in_time_keeps_its_tabular_score(corrected, told, budget, reason, capsys):
+    run = Run(time_budget=budget)
+    run.told_to_stop = told
+    final, _, run = corrected([([0, 1], [1.0, 2.0]), AssertionError("a batch too many")], run)
+    assert final.tolist() == [1, 2, *TABULAR[2:]]
+    assert run.fallbacks == {"images not reached": 8, "lesions without image score": 8}
+    assert reason in capsys.readouterr().out
+
+
+def test_a_run_that_ends_just_in_time_has_missed_nothing(corrected):
+    _, seen, run = corrected([(range(10), range(10))], Run(time_budget=0.0))
+    assert seen.all()
+    assert run.fallbacks == {}
+
+
+def test_without_a_network_every_lesion_keeps_its_score(corrected):
+    final, _, run = corrected([], manifest={})
+    assert final.tolist() == TABULAR.tolist()
+    assert run.fallbacks == {"no network": 10}
+
+
+# Combining
+
+
+def test_scores_are_combined_as_the_manifest_says():
+    run, seen = Run(), np.arange(10) % 2 == 0
+    blend = {"kind": "blend", "with_image": {"intercept": 0.0, "tabular": 0.5, "network": 0.5}}
+    found = combine_scores(TABULAR, TABULAR + 2, seen, {"network": {"combination": blend}}, run)
+    np.testing.assert_allclose(found, TABULAR + seen)
+    assert run.facts["combination"] == "blend"
+
+
+def test_without_any_image_there_is_nothing_to_combine():
+    assert combine_scores(TABULAR, TABULAR, np.zeros(10, dtype=bool), {}, Run()).tolist() == TABULAR.tolist()
+
+
+@pytest.mark.parametrize(
+    "network", [{}, {"combination": {"kind": "stacking"}}, {"combination": {"kind": "blend", "with_image": {}}}]
+)
+def test_a_combination_that_cannot_be_made_leaves_the_networks_alone(network, capsys):
+    run = Run()
+    found = combine_scores(TABULAR, TABULAR + 1, np.ones(10, dtype=bool), {"network": network}, run)
+    assert found.tolist() == (TABULAR + 1).tolist()
+    assert run.fallbacks == {"networks alone": 10}
+    assert "could not be combined" in capsys.readouterr().out

@@ -1,0 +1,285 @@
+"""The kernel as Kaggle runs it: its own process, nothing of the repository in reach; and its fall-backs, in this process."""
+
+import errno
+import json
+import shutil
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+from evaluation.dry_run import without_network
+from inference import submission
+from inference.build_kernel import ROOT
+from inference.schema import ID, TARGET
+from inference.submission import main
+
+
+@pytest.fixture
+def competition(mounted, tmp_path):
+    """A copy of the test folder to do harm to."""
+    return shutil.copytree(mounted, tmp_path / "competition")
+
+
+def run_in_process(competition, artifacts, tmp_path):
+    """Scores a folder by calling main; returns submission, per-lesion scores and run.json."""
+    output = tmp_path / "out" / "submission.csv"
+    where = ["--competition", str(competition), "--artifacts", str(artifacts), "--output", str(output)]
+    assert main([*where, "--scores", str(output.with_name("scores.csv"))]) == 0
+    return (
+        pd.read_csv(output),
+        pd.read_csv(output.with_name("scores.csv")).set_index(ID),
+        json.loads(output.with_name("run.json").read_text()),
+    )
+
+
+def run_on_kaggle(root, working):
+    """Runs the built kernel as Kaggle does: no arguments but where the mounts are, isolated, from an empty folder."""
+    working.mkdir()
+    command = [*without_network()[0], sys.executable, "-I", str(ROOT / "kernel.py"), "--input-root", str(root)]
+    done = subprocess.run(command, cwd=working, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def replace_image(path, isic_id, content):
+    """Puts other bytes in the place of a lesion's image; None takes it away."""
+    with h5py.File(path, "r+") as file:
+        del file[isic_id]
+        if content is not None:
+            file.create_dataset(isic_id, data=np.bytes_(content) if content else h5py.Empty("S1"))
+
+
+# Equal to training
+
+
+@pytest.mark.parametrize(
+    ("competition_mount", "artifact_mount"),
+    [
+        ("isic-2024-challenge", "slice-3d-fusion-artifacts"),
+        ("competitions/isic-2024-challenge", "datasets/somebody/slice-3d-fusion-artifacts"),
+    ],
+    ids=["classic mounts", "new mounts"],
+)
+def test_the_built_kernel_scores_as_the_training_code_does(
+    trained, mounted, tmp_path, competition_mount, artifact_mount, trained_scores
+):
+    root = tmp_path / "input"
+    shutil.copytree(mounted, root / competition_mount)
+    shutil.copytree(trained.artifacts, root / artifact_mount)
+    log = run_on_kaggle(root, tmp_path / "working")
+    submission = pd.read_csv(tmp_path / "working" / "submission.csv")
+    assert submission[ID].tolist() == trained_scores.index.tolist()
+    logits = np.log(submission[TARGET] / (1 - submission[TARGET]))
+    np.testing.assert_allclose(logits, trained_scores, rtol=0, atol=1e-5)
+    facts = json.loads((tmp_path / "working" / "run.json").read_text())
+    assert facts["scored by image"] == facts["lesions"] == len(submission)
+    assert facts["fallbacks"] == {}
+    assert "FALL-BACK" not in log
+
+
+@pytest.fixture(scope="module")
+def trained_scores(trained):
+    """The holdout's logits by the functions that training calls, from the rows of train-metadata.csv."""
+    from inference.artifacts import load_manifest
+    from inference.features import build_features
+    from inference.images import ImageStore, find_images
+    from inference.network import load_network
+    from inference.schema import read_metadata
+    from inference.scoring import combine
+    from inference.tabular import load_tabular_models, select_features, tabular_logits
+    from train.lesions import Lesions
+    from train.network.fold import score_rows
+
+    manifest = load_manifest(trained.artifacts)
+    metadata = read_metadata(trained.data / "train-metadata.csv", labelled=True)
+    fold = pd.read_csv(trained.artifacts / "folds.csv")["fold"].to_numpy()
+    models, _ = load_tabular_models(trained.artifacts, manifest)
+    features = select_features(build_features(metadata), manifest["tabular"]["features"], manifest["tabular"]["categories"])
+    tabular = tabular_logits(models, features, manifest["tabular"]["categories"])
+    store = ImageStore(find_images(trained.data, "train"))
+    every = np.ones(len(metadata), dtype=bool)
+    lesions = Lesions(metadata[ID].to_numpy(), None, None, fold, tabular, every)
+    from train.network.config import parse_fusion_options
+
+    options = parse_fusion_options(["--data", "-", "--artifacts", "-", "--image-size", "32"])
+    rows = np.flatnonzero(fold == -1)
+    networks = [
+        load_network(manifest["network"]["settings"], trained.artifacts / f"fusion_fold{k}.weights.h5") for k in (0, 1)
+    ]
+    scores = np.mean([score_rows(network, lesions, rows, store, options) for network in networks], axis=0)
+    scores = combine(manifest["network"]["combination"], tabular[rows], scores, every[rows])
+    return pd.Series(scores, index=metadata[ID].iloc[rows])
+
+
+# Never empty-handed
+
+
+def test_a_lesion_without_a_readable_image_keeps_its_tabular_score(trained, competition, tmp_path):
+    artifacts = shutil.copytree(trained.artifacts, tmp_path / "artifacts")
+    manifest = json.loads((artifacts / "manifest.json").read_text())
+    manifest["network"]["combination"] = {"kind": "network"}  # the logits as they are
+    (artifacts / "manifest.json").write_text(json.dumps(manifest))
+    ids = pd.read_csv(competition / "test-metadata.csv")[ID].tolist()
+    good = h5py.File(competition / "test-image.hdf5")[ids[4]][()]
+    harm = {ids[0]: None, ids[1]: b"", ids[2]: good[: len(good) // 2], ids[3]: b"no picture at all"}
+    for isic_id, content in harm.items():
+        replace_image(competition / "test-image.hdf5", isic_id, content)
+    submission, scores, facts = run_in_process(competition, artifacts, tmp_path)
+    assert submission[ID].tolist() == ids
+    assert scores.loc[list(harm), "image_scored"].tolist() == [0, 0, 0, 0]
+    assert (scores.loc[list(harm), "final"] == scores.loc[list(harm), "tabular"]).all()
+    assert scores["image_scored"].sum() == len(ids) - 4
+    assert (scores.loc[ids[4:], "final"] != scores.loc[ids[4:], "tabular"]).all()
+    assert facts["fallbacks"] == {"lesions without image score": 4}
+
+
+def test_without_images_the_submission_is_tabular(trained, competition, tmp_path):
+    (competition / "test-image.hdf5").unlink()
+    submission, scores, facts = run_in_process(competition, trained.artifacts, tmp_path)
+    assert (scores["final"] == scores["tabular"]).all()
+    assert facts["fallbacks"] == {"network stopped": 1, "lesions without image score": len(submission)}
+
+
+def test_a_changed_network_is_left_out_and_the_others_go_on(trained, mounted, tmp_path):
+    artifacts = shutil.copytree(trained.artifacts, tmp_path / "artifacts")
+    weights = artifacts / "fusion_fold0.weights.h5"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    _, scores, facts = run_in_process(mounted, artifacts, tmp_path)
+    assert facts["fallbacks"] == {"fold networks left out": 1}
+    assert scores["image_scored"].all()
+    assert any("fusion_fold0.weights.h5" in note and "SHA-256" in note for note in facts["notes"])
+
+
+def test_no_usable_network_leaves_the_tabular_submission(tabular_only, mounted, tmp_path):
+    _, scores, facts = run_in_process(mounted, tabular_only, tmp_path)
+    assert (scores["final"] == scores["tabular"]).all()
+    assert facts["fallbacks"]["no network"] == len(scores)
+
+
+def test_one_changed_tabular_model_is_left_out(tabular_only, mounted, tmp_path):
+    artifacts = shutil.copytree(tabular_only, tmp_path / "artifacts")
+    (artifacts / "tabular_fold1_seed0.cbm").write_bytes(b"broken")
+    submission, _, facts = run_in_process(mounted, artifacts, tmp_path)
+    assert facts["fallbacks"]["tabular models left out"] == 1
+    assert np.isfinite(submission[TARGET]).all()
+
+
+def test_the_sample_submission_decides_rows_and_order(tabular_only, competition, tmp_path):
+    ids = pd.read_csv(competition / "test-metadata.csv")[ID].tolist()
+    asked = [*reversed(ids[1:]), "ISIC_0000000"]
+    pd.DataFrame({ID: asked, TARGET: 0.3}).to_csv(competition / "sample_submission.csv", index=False)
+    submission, _, facts = run_in_process(competition, tabular_only, tmp_path)
+    assert submission[ID].tolist() == asked
+    assert np.isfinite(submission[TARGET]).all()
+    assert facts["fallbacks"]["ids only in sample submission"] == 1
+
+
+def test_metadata_in_disorder_is_repaired_and_counted(tabular_only, competition, tmp_path):
+    path = competition / "test-metadata.csv"
+    rows = pd.read_csv(path, dtype=str)
+    rows = rows.drop(columns="tbp_lv_H").assign(stranger="1")
+    rows.loc[0, "tbp_lv_L"] = "dark"
+    rows.loc[1, "tbp_lv_A"] = "inf"
+    rows.loc[2, "patient_id"] = ""
+    rows.loc[3, "attribution"] = "A hospital never seen"
+    rows[rows.columns[::-1]].to_csv(path, index=False)
+    submission, _, facts = run_in_process(competition, tabular_only, tmp_path)
+    assert np.isfinite(submission[TARGET]).all()
+    repairs = {"columns missing": 1, "cells that are no number": 2, "rows without patient_id": 1}
+    assert {name: facts["fallbacks"][name] for name in repairs} == repairs
+
+
+def test_a_file_of_no_rows_gives_a_submission_of_no_rows(tabular_only, competition, tmp_path):
+    for name in ("test-metadata.csv", "sample_submission.csv"):
+        pd.read_csv(competition / name, nrows=0).to_csv(competition / name, index=False)
+    submission, _, _ = run_in_process(competition, tabular_only, tmp_path)
+    assert list(submission.columns) == [ID, TARGET]
+    assert len(submission) == 0
+
+
+def test_the_public_test_of_the_competition(real_data, trained, tmp_path):
+    submission, scores, facts = run_in_process(real_data, trained.artifacts, tmp_path)
+    assert submission[ID].tolist() == pd.read_csv(real_data / "sample_submission.csv")[ID].tolist()
+    assert np.isfinite(submission[TARGET]).all()
+    assert scores["image_scored"].all()
+    assert facts["fallbacks"] == {}
+
+
+# What is an error: early, loudly, in one sentence
+
+
+def test_a_full_disk_leaves_the_tabular_submission(trained, mounted, tmp_path, monkeypatch):
+    written, write = [], submission.write_submission
+
+    def on_a_full_disk(path, *more):
+        if written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path)
+        write(path, *more)
+
+    monkeypatch.setattr("inference.submission.write_submission", on_a_full_disk)
+    monkeypatch.setattr("inference.submission.correct_by_image", lambda rows, tabular, *_: (tabular, tabular > 0))
+    output = tmp_path / "submission.csv"
+    where = ["--competition", str(mounted), "--artifacts", str(trained.artifacts), "--output", str(output)]
+    assert main(where) == 0
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert "final scores not written" in run["fallbacks"]
+    assert "No space left on device" in run["notes"][-1]
+    assert pd.read_csv(output)[TARGET].between(0, 1).all()
+
+
+def test_sigterm_ends_the_kernel_with_what_it_knows(trained, mounted, tmp_path):
+    """In the real process: it is told to stop while it loads its networks, and comes home with a whole submission."""
+    output = tmp_path / "submission.csv"
+    command = [sys.executable, "-I", str(ROOT / "kernel.py"), "--competition", str(mounted), "--batch-size", "4"]
+    command += ["--artifacts", str(trained.artifacts), "--output", str(output)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        while "can only get better" not in process.stdout.readline():
+            assert process.poll() is None
+        process.terminate()
+        log = process.stdout.read()
+        assert process.wait() == 0
+    run = json.loads((tmp_path / "run.json").read_text())
+    rows = len(pd.read_csv(mounted / "sample_submission.csv"))
+    assert run["fallbacks"] == {"images not reached": rows - 4, "lesions without image score": rows - 4}
+    assert "SIGTERM was received; no further image is read" in log
+    assert pd.read_csv(output)[ID].tolist() == pd.read_csv(mounted / "sample_submission.csv")[ID].tolist()
+
+
+def test_a_time_budget_of_nothing_is_refused(mounted, capsys):
+    assert main(["--competition", str(mounted), "--time-budget", "0"]) == 2
+    assert "--time-budget 0.0 is no time; give hours above zero." in capsys.readouterr().err
+
+
+def test_no_metadata_no_artifacts_no_model_are_errors(tabular_only, mounted, tmp_path, capsys):
+    output = ["--output", str(tmp_path / "submission.csv")]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    broken = shutil.copytree(tabular_only, tmp_path / "broken")
+    for path in broken.glob("*.cbm"):
+        path.write_bytes(b"broken")
+    cases = {
+        "test-metadata.csv is not in": ["--competition", str(empty), "--artifacts", str(tabular_only)],
+        "has no manifest.json": ["--competition", str(mounted), "--artifacts", str(empty)],
+        "no usable tabular model": ["--competition", str(mounted), "--artifacts", str(broken)],
+        "attach the competition isic-2024-challenge": ["--artifacts", str(tabular_only), "--input-root", str(empty)],
+        "attach the artifact dataset": ["--competition", str(mounted), "--input-root", str(empty)],
+        "--batch-size 0": ["--competition", str(mounted), "--artifacts", str(tabular_only), "--batch-size", "0"],
+    }
+    for sentence, where in cases.items():
+        assert main([*where, *output]) == 2
+        complaint = capsys.readouterr().err
+        assert sentence in complaint
+        assert complaint.count("\n") == 1
+    assert not (tmp_path / "submission.csv").exists()
+
+
+def test_two_artifact_folders_are_an_error_not_a_guess(tabular_only, mounted, tmp_path, capsys):
+    for name in ("one", "two"):
+        shutil.copytree(tabular_only, tmp_path / "input" / name)
+    assert main(["--competition", str(mounted), "--input-root", str(tmp_path / "input")]) == 2
+    assert "2 folders" in capsys.readouterr().err

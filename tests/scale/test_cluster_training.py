@@ -1,0 +1,114 @@
+"""Trainings wherever they run: in this process, in several of this machine, on a cluster, and with a worker killed in it."""
+
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+from dask_cluster import cluster
+from small_network import a_network
+
+from inference.artifacts import load_manifest
+from train.folds import make_folds
+from train.fusion import train_fusion
+from train.tabular import train_tabular
+
+NETWORK = ["--weights", "none", "--image-size", "32", "--epochs", "3", "--batch-size", "16", "--negatives-per-positive", "2"]
+
+#: Run by a worker as it starts: networks that are traced at once, and one worker, the first to have finished an epoch, that
+#: is killed by a signal that it cannot answer.
+PRELOAD = """
+import os, signal
+from pathlib import Path
+from test_cluster_training import small_networks
+from train.network import fold as fold_training
+from train.network.checkpoint import Checkpoint
+
+for name, function in small_networks().items():
+    setattr(fold_training, name, function)
+Checkpoint.really_save = getattr(Checkpoint, "really_save", Checkpoint.save)  # Dask runs this file twice
+
+def save_and_die(checkpoint, model, record):
+    checkpoint.really_save(model, record)
+    try:
+        Path({killed!r}).touch(exist_ok=False)
+    except FileExistsError:
+        return
+    Path({killed!r}).write_text(f"{{os.getpid()}} {{checkpoint.path}}")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+Checkpoint.save = save_and_die
+"""
+
+
+def small_networks():
+    """What stands for ResNet50 in ``train.network.fold``: of the same inputs and output, and traced at once."""
+
+    def load(settings, weights):
+        network = a_network()
+        network.load_weights(weights)
+        return network
+
+    return {"starting_network": lambda *_: a_network(), "load_network": load}
+
+
+@pytest.fixture(scope="module")
+def begun(twin, tmp_path_factory):
+    """Artifacts with folds and tabular scores, and the options of both stages."""
+    folder = tmp_path_factory.mktemp("begun")
+    parameters = folder / "few_trees.json"
+    parameters.write_text('{"iterations": 20}')
+    where = ["--data", str(twin), "--artifacts", str(folder / "artifacts")]
+    make_folds([*where, "--folds", "2", "--holdout", "0"])
+    train_tabular([*where, "--seeds", "2", "--params", str(parameters)])
+    return folder / "artifacts", ["--seeds", "2", "--params", str(parameters)]
+
+
+@pytest.fixture
+def artifacts(begun, tmp_path):
+    """A copy of them to write into."""
+    return shutil.copytree(begun[0], tmp_path / "artifacts")
+
+
+def arrays(path):
+    """All that a weights file holds, by name."""
+    found = {}
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    return found
+
+
+def test_the_tabular_models_are_the_same_wherever_they_are_trained(twin, begun, artifacts, tmp_path):
+    kept, recipe = begun
+    where = ["--data", str(twin), "--artifacts", str(artifacts), *recipe]
+    train_tabular([*where, "--jobs", "2"])
+    assert (artifacts / "oof_tabular.csv").read_bytes() == (kept / "oof_tabular.csv").read_bytes()
+    (artifacts / "oof_tabular.csv").unlink()
+    with cluster(1, tmp_path / "cluster") as (address, _):
+        train_tabular([*where, "--cluster", address])
+    assert (artifacts / "oof_tabular.csv").read_bytes() == (kept / "oof_tabular.csv").read_bytes()
+    assert load_manifest(artifacts)["tabular"]["scores"] == load_manifest(kept)["tabular"]["scores"]
+
+
+def test_a_worker_killed_while_it_trains_changes_nothing(twin, begun, artifacts, tmp_path, monkeypatch):
+    whole = shutil.copytree(begun[0], tmp_path / "whole")
+    for name, function in small_networks().items():
+        monkeypatch.setattr(f"train.network.fold.{name}", function)
+    train_fusion(["--data", str(twin), "--artifacts", str(whole), *NETWORK])
+
+    killed, preload = tmp_path / "killed", tmp_path / "preload.py"
+    preload.write_text(PRELOAD.format(killed=str(killed)))
+    with cluster(2, tmp_path / "cluster", preload) as (address, processes):
+        train_fusion(["--data", str(twin), "--artifacts", str(artifacts), *NETWORK, "--cluster", address])
+        dead = [process.pid for process in processes if process.poll() is not None]
+    pid, checkpoint = killed.read_text().split()
+    assert dead == [int(pid)]
+    assert str(artifacts) in checkpoint  # where the other worker found it, one epoch old
+    assert (artifacts / "oof_fusion.csv").read_bytes() == (whole / "oof_fusion.csv").read_bytes()
+    for name in ("fusion_fold0.weights.h5", "fusion_fold1.weights.h5"):
+        ours, theirs = arrays(artifacts / name), arrays(whole / name)
+        assert ours.keys() == theirs.keys()
+        assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
+    assert not list(artifacts.glob(".*"))  # neither the unfinished training nor a mark
+    names = sorted(path.name for path in (tmp_path / "artifacts-logs").iterdir())
+    assert names == ["fusion-curves.png", "fusion-history.csv", "tensorboard"]

@@ -1,0 +1,284 @@
+import io
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from inference.images import ImageStore
+from train.archives import images as archive_images
+from train.archives.images import check_zips, convert, convert_all, pack, read_competition, survey, thumbnail, work_file
+from utils import InputError
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def picture(seed, width=80, height=60):
+    """A made picture of smooth blotches, unlike that of any other seed."""
+    rng = np.random.default_rng(seed)
+    blotches = rng.integers(60, 200, (18, 24, 1)) + rng.integers(-15, 15, (18, 24, 3))
+    return Image.fromarray(blotches.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(image, form="JPEG", **options):
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def opened(jpeg):
+    return Image.open(io.BytesIO(jpeg))
+
+
+# Finding
+
+
+def test_images_are_found_by_stem_at_any_depth_and_masks_are_not(tmp_path):
+    names = [
+        *("a/ISIC_1.jpg", "a/a/ISIC_2_downsampled.JPG", "b/ISIC_3.jpeg", "b/PAT_1_2_3.PNG"),
+        *("b/ISIC_4_superpixels.png", "b/ISIC_4_Segmentation.png", "b/ISIC_4_attribute_pigment_network.png"),
+        *(".hidden/ISIC_5.jpg", "__MACOSX/ISIC_6.jpg", "b/._ISIC_7.jpg", "out/ISIC_8.jpg", "b/notes.txt"),
+    ]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found = survey(tmp_path, [tmp_path / "out"])
+    assert {key: [path.relative_to(tmp_path).as_posix() for path in paths] for key, paths in found.images.items()} == {
+        "ISIC_1": ["a/ISIC_1.jpg"],
+        "ISIC_2": ["a/a/ISIC_2_downsampled.JPG"],
+        "ISIC_3": ["b/ISIC_3.jpeg"],
+        "PAT_1_2_3": ["b/PAT_1_2_3.PNG"],
+    }
+
+
+def test_a_root_that_is_no_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no folder"):
+        survey(tmp_path / "missing")
+
+
+def zip_of(path, *names):
+    with zipfile.ZipFile(path, "w") as packed:
+        for name in names:
+            packed.writestr(name, b"content")
+
+
+def test_a_half_downloaded_zip_is_refused(tmp_path):
+    zip_of(tmp_path / "whole.zip", "ISIC_1.jpg")
+    (tmp_path / "ISIC_2019_Training_Input.zip").write_bytes((tmp_path / "whole.zip").read_bytes()[:40])
+    with pytest.raises(InputError, match=r"ISIC_2019_Training_Input\.zip is no whole zip.*fetch it again"):
+        check_zips(survey(tmp_path), ["2018"])
+
+
+@pytest.mark.parametrize(
+    ("name", "year"),
+    [
+        ("ISBI2016_ISIC_Part3_Training_Data.zip", "2016"),
+        ("ISIC-2017_Test_v2_Data.zip", "2017"),
+        ("ISIC2018_Task3_Training_Input.zip", "2018"),
+        ("HAM10000_images_part_2.zip", "2018"),
+        ("ISIC_2019_Training_Input.zip", "2019"),
+        ("ISIC_2020_Training_JPEG.zip", "2020"),
+        ("imgs_part_3.zip", "pad-ufes-20"),
+    ],
+)
+def test_an_official_zip_is_to_be_unpacked(tmp_path, name, year):
+    zip_of(tmp_path / name, "ATTRIBUTION.txt", "X/ISIC_1.jpg")
+    with pytest.raises(InputError, match=r"has not been unpacked \(ISIC_1\.jpg"):
+        check_zips(survey(tmp_path), [year])
+    check_zips(survey(tmp_path), [other for other in archive_images.ZIPS if other != year])  # nobody asked for it
+    (tmp_path / "ISIC_1.jpg").write_bytes(b"")
+    check_zips(survey(tmp_path), [year])
+
+
+def test_other_peoples_zips_do_not_matter(tmp_path):
+    zip_of(tmp_path / "backup.zip", "ISIC_1.jpg")
+    check_zips(survey(tmp_path), list(archive_images.ZIPS))
+
+
+# Converting
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "size", "wanted"),
+    [
+        (80, 60, 30, (40, 30)),
+        (60, 80, 30, (30, 40)),
+        (80, 60, 60, (80, 60)),
+        (80, 60, 500, (80, 60)),
+        (900, 31, 30, (871, 30)),
+    ],
+)
+def test_the_short_side_becomes_the_size_and_is_never_enlarged(width, height, size, wanted):
+    converted = convert(encoded(picture(0, width, height), "PNG"), size)
+    image = opened(converted.jpeg)
+    assert (image.format, image.mode, image.size) == ("JPEG", "RGB", wanted)
+    assert converted.pixels == width * height
+
+
+def test_a_small_plain_jpeg_keeps_its_bytes():
+    content = encoded(picture(0), quality=37)
+    assert convert(content, 60).jpeg == content
+
+
+@pytest.mark.parametrize(
+    ("image", "form"), [(picture(0).convert("L"), "JPEG"), (picture(0).convert("CMYK"), "JPEG"), (picture(0), "PNG")]
+)
+def test_everything_else_becomes_rgb_jpeg(image, form):
+    content = encoded(image, form)
+    jpeg = convert(content, 60).jpeg
+    assert jpeg != content
+    assert opened(jpeg).mode == "RGB"
+    assert np.abs(thumbnail(jpeg) - thumbnail(encoded(image.convert("RGB"), "PNG"))).mean() < 3
+
+
+def test_transparency_is_left_away():
+    image = picture(0).convert("RGBA")
+    assert np.abs(thumbnail(convert(encoded(image, "PNG"), 60).jpeg) - thumbnail(encoded(picture(0), "PNG"))).mean() < 3
+
+
+@pytest.mark.parametrize("size", [120, 60, 20])
+def test_exif_orientation_is_applied(size):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to see it upright
+    jpeg = convert(encoded(picture(0, 160, 120), exif=exif, quality=95), size).jpeg
+    image = opened(jpeg)
+    assert image.size == (size, round(size * 4 / 3))
+    assert image.getexif().get(0x0112, 1) == 1
+    upright = picture(0, 160, 120).transpose(Image.Transpose.ROTATE_270)
+    shown = {turn: np.abs(thumbnail(jpeg) - thumbnail(encoded(upright.rotate(turn), "PNG"))).mean() for turn in (0, 180)}
+    assert shown[0] < shown[180] / 3
+
+
+@pytest.mark.parametrize("size", [(1600, 1200), (400, 300)])
+def test_large_jpegs_decoded_coarsely_look_as_if_decoded_in_full(size):
+    fine = np.random.default_rng(3).integers(80, 170, (60, 80, 1)).repeat(3, axis=2)  # as fine as the small image can show
+    large = Image.fromarray(fine.astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    jpeg = convert(encoded(large, quality=95), 60).jpeg
+    full = opened(encoded(large.resize((80, 60), Image.Resampling.LANCZOS), quality=95))
+    assert np.abs(np.asarray(opened(jpeg), int) - np.asarray(full, int)).mean() < 2
+
+
+# The work folder
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Forty made images by id, in files."""
+    (tmp_path / "in").mkdir()
+    for number in range(40):
+        (tmp_path / "in" / f"ISIC_{number:07d}.jpg").write_bytes(encoded(picture(number), quality=90))
+    return survey(tmp_path / "in").images
+
+
+def test_processes_do_not_change_what_is_converted(images, tmp_path):
+    one = convert_all(images, tmp_path / "one", 30, jobs=1)
+    two = convert_all(images, tmp_path / "two", 30, jobs=2)
+    assert one.ids == two.ids == sorted(images)
+    assert one.sha256 == two.sha256
+    assert np.array_equal(one.phash, two.phash)
+    assert one.phash.shape == (40, 4)
+    assert set(one.pixels) == {4800}
+    for image_id in images:
+        assert work_file(tmp_path / "one", image_id).read_bytes() == work_file(tmp_path / "two", image_id).read_bytes()
+
+
+def test_what_is_converted_is_not_converted_again_unless_its_file_changes(images, tmp_path, monkeypatch):
+    first = convert_all(images, tmp_path / "work", 30, jobs=1)
+    contents = []
+    monkeypatch.setattr(archive_images, "convert", lambda content, size: contents.append(content) or convert(content, size))
+    again = convert_all(images, tmp_path / "work", 30, jobs=1)
+    assert contents == []
+    assert again.sha256 == first.sha256
+    assert np.array_equal(again.phash, first.phash)
+    changed = images["ISIC_0000003"][0]
+    changed.write_bytes(encoded(picture(99), quality=80))
+    assert convert_all(images, tmp_path / "work", 30, jobs=1).sha256 != first.sha256
+    assert contents == [changed.read_bytes()]
+
+
+def end_oneself(signal):
+    os.kill(os.getpid(), signal)
+
+
+def test_a_process_that_is_ended_is_told_in_one_sentence():
+    with pytest.raises(InputError, match="run the same command again"):
+        archive_images._side_by_side(end_oneself, [(9,)], 2, "images", 1)
+
+
+@pytest.mark.parametrize("break_it", [lambda content: content[:400], lambda content: b"", lambda content: b"<html>" * 99])
+def test_a_broken_image_is_passed_over_and_named(images, tmp_path, break_it):
+    path = images["ISIC_0000005"][0]
+    path.write_bytes(break_it(path.read_bytes()))
+    hashed = convert_all(images, tmp_path / "work", 30, jobs=1)
+    assert hashed.corrupt == [path]
+    assert hashed.ids == [image_id for image_id in sorted(images) if image_id != "ISIC_0000005"]
+    assert convert_all(images, tmp_path / "work", 30, jobs=1).corrupt == [path]
+
+
+def test_of_two_files_the_larger_whole_one_is_taken(images, tmp_path):
+    small = images["ISIC_0000005"][0]
+    large = tmp_path / "ISIC_0000005.jpg"
+    large.write_bytes(encoded(picture(5, 160, 120), quality=95))
+    both = {"ISIC_0000005": [small, large]}
+    assert convert_all(both, tmp_path / "one", 30, jobs=1).pixels.tolist() == [160 * 120]
+    large.write_bytes(large.read_bytes()[:-2000])
+    hashed = convert_all(both, tmp_path / "two", 30, jobs=1)
+    assert (hashed.pixels.tolist(), hashed.corrupt) == ([4800], [large])
+
+
+def test_packed_as_the_competition_packs(images, tmp_path):
+    convert_all(images, tmp_path / "work", 30, jobs=1)
+    pack(tmp_path / "train-image.hdf5", sorted(images)[:7], tmp_path / "work")
+    store = ImageStore(tmp_path / "train-image.hdf5")
+    for image_id in sorted(images)[:7]:
+        assert store.read(image_id) == work_file(tmp_path / "work", image_id).read_bytes()
+    store.close()
+    with h5py.File(tmp_path / "train-image.hdf5") as file:
+        assert list(file) == sorted(images)[:7]
+        assert all(file[name].shape == () and file[name].dtype.kind == "S" for name in file)
+
+
+def test_memory_stays_flat(tmp_path):
+    """Forty large images take no more than five: they go through one at a time."""
+    code = (
+        "import resource, sys; from pathlib import Path; from train.archives.images import convert_all, survey\n"
+        "convert_all(survey(Path(sys.argv[1])).images, Path(sys.argv[2]), 256, 1)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    peaks = []
+    for count in (5, 40):
+        root = tmp_path / str(count)
+        root.mkdir()
+        for number in range(count):
+            picture(number, 1200, 900).save(root / f"ISIC_{number}.jpg", quality=70)
+        command = [sys.executable, "-c", code, str(root), str(tmp_path / f"work-{count}")]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout))
+    assert peaks[1] - peaks[0] < 10_000  # KB; 35 decoded images more are 113 MB
+
+
+# The competition
+
+
+def test_the_competitions_images_are_hashed_as_the_archives_are(twin, tmp_path):
+    one = read_competition(twin, tmp_path / "one", jobs=1)
+    two = read_competition(twin, tmp_path / "two", jobs=2)
+    assert len(one.patients) == 63
+    assert len(one.hashed.ids) == len(one.stores) == 63
+    assert np.array_equal(one.hashed.phash, two.hashed.phash)
+    assert one.hashed.sha256 == two.hashed.sha256
+    for number in (0, 62):
+        content = ImageStore(one.stores[number]).read(one.hashed.ids[number])
+        assert np.array_equal(one.thumbnail(number), thumbnail(content))
+        assert convert(content, 256).phash == one.hashed.phash[number].tobytes()
+
+
+def test_a_competition_without_metadata_is_refused(tmp_path):
+    assert read_competition(None, tmp_path, 1).patients == {}
+    with pytest.raises(InputError, match=r"no train-metadata\.csv or test-metadata\.csv"):
+        read_competition(tmp_path, tmp_path, 1)

@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import pytest
+
+from train.archives.diagnoses import CLASSES, LABELS, class_of, label_of
+from utils import InputError
+
+WORDS = [(year, word) for year, words in LABELS.items() for word in words]
+MALIGNANT = {
+    *(("2016", "malignant"), ("2016", "1.0"), ("2017", "melanoma"), ("2018", "MEL"), ("2018", "BCC")),
+    *(("2019", "MEL"), ("2019", "BCC"), ("2019", "SCC"), ("2020", "melanoma")),
+    *(("pad-ufes-20", "MEL"), ("pad-ufes-20", "BCC"), ("pad-ufes-20", "SCC")),
+}
+OPEN = {("2018", "AKIEC"), ("2019", "UNK")}
+
+
+def test_what_is_malignant_and_what_stays_open():
+    assert {key for key in WORDS if LABELS[key[0]][key[1]].target == 1} == MALIGNANT
+    assert {key for key in WORDS if LABELS[key[0]][key[1]].target is None} == OPEN
+
+
+@pytest.mark.parametrize(("year", "word"), WORDS)
+def test_class_and_target_agree(year, word):
+    label = LABELS[year][word]
+    assert label.group in CLASSES
+    if label.group:
+        assert label.target == (label.group not in ("nevus", "other"))
+    assert class_of(label.diagnosis) == label.group
+    assert bool(label.diagnosis) or label.group == ""
+
+
+def test_a_diagnosis_means_one_thing_in_all_years():
+    meanings = {}
+    for words in LABELS.values():
+        for label in words.values():
+            if label.diagnosis:
+                meanings.setdefault(label.diagnosis, set()).add((label.target, label.group))
+    assert all(len(meaning) == 1 for meaning in meanings.values())
+
+
+def test_actinic_keratosis_is_benign_and_other_in_every_archive():
+    for year, word in (("2019", "AK"), ("pad-ufes-20", "ACK")):
+        assert (LABELS[year][word].target, LABELS[year][word].group) == (0, "other")
+
+
+def test_the_class_of_what_nobody_has_named_is_open():
+    assert class_of("") == class_of("wart") == ""
+
+
+def test_an_unknown_word_is_told_with_its_file_and_line():
+    with pytest.raises(InputError, match=r"truth\.csv line 7: 'wart' is no diagnosis of 2019"):
+        label_of("2019", "wart", Path("truth.csv"), 7)

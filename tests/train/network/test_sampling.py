@@ -1,0 +1,82 @@
+import math
+
+import numpy as np
+import pytest
+from scipy.special import expit, logit
+
+from train.network.sampling import IMBALANCE_MODES, Imbalance, draw_epoch, negatives_drawn
+
+LABELS = (np.arange(1000) % 50 == 0).astype(int)  # 20 malignant lesions
+
+
+def drawn(mode, per_positive, seed=0):
+    return Imbalance(mode, per_positive).draw(LABELS, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize(("per_positive", "benign"), [(1, 20), (3, 60), (0.5, 10), (2.33, 47), (49, 980), (1000, 980)])
+def test_undersampling_shows_all_malignant_lesions_and_as_many_benign_ones_as_asked(per_positive, benign):
+    epoch = drawn("undersample", per_positive)
+    assert len(set(epoch.tolist())) == len(epoch) == 20 + benign
+    assert set(np.flatnonzero(LABELS)) <= set(epoch.tolist())
+    assert negatives_drawn(LABELS, per_positive) == benign
+    assert np.array_equal(epoch, draw_epoch(LABELS, per_positive, np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize(("per_positive", "malignant"), [(1, 980), (3, 327), (49, 20), (1000, 20)])
+def test_oversampling_shows_all_benign_lesions_and_repeats_malignant_ones_evenly(per_positive, malignant):
+    epoch = drawn("oversample", per_positive)
+    times = np.bincount(epoch, minlength=1000)
+    assert (times[LABELS == 0] == 1).all()
+    assert times[LABELS == 1].sum() == malignant
+    assert np.ptp(times[LABELS == 1]) <= 1
+
+
+@pytest.mark.parametrize("mode", ["class-weight", "focal"])
+def test_the_others_show_every_lesion_once(mode):
+    assert sorted(drawn(mode, 3)) == list(range(1000))
+
+
+def test_class_weights_count_malignant_lesions_as_if_there_were_more():
+    weights = Imbalance("class-weight", 7).weights(LABELS)
+    assert weights.mean() == pytest.approx(1)
+    assert weights[LABELS == 0].sum() / weights[LABELS == 1].sum() == pytest.approx(7)
+    for mode in ("undersample", "oversample", "focal"):
+        assert (Imbalance(mode, 7).weights(LABELS) == 1).all()
+
+
+def test_benign_lesions_are_drawn_anew_every_epoch_until_all_were_seen():
+    epochs = [drawn("undersample", 5, seed) for seed in range(100)]
+    assert set(epochs[0].tolist()) != set(epochs[1].tolist())
+    assert set(np.concatenate(epochs).tolist()) == set(range(1000))
+
+
+@pytest.mark.parametrize("mode", IMBALANCE_MODES)
+def test_an_epoch_is_shuffled_and_the_same_for_the_same_seed(mode):
+    epoch = drawn(mode, 5, 3)
+    assert np.array_equal(epoch, drawn(mode, 5, 3))
+    half = len(epoch) // 2
+    parts = LABELS[epoch[:half]].sum(), LABELS[epoch[half:]].sum()
+    assert min(parts) > 4  # malignant lesions stand neither all in front nor all behind
+
+
+def test_the_shift_is_nothing_where_nothing_is_done():
+    for mode in IMBALANCE_MODES:
+        assert Imbalance(mode, 1000).shift(LABELS) == 0
+    assert Imbalance("undersample", 7).shift(LABELS) == pytest.approx(math.log(49 / 7))
+    assert Imbalance("oversample", 7).shift(LABELS) == pytest.approx(math.log(49 / 7))
+    assert Imbalance("class-weight", 7).shift(LABELS) == pytest.approx(math.log(49 / 7))
+    assert Imbalance("focal", 7).shift(LABELS) == 0
+
+
+@pytest.mark.parametrize("mode", ["undersample", "oversample", "class-weight"])
+def test_the_shift_leads_back_to_natural_logits(mode):
+    """Of rows with known probabilities, those that the loss sees are malignant with logits raised by the shift."""
+    rng = np.random.default_rng(0)
+    logits = rng.choice([-5.0, -4.0, -3.0], 400_000)
+    labels = (rng.random(400_000) < expit(logits)).astype(int)
+    imbalance = Imbalance(mode, 1.5)
+    epoch, weights, shift = imbalance.draw(labels, rng), imbalance.weights(labels), imbalance.shift(labels)
+    assert shift > 2.5
+    for value in (-5.0, -4.0, -3.0):
+        rows = epoch[logits[epoch] == value]
+        assert logit(np.average(labels[rows], weights=weights[rows])) - shift == pytest.approx(value, abs=0.1)

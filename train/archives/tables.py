@@ -1,0 +1,371 @@
+"""Readers: the official ground truth and metadata files of each year -> one table.
+
+Labels come from the ground truth alone: re-published metadata files carry rewritten diagnoses. Lines are counted from 1, the
+header included, so that an error names the line that an editor shows. Sites and sexes come out in the competition's words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from inference.files import sha256_of
+from inference.images import PLAIN_ID
+from train.archives.diagnoses import LABELS, label_of
+from utils import InputError
+
+YEARS = tuple(LABELS)
+PAD = "pad-ufes-20"
+#: The ground truth files of each year, as their publishers name them. Of the two of 2020 one is read, the first if there.
+GROUND_TRUTH = {
+    "2016": tuple(f"ISBI2016_ISIC_Part3_{part}_GroundTruth.csv" for part in ("Training", "Test")),
+    "2017": tuple(f"ISIC-2017_{part}_Part3_GroundTruth.csv" for part in ("Training", "Validation", "Test_v2")),
+    "2018": tuple(f"ISIC2018_Task3_{part}_GroundTruth.csv" for part in ("Training", "Validation", "Test")),
+    "2019": tuple(f"ISIC_2019_{part}_GroundTruth.csv" for part in ("Training", "Test")),
+    "2020": ("ISIC_2020_Training_GroundTruth_v2.csv", "ISIC_2020_Training_GroundTruth.csv"),
+    PAD: ("metadata.csv",),
+}
+DUPLICATES = "ISIC_2020_Training_Duplicates.csv"
+HAM_METADATA = ("HAM10000_metadata.csv", "HAM10000_metadata")
+HAM_LESIONS = "ISIC2018_Task3_Training_LesionGroupings.csv"
+#: Every file name that the readers look for.
+FILE_NAMES = (
+    *(name for names in GROUND_TRUTH.values() for name in names),
+    *(f"ISIC-2017_{part}_Data_metadata.csv" for part in ("Training", "Validation", "Test_v2")),
+    *("ISIC_2019_Training_Metadata.csv", "ISIC_2019_Test_Metadata.csv"),
+    *(DUPLICATES, *HAM_METADATA, HAM_LESIONS),
+)
+
+#: Columns of the table that describe a person or a lesion; "" or NaN is unknown.
+FIELDS = ("patient_id", "lesion_id", "age_approx", "sex", "anatom_site_general", "site_word", "image_type")
+COLUMNS = ("image_id", "year", "file", "line", "word", "diagnosis", "target", "class", *FIELDS)
+
+_TORSO_FRONT, _TORSO_BACK, _LEG, _ARM, _HEAD = (
+    *("anterior torso", "posterior torso", "lower extremity"),
+    *("upper extremity", "head/neck"),
+)
+#: The competition's word for an archive's word (in small letters). Words that are not here have no counterpart: torso and
+#: trunk are neither front nor back, and palms/soles may be of hand or foot.
+SITES = {
+    **{word: word for word in (_TORSO_FRONT, _TORSO_BACK, _LEG, _ARM, _HEAD)},
+    **dict.fromkeys(("chest", "abdomen"), _TORSO_FRONT),
+    "back": _TORSO_BACK,
+    **dict.fromkeys(("face", "nose", "lip", "ear", "scalp", "neck"), _HEAD),
+    **dict.fromkeys(("arm", "forearm", "hand"), _ARM),
+    **dict.fromkeys(("thigh", "foot"), _LEG),
+}
+SEXES = ("male", "female")
+_UNKNOWN_WORDS = ("", "unknown", "nan", "na", "n/a", "none")
+#: Columns of the ground truth of 2019's test that hold no diagnosis.
+_WEIGHTS = ("score_weight", "validation_weight")
+
+
+def image_id_of(name: str) -> str:
+    """The id of an image: its file's name without extension, and without the mark of those that 2019 made smaller."""
+    stem = name[:-4] if name[-4:].lower() in (".jpg", ".png") else name[:-5] if name.lower().endswith(".jpeg") else name
+    return stem.removesuffix("_downsampled")
+
+
+def one_file(found: Mapping[str, Sequence[Path]], name: str) -> Path | None:
+    """The file of an official name, None if there is none; several are one if they hold the same bytes.
+
+    Args:
+        found: files by their official name.
+        name: the official name.
+
+    Raises:
+        InputError: there are several that differ.
+    """
+    paths = sorted(found.get(name, ()))
+    if len({sha256_of(path) for path in paths}) > 1:
+        raise InputError(f"{paths[0]} and {paths[1]} have one name and differ; keep the official one.")
+    return paths[0] if paths else None
+
+
+def find_ground_truth(found: Mapping[str, Sequence[Path]], years: Sequence[str] | None) -> dict[str, list[Path]]:
+    """The ground truth files of each year, in the order of ``YEARS``.
+
+    Args:
+        found: files by their official name.
+        years: the years asked for; None for all that are there.
+
+    Raises:
+        InputError: a year asked for is not there, or no year at all; a file is there twice and differs.
+    """
+    # metadata.csv is a common name: only one with the columns of PAD-UFES-20 is its ground truth.
+    named = list(found.get(GROUND_TRUTH[PAD][0], ()))
+    own = [path for path in named if {"img_id", "diagnostic"} & set(_header(path))]
+    found = {**found, GROUND_TRUTH[PAD][0]: own or (named if years and PAD in years else [])}
+    truth: dict[str, list[Path]] = {}
+    for year in YEARS:
+        if years is not None and year not in years:
+            continue
+        paths = [path for name in GROUND_TRUTH[year] if (path := one_file(found, name))]
+        if paths:
+            truth[year] = paths[:1] if year == "2020" else paths
+        elif years is not None:
+            raise InputError(f"--years asks for {year}, but {GROUND_TRUTH[year][-1]} is nowhere below --root; fetch it.")
+    if not truth:
+        raise InputError("no ground truth file is below --root, such as ISIC2018_Task3_Training_GroundTruth.csv; fetch one.")
+    return truth
+
+
+def read_year(year: str, truth: Sequence[Path], found: Mapping[str, Sequence[Path]]) -> pd.DataFrame:
+    """All rows of the ground truth files of a year.
+
+    Args:
+        year: one of ``YEARS``.
+        truth: the year's ground truth files.
+        found: files by their official name, among them the year's metadata.
+
+    Returns:
+        One row per line with the columns ``COLUMNS``: ``line`` int64, ``target`` and ``age_approx`` float64 (NaN where
+        unknown), all others str ("" where unknown). ``word`` and ``site_word`` are diagnosis and site as the archive puts
+        them.
+
+    Raises:
+        InputError: a column is missing; a word is unknown; a number is none; an id is empty, or labelled in two ways.
+    """
+    parts = []
+    for path in truth:
+        rows = _READERS[year](path)
+        described = _described(year, path, found)
+        if described is not None:
+            rows = rows.merge(described, on="image_id", how="left")
+        labels = [label_of(year, word, path, line) for word, line in zip(rows["word"], rows["line"], strict=True)]
+        rows = rows.assign(
+            year=year,
+            file=path.name,
+            diagnosis=[label.diagnosis for label in labels],
+            target=np.array([np.nan if label.target is None else label.target for label in labels], dtype="float64"),
+            image_type="clinical" if year == PAD else "dermoscopic",
+            **{"class": [label.group for label in labels]},
+        ).reindex(columns=list(COLUMNS))
+        text = [name for name in COLUMNS if name not in ("line", "target", "age_approx")]
+        rows[text] = rows[text].fillna("").astype(object)
+        rows["age_approx"] = rows["age_approx"].astype("float64")
+        _refuse_two_labels(rows, path)
+        parts.append(rows)
+    return pd.concat(parts, ignore_index=True)
+
+
+def read_duplicates(found: Mapping[str, Sequence[Path]]) -> list[tuple[str, str]]:
+    """The pairs of images that the publishers of 2020 know to be one photograph; empty without their file.
+
+    Raises:
+        InputError: the file lacks a column.
+    """
+    path = one_file(found, DUPLICATES)
+    if path is None:
+        return []
+    table = _read(path, ("image_name_1", "image_name_2"))
+    pairs = zip(table["image_name_1"], table["image_name_2"], strict=True)
+    return [(image_id_of(first), image_id_of(second)) for first, second in pairs]
+
+
+def fingerprint(paths: Sequence[Path]) -> str:
+    """SHA-256 of the contents of files, in hexadecimal, whatever their order and their folders."""
+    return hashlib.sha256("\n".join(sorted(f"{path.name} {sha256_of(path)}" for path in paths)).encode()).hexdigest()
+
+
+# Ground truth
+
+
+def _truth_2016(path: Path) -> pd.DataFrame:
+    """Image and word of 2016, whose files have no header."""
+    table = _read(path, (), header=False)
+    count = table.shape[1] - 1  # without the lines
+    if count != 2:
+        raise InputError(f"{path} has {count} columns, not the 2 of its image and its diagnosis; fetch it again.")
+    return _with_ids(path, table, 0).assign(word=table[1])
+
+
+def _truth_2017(path: Path) -> pd.DataFrame:
+    """Image and word of 2017, where neither column may be set."""
+    table = _read(path, ("image_id", "melanoma", "seborrheic_keratosis"))
+    return _with_ids(path, table, "image_id").assign(
+        word=_marked(path, table, ["melanoma", "seborrheic_keratosis"], "neither")
+    )
+
+
+def _truth_one_hot(path: Path) -> pd.DataFrame:
+    """Image and word of 2018 and 2019: exactly one column is set."""
+    year = "2018" if "2018" in path.name else "2019"
+    needed = [word for word in LABELS[year] if word != "UNK"]
+    table = _read(path, ("image", *needed))
+    words = [name for name in table.columns if name not in ("image", "line", *_WEIGHTS)]
+    for word in words:
+        label_of(year, word, path, 1)
+    return _with_ids(path, table, "image").assign(word=_marked(path, table, words, None))
+
+
+def _truth_2020(path: Path) -> pd.DataFrame:
+    """Image and word of 2020; `target` is the label, and a diagnosis that contradicts it is refused."""
+    table = _read(path, ("image_name", "diagnosis", "target"))
+    target = _numbers(path, table, "target")
+    rows = _with_ids(path, table, "image_name").assign(word=table["diagnosis"])
+    for word, value, line in zip(rows["word"], target, rows["line"], strict=True):
+        label = label_of("2020", word, path, line)
+        if value != label.target:
+            raise InputError(f"{path} line {line}: target {value:g} contradicts diagnosis {word!r}; fetch the file again.")
+    return rows
+
+
+def _truth_pad(path: Path) -> pd.DataFrame:
+    """Image and word of PAD-UFES-20."""
+    table = _read(path, ("img_id", "diagnostic"))
+    return _with_ids(path, table, "img_id").assign(word=table["diagnostic"])
+
+
+_READERS = {
+    "2016": _truth_2016,
+    "2017": _truth_2017,
+    "2018": _truth_one_hot,
+    "2019": _truth_one_hot,
+    "2020": _truth_2020,
+    PAD: _truth_pad,
+}
+
+
+def _marked(path: Path, table: pd.DataFrame, words: list[str], neither: str | None) -> list[str]:
+    """The name of the one column of each row that is 1, or ``neither`` where none is."""
+    marks = np.stack([_numbers(path, table, word) for word in words], axis=1)
+    set_columns = marks.sum(axis=1)
+    wrong = ~np.isin(marks, (0.0, 1.0)).all(axis=1) | (set_columns > 1) | ((set_columns == 0) & (neither is None))
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        cells = ", ".join(f"{word} {mark:g}" for word, mark in zip(words, marks[row], strict=True))
+        raise InputError(f"{path} line {table['line'].iloc[row]}: {cells} is not one diagnosis; fetch the file again.")
+    chosen = np.argmax(marks, axis=1)
+    return [words[column] if count else str(neither) for column, count in zip(chosen, set_columns, strict=True)]
+
+
+def _with_ids(path: Path, table: pd.DataFrame, column: str | int) -> pd.DataFrame:
+    """``image_id`` and ``line`` of every row; an id that cannot be a name is refused."""
+    ids = [image_id_of(name) for name in table[column]]
+    for image_id, line in zip(ids, table["line"], strict=True):
+        if not PLAIN_ID.fullmatch(image_id):
+            raise InputError(f"{path} line {line}: {image_id!r} is no image id; mend the line.")
+    return pd.DataFrame({"image_id": ids, "line": table["line"]})
+
+
+def _refuse_two_labels(rows: pd.DataFrame, path: Path) -> None:
+    """Raises for the first image that one file labels in two ways."""
+    first = rows.groupby("image_id")[["word", "line"]].transform("first")
+    wrong = rows["word"] != first["word"]
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        image_id, word, line = rows.loc[rows.index[row], ["image_id", "word", "line"]]
+        other, above = first.iloc[row]
+        raise InputError(f"{path} line {line}: {image_id} is {word!r}, but {other!r} in line {above}; keep the right one.")
+
+
+# Metadata
+
+
+def _described(year: str, truth: Path, found: Mapping[str, Sequence[Path]]) -> pd.DataFrame | None:
+    """What is known of the persons and lesions of one ground truth file, by ``image_id``; None if nothing is there."""
+    if year == "2017":
+        path = one_file(found, truth.name.replace("_Part3_GroundTruth", "_Data_metadata"))
+        return path and _fields(path, "image_id", age="age_approximate", sex="sex")
+    if year == "2018" and "_Training_" in truth.name:
+        path = next((path for name in HAM_METADATA if (path := one_file(found, name))), None)
+        if path:
+            return _fields(path, "image_id", lesion="lesion_id", age="age", sex="sex", site="localization")
+        path = one_file(found, HAM_LESIONS)
+        return path and _fields(path, "image", lesion="lesion_id")
+    if year == "2019":
+        path = one_file(found, truth.name.replace("GroundTruth", "Metadata"))
+        names = {"age": "age_approx", "sex": "sex", "site": "anatom_site_general"}
+        if "_Training_" in truth.name:
+            names["lesion"] = "lesion_id"  # the test's metadata has none
+        return path and _fields(path, "image", **names)
+    if year == "2020":
+        names = {"patient": "patient_id", "age": "age_approx", "sex": "sex", "site": "anatom_site_general_challenge"}
+        if "lesion_id" in _header(truth):  # version 2
+            names["lesion"] = "lesion_id"
+        return _fields(truth, "image_name", **names)
+    if year == PAD:
+        rows = _fields(truth, "img_id", patient="patient_id", lesion="lesion_id", age="age", sex="gender", site="region")
+        # Its lesion numbers are counted anew for some patients: 617 of its 2,298 rows share one with another patient.
+        both = (rows["patient_id"] != "") & (rows["lesion_id"] != "")
+        return rows.assign(lesion_id=(rows["patient_id"] + "_" + rows["lesion_id"]).where(both, ""))
+    return None
+
+
+def _fields(
+    path: Path, image: str, *, patient: str = "", lesion: str = "", age: str = "", sex: str = "", site: str = ""
+) -> pd.DataFrame:
+    """The fields of a metadata file, by ``image_id``: of an image that occurs twice, the first line.
+
+    The arguments name the columns of the file; "" where it has no such column.
+    """
+    table = _read(path, tuple(name for name in (image, patient, lesion, age, sex, site) if name))
+    nothing = pd.Series("", index=table.index)
+    word = {name: _known(table[name]) if name else nothing for name in (patient, lesion, sex, site)}
+    sites = word[site].str.lower()
+    rows = _with_ids(path, table, image).drop(columns="line")
+    rows = rows.assign(
+        patient_id=word[patient],
+        lesion_id=word[lesion],
+        age_approx=_numbers(path, table, age) if age else np.nan,
+        sex=word[sex].str.lower().where(word[sex].str.lower().isin(SEXES), ""),
+        anatom_site_general=sites.map(SITES).fillna(""),
+        site_word=sites,
+    )
+    return rows.drop_duplicates("image_id")
+
+
+def _known(column: pd.Series) -> pd.Series:
+    """The cells of a column, "" where they say that nothing is known."""
+    return column.where(~column.str.lower().isin(_UNKNOWN_WORDS), "")
+
+
+def _numbers(path: Path, table: pd.DataFrame, name: str) -> np.ndarray:
+    """A column as float64, NaN where it is unknown or not finite; anything else that is no number is refused."""
+    known = _known(table[name])
+    numbers = pd.to_numeric(known, errors="coerce").to_numpy("float64")
+    wrong = np.isnan(numbers) & (known != "").to_numpy()
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise InputError(
+            f"{path} line {table['line'].iloc[row]}: {name} {known.iloc[row]!r} is no number; mend or empty it."
+        )
+    return np.where(np.isfinite(numbers), numbers, np.nan)
+
+
+# Files
+
+
+def _header(path: Path) -> list[str]:
+    """The column names of a CSV file."""
+    return list(_read(path, ()).columns)
+
+
+def _read(path: Path, columns: Sequence[str], header: bool = True) -> pd.DataFrame:
+    """A CSV file as text without outer spaces, "" where a cell is empty, with the column ``line``; checks its columns."""
+    try:
+        table = pd.read_csv(
+            path,
+            header=0 if header else None,
+            dtype=str,
+            keep_default_na=False,
+            skip_blank_lines=False,
+            index_col=False,
+            encoding="utf-8-sig",
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
+        reason = (str(error).strip().splitlines() or ["unreadable"])[0]
+        raise InputError(f"{path} cannot be read as CSV ({reason}); fetch it again.") from error
+    for name in columns:
+        if name not in table:
+            there = ", ".join(map(str, table.columns[:8]))
+            raise InputError(f"{path} has no column {name!r} (it has {there}); fetch the official file.")
+    table = table.fillna("").apply(lambda column: column.str.strip())
+    table["line"] = np.arange(len(table)) + (2 if header else 1)
+    cells = table.drop(columns="line")
+    return table[(cells != "").any(axis=1)].reset_index(drop=True)

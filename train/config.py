@@ -1,0 +1,84 @@
+"""The recipe of the tabular model: CatBoost's parameters, models per fold, benign lesions per malignant one.
+
+``train.tabular`` trains by it, its studies vary it, and each of them takes it from the same options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from scale.parallel import add_worker_options
+from utils import InputError, add_seed_option
+
+#: Models per fold, whose logits are averaged.
+SEEDS = 3
+#: Benign lesions that a model sees for each malignant one.
+NEGATIVES_PER_POSITIVE = 100
+#: Found by `evaluation.studies.tune` on split seeds 100 and 101, confirmed on 0, 1 and 2 (docs/tabular.md).
+PARAMETERS = {
+    "iterations": 1000,
+    "learning_rate": 0.035,
+    "depth": 7,
+    "l2_leaf_reg": 16.0,
+    "bootstrap_type": "Bernoulli",
+    "subsample": 0.75,
+    "rsm": 0.16,
+    "random_strength": 4.5,
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a cross-validation besides its rows."""
+
+    parameters: dict
+    seeds: int = SEEDS
+    negatives_per_positive: float = NEGATIVES_PER_POSITIVE
+    seed: int = 0
+
+
+def read_parameters(path: Path | None) -> dict:
+    """``PARAMETERS``, with those of a JSON file in their place.
+
+    Raises:
+        InputError: the file is missing or holds no JSON object.
+    """
+    if path is None:
+        return PARAMETERS
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--params {path} cannot be read ({error}); give a JSON file of CatBoost parameters.") from error
+    if not isinstance(given, dict):
+        raise InputError(f"--params {path} holds a {type(given).__name__}; give an object such as {{'depth': 6}}.")
+    return PARAMETERS | given
+
+
+def add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--seed``, ``--seeds``, ``--params``, ``--negatives-per-positive``, ``--jobs`` and ``--cluster``."""
+    add_seed_option(parser)
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="CatBoost models per fold (default: %(default)s)")
+    parser.add_argument("--params", type=Path, metavar="FILE", help="JSON file of CatBoost parameters over the defaults")
+    parser.add_argument(
+        "--negatives-per-positive",
+        type=float,
+        default=NEGATIVES_PER_POSITIVE,
+        help="benign lesions per malignant one (default: %(default)s)",
+    )
+    add_worker_options(parser)
+
+
+def recipe_of(options: argparse.Namespace) -> Recipe:
+    """The recipe that the options of ``add_recipe_options`` ask for.
+
+    Raises:
+        InputError: a number is out of range, or the parameter file cannot be read.
+    """
+    if options.seeds < 1:
+        raise InputError(f"--seeds {options.seeds} is too few; give 1 or more.")
+    if not options.negatives_per_positive > 0:
+        raise InputError(f"--negatives-per-positive {options.negatives_per_positive:g} is too few; give more than 0.")
+    return Recipe(read_parameters(options.params), options.seeds, options.negatives_per_positive, options.seed)

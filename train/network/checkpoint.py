@@ -1,0 +1,54 @@
+"""What an interrupted training leaves: one file per epoch that holds all it takes to go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+
+from inference.files import replacing
+from utils import InputError
+
+
+class Checkpoint:
+    """Weights, optimizer and history after the last finished epoch, in one file that is replaced as a whole.
+
+    A process that is killed at any moment leaves the file of the epoch before or of this one, never a part of it. Without
+    a path nothing is kept but the history.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.history: list[dict] = []
+        if path is None or not path.is_file():
+            return
+        try:
+            with h5py.File(path, "r") as file:
+                self.history = json.loads(file.attrs["history"])
+        except (OSError, KeyError, ValueError) as error:
+            raise InputError(f"{path} is no checkpoint of a training ({error}); remove it, or give --restart.") from error
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs are done."""
+        return len(self.history)
+
+    def save(self, model, record: dict) -> None:
+        """Keeps ``model`` with its optimizer after an epoch of which ``record`` tells."""
+        self.history.append(record)
+        if self.path is None:
+            return
+        with replacing(self.path) as temporary:
+            model.save_weights(temporary)
+            with h5py.File(temporary, "r+") as file:
+                file.attrs["history"] = json.dumps(self.history)
+
+    def load(self, model) -> None:
+        """Puts the kept weights and optimizer into ``model``, which must be compiled and its optimizer built."""
+        model.load_weights(self.path)
+
+    def remove(self) -> None:
+        """Removes the file: the training has ended."""
+        if self.path:
+            self.path.unlink(missing_ok=True)
