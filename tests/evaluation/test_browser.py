@@ -111,8 +111,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def explore_page(twin, folder):
-    explore.main(["--data", str(twin), "--out", str(folder / "explore")])
+def explore_page(synthetic_data, folder):
+    explore.main(["--data", str(synthetic_data), "--out", str(folder / "explore")])
     return folder / "explore" / "index.html"
 
 

@@ -17,7 +17,7 @@ MANIFEST = {"network": {"weights": ["a.h5", "b.h5"], "settings": {"image_size": 
 
 @pytest.fixture
 def scored(metadata):
-    """The twin's rows, and logits of which nothing is known but that they differ."""
+    """The synthetic_data's rows, and logits of which nothing is known but that they differ."""
     rng = np.random.default_rng(0)
     tabular, final = rng.normal(-3, 1, (2, len(metadata)))
     parts = pd.DataFrame({"tabular": tabular, "final": final, "image_scored": 1}, index=metadata[ID].to_numpy())
@@ -61,9 +61,9 @@ def test_ranks_count_from_the_highest_and_ties_share_the_last_place():
     assert ranks["of"].tolist() == [2, 2, 2, 2]
 
 
-def test_each_lesion_has_its_picture_scores_and_metadata(scored, heat, twin):
+def test_each_lesion_has_its_picture_scores_and_metadata(scored, heat, synthetic_data):
     rows, parts = scored
-    page = lesion_sections(rows, parts, twin, twin)
+    page = lesion_sections(rows, parts, synthetic_data, synthetic_data)
     hardest, alarms = most_wrong(rows[TARGET].to_numpy(), parts["final"].to_numpy())
     shown = re.findall(r"<strong>\d+\. (\S+)</strong>", page)
     assert shown == rows[ID].to_numpy()[[*hardest, *alarms]].tolist()
@@ -85,44 +85,44 @@ def test_each_lesion_has_its_picture_scores_and_metadata(scored, heat, twin):
     assert tabular.tolist() == parts["tabular"].to_numpy()[[*hardest, *alarms]].tolist()
 
 
-def test_heat_lies_over_the_crop_where_the_network_looks(scored, heat, twin):
-    picture = pictures_in(lesion_sections(*scored, twin, twin))[0].astype(int)
+def test_heat_lies_over_the_crop_where_the_network_looks(scored, heat, synthetic_data):
+    picture = pictures_in(lesion_sections(*scored, synthetic_data, synthetic_data))[0].astype(int)
     right = picture[:, -SIDE:]
     colour = np.ptp(right, axis=-1)  # grey where no heat is
     assert colour[: SIDE // 3, : SIDE // 3].mean() > 40
     assert colour[-SIDE // 3 :, -SIDE // 3 :].mean() < 8
 
 
-def test_a_lesion_whose_image_was_not_seen_has_its_crop_alone(scored, heat, twin):
+def test_a_lesion_whose_image_was_not_seen_has_its_crop_alone(scored, heat, synthetic_data):
     rows, parts = scored
     parts["image_scored"] = (rows[TARGET] == 1).to_numpy().astype(int)
-    page = lesion_sections(rows, parts, twin, twin)
+    page = lesion_sections(rows, parts, synthetic_data, synthetic_data)
     widths = [picture.shape[1] for picture in pictures_in(page)]
     assert widths == [2 * SIDE + round(0.03 * SIDE)] * 8 + [SIDE] * 8
     assert page.count("the networks have not seen its image") == 8
     assert len(heat[0][0]) == 8
 
 
-def test_artifacts_without_a_network_give_crops_and_a_sentence(scored, twin, monkeypatch):
+def test_artifacts_without_a_network_give_crops_and_a_sentence(scored, synthetic_data, monkeypatch):
     monkeypatch.setattr(report_lesions, "load_manifest", lambda folder: {})
-    page = lesion_sections(*scored, twin, twin)
+    page = lesion_sections(*scored, synthetic_data, synthetic_data)
     assert "the artifacts hold no network, so there is no heat map" in page
     assert {picture.shape for picture in pictures_in(page)} == {(SIDE, SIDE, 3)}
 
 
-def test_networks_that_cannot_be_asked_give_crops_and_the_reason(scored, heat, twin, monkeypatch):
+def test_networks_that_cannot_be_asked_give_crops_and_the_reason(scored, heat, synthetic_data, monkeypatch):
     def refuse(*_):
         raise InputError("the network 'opinion' sees tabular and no crop; ask one that sees the crop.")
 
     monkeypatch.setattr(report_lesions, "mean_heat", refuse)
-    page = lesion_sections(*scored, twin, twin)
+    page = lesion_sections(*scored, synthetic_data, synthetic_data)
     assert "there is no heat map: the network &#x27;opinion&#x27; sees tabular and no crop" in page
     assert len(pictures_in(page)) == 16
 
 
-def test_networks_that_saw_none_of_them_are_not_asked(scored, heat, twin):
+def test_networks_that_saw_none_of_them_are_not_asked(scored, heat, synthetic_data):
     rows, parts = scored
-    maps, sentence = shown_maps(np.arange(3), rows, parts.assign(image_scored=0), twin, twin)
+    maps, sentence = shown_maps(np.arange(3), rows, parts.assign(image_scored=0), synthetic_data, synthetic_data)
     assert (maps, heat) == ({}, [])
     assert "have seen none of these" in sentence
 

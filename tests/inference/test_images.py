@@ -16,21 +16,21 @@ from inference.schema import ID, read_metadata
 
 
 @pytest.fixture(scope="module")
-def ids(twin):
-    return read_metadata(twin / "train-metadata.csv", labelled=True)[ID].tolist()
+def ids(synthetic_data):
+    return read_metadata(synthetic_data / "train-metadata.csv", labelled=True)[ID].tolist()
 
 
 @pytest.fixture
-def store(twin):
-    store = ImageStore(twin / "train-image.hdf5")
+def store(synthetic_data):
+    store = ImageStore(synthetic_data / "train-image.hdf5")
     yield store
     store.close()
 
 
 @pytest.fixture
-def copy(twin, tmp_path):
-    """A copy of the twin's HDF5 file that may be changed."""
-    return shutil.copy(twin / "train-image.hdf5", tmp_path / "train-image.hdf5")
+def copy(synthetic_data, tmp_path):
+    """A copy of the synthetic_data's HDF5 file that may be changed."""
+    return shutil.copy(synthetic_data / "train-image.hdf5", tmp_path / "train-image.hdf5")
 
 
 def crops_of(store, ids, image_size=32, batch_size=7):
@@ -197,8 +197,8 @@ def test_nobody_asked_nobody_seen(store):
     assert crops_of(store, ["ISIC_9999999"]) == {}
 
 
-def test_the_way_past_h5py_gives_the_bytes_that_h5py_gives(store, twin, ids):
-    with h5py.File(twin / "train-image.hdf5") as file:
+def test_the_way_past_h5py_gives_the_bytes_that_h5py_gives(store, synthetic_data, ids):
+    with h5py.File(synthetic_data / "train-image.hdf5") as file:
         assert all(store.read(isic_id) == file[isic_id][()] for isic_id in ids)
 
 

@@ -55,9 +55,9 @@ def test_columns_are_those_of_the_competition_in_its_order(real_data):
     assert header(real_data / "test-metadata.csv") == TEST_COLUMNS
 
 
-def test_columns_are_those_of_the_twin_in_its_order(twin):
-    assert header(twin / "train-metadata.csv") == TRAIN_COLUMNS
-    assert header(twin / "test-metadata.csv") == TEST_COLUMNS
+def test_columns_are_those_of_the_twin_in_its_order(synthetic_data):
+    assert header(synthetic_data / "train-metadata.csv") == TRAIN_COLUMNS
+    assert header(synthetic_data / "test-metadata.csv") == TEST_COLUMNS
 
 
 def test_every_test_column_has_one_kind_and_train_only_columns_are_in_none():
@@ -139,8 +139,8 @@ def test_doubtful_files_are_refused_in_one_sentence(tmp_path, changed, sentence)
     assert "\n" not in str(caught.value)
 
 
-def test_a_renamed_body_scan_column_is_named(tmp_path, twin):
-    columns = text_of(twin / "train-metadata.csv").rename(columns={"tbp_lv_areaMM2": "tbp_lv_area_MM2"})
+def test_a_renamed_body_scan_column_is_named(tmp_path, synthetic_data):
+    columns = text_of(synthetic_data / "train-metadata.csv").rename(columns={"tbp_lv_areaMM2": "tbp_lv_area_MM2"})
     with pytest.raises(InputError, match="has no column 'tbp_lv_areaMM2'; rename 'tbp_lv_area_MM2' to it"):
         read_metadata(write(tmp_path, columns), labelled=True)
 
@@ -166,14 +166,14 @@ def test_lines_with_one_comma_too_many_do_not_shift_the_columns(tmp_path):
 # The lenient reader
 
 
-def test_the_lenient_reader_reads_a_good_file_like_the_strict_one(twin):
-    lenient, repairs = read_metadata_leniently(twin / "test-metadata.csv")
+def test_the_lenient_reader_reads_a_good_file_like_the_strict_one(synthetic_data):
+    lenient, repairs = read_metadata_leniently(synthetic_data / "test-metadata.csv")
     assert repairs == {}
-    pd.testing.assert_frame_equal(lenient, read_metadata(twin / "test-metadata.csv", labelled=False))
+    pd.testing.assert_frame_equal(lenient, read_metadata(synthetic_data / "test-metadata.csv", labelled=False))
 
 
-def test_every_repair_is_made_and_counted(tmp_path, twin):
-    rows = text_of(twin / "train-metadata.csv").head(10)
+def test_every_repair_is_made_and_counted(tmp_path, synthetic_data):
+    rows = text_of(synthetic_data / "train-metadata.csv").head(10)
     rows.loc[[0, 1], ID] = ""
     rows.loc[3, ID] = rows.loc[2, ID]
     rows.loc[[4, 5, 6], PATIENT] = ["", "NA", ""]
@@ -197,9 +197,9 @@ def test_every_repair_is_made_and_counted(tmp_path, twin):
     assert all(frame[name].dtype == "float64" for name in NUMBERS)
 
 
-def test_columns_may_be_reordered_missing_or_too_many(tmp_path, twin):
-    rows = text_of(twin / "test-metadata.csv")
-    expected, _ = read_metadata_leniently(twin / "test-metadata.csv")
+def test_columns_may_be_reordered_missing_or_too_many(tmp_path, synthetic_data):
+    rows = text_of(synthetic_data / "test-metadata.csv")
+    expected, _ = read_metadata_leniently(synthetic_data / "test-metadata.csv")
     frame, repairs = read_metadata_leniently(write(tmp_path, rows[list(reversed(rows.columns))], tbp_lv_new=["1", "2", "3"]))
     pd.testing.assert_frame_equal(frame, expected)
     assert repairs == {}
@@ -210,8 +210,8 @@ def test_columns_may_be_reordered_missing_or_too_many(tmp_path, twin):
 
 
 @pytest.mark.parametrize("name", TEST_COLUMNS[1:])
-def test_no_single_missing_or_garbled_column_stops_the_lenient_reader(tmp_path, twin, name):
-    rows = text_of(twin / "test-metadata.csv")
+def test_no_single_missing_or_garbled_column_stops_the_lenient_reader(tmp_path, synthetic_data, name):
+    rows = text_of(synthetic_data / "test-metadata.csv")
     frame, repairs = read_metadata_leniently(write(tmp_path, rows, **{name: None}))
     assert (len(frame), repairs["columns missing"]) == (3, 1)
     frame, repairs = read_metadata_leniently(write(tmp_path, rows, **{name: ["?", "", "True"]}))

@@ -19,16 +19,16 @@ from utils import InputError
 
 
 @pytest.fixture(scope="module")
-def artifacts(twin, tmp_path_factory):
-    return make_artifacts(twin, tmp_path_factory.mktemp("made") / "artifacts")
+def artifacts(synthetic_data, tmp_path_factory):
+    return make_artifacts(synthetic_data, tmp_path_factory.mktemp("made") / "artifacts")
 
 
 @pytest.fixture(scope="module")
-def mounted(twin, tmp_path_factory):
-    """The twin as a test folder; three lesions have no image."""
+def mounted(synthetic_data, tmp_path_factory):
+    """The synthetic_data as a test folder; three lesions have no image."""
     folder = tmp_path_factory.mktemp("mounted") / "competition"
-    ids = pd.read_csv(twin / "train-metadata.csv", low_memory=False)[ID].tolist()
-    mount_test_folder(twin, ids, folder)
+    ids = pd.read_csv(synthetic_data / "train-metadata.csv", low_memory=False)[ID].tolist()
+    mount_test_folder(synthetic_data, ids, folder)
     with h5py.File(folder / "test-image.hdf5", "r+") as file:
         for isic_id in ids[:3]:
             del file[isic_id]
@@ -182,9 +182,9 @@ def test_a_patient_is_always_in_the_same_part():
     ]
 
 
-def test_an_input_file_is_read_in_chunks_without_what_only_training_has(twin, monkeypatch):
+def test_an_input_file_is_read_in_chunks_without_what_only_training_has(synthetic_data, monkeypatch):
     monkeypatch.setattr(archive_parts, "CHUNK", 25)
-    read = list(chunks(twin / "train-metadata.csv"))
+    read = list(chunks(synthetic_data / "train-metadata.csv"))
     assert [len(frame) for frame in read] == [25, 25, 10]
     assert "target" not in read[0]
     assert read[0][PATIENT].map(type).eq(str).all()

@@ -53,12 +53,12 @@ def small_networks():
 
 
 @pytest.fixture(scope="module")
-def begun(twin, tmp_path_factory):
+def begun(synthetic_data, tmp_path_factory):
     """Artifacts with folds and tabular scores, and the options of both stages."""
     folder = tmp_path_factory.mktemp("begun")
     parameters = folder / "few_trees.json"
     parameters.write_text('{"iterations": 20}')
-    where = ["--data", str(twin), "--artifacts", str(folder / "artifacts")]
+    where = ["--data", str(synthetic_data), "--artifacts", str(folder / "artifacts")]
     make_folds([*where, "--folds", "2", "--holdout", "0"])
     train_tabular([*where, "--seeds", "2", "--params", str(parameters)])
     return folder / "artifacts", ["--seeds", "2", "--params", str(parameters)]
@@ -78,9 +78,9 @@ def arrays(path):
     return found
 
 
-def test_the_tabular_models_are_the_same_wherever_they_are_trained(twin, begun, artifacts, tmp_path):
+def test_the_tabular_models_are_the_same_wherever_they_are_trained(synthetic_data, begun, artifacts, tmp_path):
     kept, recipe = begun
-    where = ["--data", str(twin), "--artifacts", str(artifacts), *recipe]
+    where = ["--data", str(synthetic_data), "--artifacts", str(artifacts), *recipe]
     train_tabular([*where, "--jobs", "2"])
     assert (artifacts / "oof_tabular.csv").read_bytes() == (kept / "oof_tabular.csv").read_bytes()
     (artifacts / "oof_tabular.csv").unlink()
@@ -90,16 +90,16 @@ def test_the_tabular_models_are_the_same_wherever_they_are_trained(twin, begun, 
     assert load_manifest(artifacts)["tabular"]["scores"] == load_manifest(kept)["tabular"]["scores"]
 
 
-def test_a_worker_killed_while_it_trains_changes_nothing(twin, begun, artifacts, tmp_path, monkeypatch):
+def test_a_worker_killed_while_it_trains_changes_nothing(synthetic_data, begun, artifacts, tmp_path, monkeypatch):
     whole = shutil.copytree(begun[0], tmp_path / "whole")
     for name, function in small_networks().items():
         monkeypatch.setattr(f"train.network.fold.{name}", function)
-    train_fusion(["--data", str(twin), "--artifacts", str(whole), *NETWORK])
+    train_fusion(["--data", str(synthetic_data), "--artifacts", str(whole), *NETWORK])
 
     killed, preload = tmp_path / "killed", tmp_path / "preload.py"
     preload.write_text(PRELOAD.format(killed=str(killed)))
     with cluster(2, tmp_path / "cluster", preload) as (address, processes):
-        train_fusion(["--data", str(twin), "--artifacts", str(artifacts), *NETWORK, "--cluster", address])
+        train_fusion(["--data", str(synthetic_data), "--artifacts", str(artifacts), *NETWORK, "--cluster", address])
         dead = [process.pid for process in processes if process.poll() is not None]
     pid, checkpoint = killed.read_text().split()
     assert dead == [int(pid)]

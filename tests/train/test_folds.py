@@ -143,8 +143,8 @@ def test_without_hospitals_there_is_none_to_hold_out(clinic):
 # folds.csv
 
 
-def test_the_command_writes_folds_that_are_read_back_in_any_order(twin, metadata, tmp_path, capsys):
-    assert run(twin, tmp_path, "--folds", "2", "--holdout", "0.25") == 0
+def test_the_command_writes_folds_that_are_read_back_in_any_order(synthetic_data, metadata, tmp_path, capsys):
+    assert run(synthetic_data, tmp_path, "--folds", "2", "--holdout", "0.25") == 0
     fold = read_folds(tmp_path, metadata)
     assert set(fold) == {HOLDOUT, 0, 1}
     assert np.array_equal(read_folds(tmp_path, metadata.iloc[::-1]), fold[::-1])
@@ -157,47 +157,47 @@ def test_the_command_writes_folds_that_are_read_back_in_any_order(twin, metadata
     assert manifest["folds"]["holdout rows"] == (fold == HOLDOUT).sum()
 
 
-def test_the_command_holds_a_hospital_out(twin, metadata, tmp_path):
+def test_the_command_holds_a_hospital_out(synthetic_data, metadata, tmp_path):
     hospital = metadata.groupby(HOSPITAL)[PATIENT].nunique().idxmin()
-    run(twin, tmp_path, "--folds", "2", "--holdout-hospital", hospital)
+    run(synthetic_data, tmp_path, "--folds", "2", "--holdout-hospital", hospital)
     fold = read_folds(tmp_path, metadata)
     assert np.array_equal(fold == HOLDOUT, metadata[HOSPITAL] == hospital)
     assert load_manifest(tmp_path)["folds"]["holdout hospital"] == hospital
 
 
-def test_the_same_settings_may_be_given_again_others_not(twin, tmp_path):
-    run(twin, tmp_path, "--folds", "2", "--holdout", "0")
+def test_the_same_settings_may_be_given_again_others_not(synthetic_data, tmp_path):
+    run(synthetic_data, tmp_path, "--folds", "2", "--holdout", "0")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert run(twin, tmp_path, "--folds", "2", "--holdout", "0") == 0
+    assert run(synthetic_data, tmp_path, "--folds", "2", "--holdout", "0") == 0
     for options in (["--folds", "3", "--holdout", "0"], ["--folds", "2", "--holdout", "0.5"]):
         with pytest.raises(InputError, match=r"folds\.csv exists with other folds.*use a new artifact folder"):
-            run(twin, tmp_path, *options)
+            run(synthetic_data, tmp_path, *options)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_folds_of_other_rows_are_refused(twin, metadata, tmp_path):
+def test_folds_of_other_rows_are_refused(synthetic_data, metadata, tmp_path):
     with pytest.raises(InputError, match=r"folds\.csv is missing; run: python -m train\.folds"):
         read_folds(tmp_path, metadata)
-    run(twin, tmp_path, "--folds", "2", "--holdout", "0")
+    run(synthetic_data, tmp_path, "--folds", "2", "--holdout", "0")
     for other in (metadata.iloc[1:], metadata.assign(**{ID: "ISIC_" + metadata.index.astype(str)})):
         with pytest.raises(InputError, match=r"was made from other rows than train-metadata\.csv"):
             read_folds(tmp_path, other)
 
 
 @pytest.mark.parametrize("folds", ["1", "0", "-3"])
-def test_fewer_than_two_folds_are_refused(twin, tmp_path, folds):
+def test_fewer_than_two_folds_are_refused(synthetic_data, tmp_path, folds):
     with pytest.raises(InputError, match=f"--folds {folds} is too few"):
-        run(twin, tmp_path, "--folds", folds)
+        run(synthetic_data, tmp_path, "--folds", folds)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_exits_with_2_and_one_sentence(twin, tmp_path):
+def test_the_command_exits_with_2_and_one_sentence(synthetic_data, tmp_path):
     command = [
         sys.executable,
         "-m",
         "train.folds",
         "--data",
-        twin,
+        synthetic_data,
         "--artifacts",
         tmp_path,
         "--holdout-hospital",

@@ -7,21 +7,21 @@ from train.lesions import read_rows, refuse_train_only
 from utils import InputError
 
 
-def test_the_rows_are_those_of_the_file_with_their_features(twin, metadata):
-    rows = read_rows(twin)
+def test_the_rows_are_those_of_the_file_with_their_features(synthetic_data, metadata):
+    rows = read_rows(synthetic_data)
     assert rows.metadata[ID].tolist() == metadata[ID].tolist()
     np.testing.assert_array_equal(rows.labels, metadata[TARGET])
     np.testing.assert_array_equal(rows.patients, metadata[PATIENT])
     assert rows.features.equals(build_features(metadata.drop(columns=list(TRAIN_ONLY), errors="ignore")))
 
 
-def test_a_feature_of_the_label_is_refused_on_the_way(twin, monkeypatch):
+def test_a_feature_of_the_label_is_refused_on_the_way(synthetic_data, monkeypatch):
     def leaking(metadata):
         return build_features(metadata).assign(target_mean=0.5)
 
     monkeypatch.setattr("train.lesions.build_features", leaking)
     with pytest.raises(InputError, match="feature 'target_mean' comes from 'target'"):
-        read_rows(twin)
+        read_rows(synthetic_data)
 
 
 @pytest.mark.parametrize("column", sorted(TRAIN_ONLY))

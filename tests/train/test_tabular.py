@@ -27,10 +27,10 @@ def train(data, artifacts, *options):
 
 
 @pytest.fixture(scope="module")
-def artifacts(twin, tmp_path_factory):
+def artifacts(synthetic_data, tmp_path_factory):
     """An artifact folder after one training. Shared: read it, do not write into it."""
     folder = tmp_path_factory.mktemp("tabular") / "artifacts"
-    assert train(twin, folder) == 0
+    assert train(synthetic_data, folder) == 0
     return folder
 
 
@@ -85,11 +85,11 @@ def test_a_lesion_is_scored_by_models_that_saw_no_lesion_of_its_patient(artifact
         np.testing.assert_allclose(oof.loc[oof["fold"] == number, "tabular"], expected, rtol=1e-6)
 
 
-def test_labels_of_a_patient_do_not_reach_the_patients_own_scores(twin, tmp_path, metadata, oof):
+def test_labels_of_a_patient_do_not_reach_the_patients_own_scores(synthetic_data, tmp_path, metadata, oof):
     """Every label of fold 0 turned over: the scores of fold 0 stay as they were, those of fold 1 do not."""
     other = tmp_path / "competition"
     other.mkdir()
-    table = pd.read_csv(twin / "train-metadata.csv", dtype="str", keep_default_na=False)
+    table = pd.read_csv(synthetic_data / "train-metadata.csv", dtype="str", keep_default_na=False)
     rows = table[ID].isin(oof.loc[oof["fold"] == 0, ID])
     table.loc[rows, TARGET] = table.loc[rows, TARGET].map({"0": "1", "1": "0"})
     table.to_csv(other / "train-metadata.csv", index=False)
@@ -138,16 +138,16 @@ def test_the_saved_models_score_as_they_did_in_training(artifacts, manifest, met
         np.testing.assert_allclose(scores, oof.loc[oof["fold"] == number, "tabular"], rtol=1e-6)
 
 
-def test_a_second_training_gives_the_same_bytes(twin, artifacts, tmp_path):
-    assert train(twin, tmp_path / "artifacts") == 0
+def test_a_second_training_gives_the_same_bytes(synthetic_data, artifacts, tmp_path):
+    assert train(synthetic_data, tmp_path / "artifacts") == 0
     for name in (OOF_TABULAR, "folds.csv"):
         assert (tmp_path / "artifacts" / name).read_bytes() == (artifacts / name).read_bytes()
-    assert train(twin, tmp_path / "artifacts", "--seed", "0") == 0  # into the same folder
+    assert train(synthetic_data, tmp_path / "artifacts", "--seed", "0") == 0  # into the same folder
     assert (tmp_path / "artifacts" / OOF_TABULAR).read_bytes() == (artifacts / OOF_TABULAR).read_bytes()
 
 
-def test_several_seeds_are_averaged(twin, artifacts, tmp_path, metadata):
-    train(twin, tmp_path / "artifacts", "--seeds", "2")
+def test_several_seeds_are_averaged(synthetic_data, artifacts, tmp_path, metadata):
+    train(synthetic_data, tmp_path / "artifacts", "--seeds", "2")
     manifest = load_manifest(tmp_path / "artifacts")
     models, _ = load_tabular_models(tmp_path / "artifacts", manifest)
     assert len(models) == 4
@@ -158,7 +158,7 @@ def test_several_seeds_are_averaged(twin, artifacts, tmp_path, metadata):
     np.testing.assert_allclose(oof.loc[oof["fold"] == 0, "tabular"], expected, rtol=1e-6)
 
 
-def test_folds_come_first(twin, tmp_path):
+def test_folds_come_first(synthetic_data, tmp_path):
     with pytest.raises(InputError, match=r"folds\.csv is missing; run: python -m train\.folds"):
-        train_tabular(["--data", str(twin), "--artifacts", str(tmp_path)])
+        train_tabular(["--data", str(synthetic_data), "--artifacts", str(tmp_path)])
     assert list(tmp_path.iterdir()) == []

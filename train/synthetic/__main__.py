@@ -95,7 +95,7 @@ def write_twin(
         write_images(out / "test-image.hdf5", test, texture[len(train) :], seed, 1)
     end = time.perf_counter()
     target = train[TARGET].to_numpy()
-    best = f"{partial_auc(target, truth['logits']):.4f}" if 0 < target.sum() < len(target) else "undefined (one class)"
+    best = f"{partial_auc(target, truth['logit']):.4f}" if 0 < target.sum() < len(target) else "undefined (one class)"
     speed = f", {len(train) / (end - rendering):.0f} images/s" if images == "all" else ""
     return (
         f"{out}: {len(train)} lesions of {patients} patients, {target.sum()} malignant, best possible pAUC {best}, "

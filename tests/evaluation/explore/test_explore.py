@@ -19,14 +19,14 @@ def explored(data, out):
 
 
 @pytest.fixture(scope="module")
-def page(twin, tmp_path_factory):
-    return explored(twin, tmp_path_factory.mktemp("explored"))
+def page(synthetic_data, tmp_path_factory):
+    return explored(synthetic_data, tmp_path_factory.mktemp("explored"))
 
 
 @pytest.fixture
-def folder(twin, tmp_path):
-    """A copy of the twin's metadata that may be changed, without images."""
-    shutil.copytree(twin, tmp_path / "copy", ignore=shutil.ignore_patterns("*.hdf5"))
+def folder(synthetic_data, tmp_path):
+    """A copy of the synthetic_data's metadata that may be changed, without images."""
+    shutil.copytree(synthetic_data, tmp_path / "copy", ignore=shutil.ignore_patterns("*.hdf5"))
     return tmp_path / "copy"
 
 
@@ -75,13 +75,13 @@ def test_three_test_rows_are_said_to_tell_nothing(page):
     assert "Test has 3 rows only" in text
 
 
-def test_the_same_folder_makes_the_same_page_and_the_last_line_says_what_it_says(twin, tmp_path, capsys, page):
-    assert explored(twin, tmp_path)[0] == page[0]
+def test_the_same_folder_makes_the_same_page_and_the_last_line_says_what_it_says(synthetic_data, tmp_path, capsys, page):
+    assert explored(synthetic_data, tmp_path)[0] == page[0]
     line = capsys.readouterr().out.strip().splitlines()[-1]
     assert "60 lesions of 8 patients, 11 malignant" in line
     warnings = re.search(r"(\d+) warnings", line)[1]
     assert f"warnings: {warnings}." in page[0]
-    metadata = read_metadata(twin / "train-metadata.csv", labelled=True)
+    metadata = read_metadata(synthetic_data / "train-metadata.csv", labelled=True)
     table = single_columns(metadata)
     best = table[table["usable"]].iloc[0]
     assert line.endswith(f"strongest column {best['column']}, pAUC {best['pauc']:.4f}")

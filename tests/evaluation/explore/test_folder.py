@@ -13,9 +13,9 @@ from utils import InputError
 
 
 @pytest.fixture
-def folder(twin, tmp_path):
-    """A copy of the twin that may be changed."""
-    return shutil.copytree(twin, tmp_path / "competition")
+def folder(synthetic_data, tmp_path):
+    """A copy of the synthetic_data that may be changed."""
+    return shutil.copytree(synthetic_data, tmp_path / "competition")
 
 
 def changed(folder, change, name="train-metadata.csv"):
@@ -25,8 +25,8 @@ def changed(folder, change, name="train-metadata.csv"):
     return folder
 
 
-def test_a_folder_is_read_as_it_is(twin, metadata):
-    found = read_folder(twin)
+def test_a_folder_is_read_as_it_is(synthetic_data, metadata):
+    found = read_folder(synthetic_data)
     pd.testing.assert_frame_equal(found.train[metadata.columns.tolist()], metadata, check_dtype=False)
     assert len(found.test) == found.test_images == 3
     assert found.images.source == "train-image.hdf5" and found.images.present.all()

@@ -11,9 +11,9 @@ from inference.schema import HOSPITAL, ID, PATIENT, TARGET
 
 
 @pytest.fixture
-def folder(twin):
-    """The twin as it is read; ``dataclasses.replace`` makes another one of it."""
-    return read_folder(twin)
+def folder(synthetic_data):
+    """The synthetic_data as it is read; ``dataclasses.replace`` makes another one of it."""
+    return read_folder(synthetic_data)
 
 
 def warnings_of(folder):

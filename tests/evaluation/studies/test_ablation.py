@@ -52,9 +52,9 @@ def test_a_step_is_an_ordinary_cross_validation(metadata):
         np.testing.assert_array_equal(logits, expected)
 
 
-def test_the_command_writes_the_table_of_the_steps_asked_for(twin, metadata, parameters, tmp_path):
+def test_the_command_writes_the_table_of_the_steps_asked_for(synthetic_data, metadata, parameters, tmp_path):
     out = tmp_path / "docs" / "ablation.md"
-    command = ["--data", str(twin), "--out", str(out), "--params", str(parameters), "--folds", "2", "--seeds", "2"]
+    command = ["--data", str(synthetic_data), "--out", str(out), "--params", str(parameters), "--folds", "2", "--seeds", "2"]
     assert main([*command, "--split-seeds", "0", "1", "--steps", "1", "5", "6"]) == 0
     text = out.read_text(encoding="utf-8")
     rows = table_of(text)
@@ -69,6 +69,6 @@ def test_the_command_writes_the_table_of_the_steps_asked_for(twin, metadata, par
     assert "--steps 1 5 6" in text
 
 
-def test_a_line_that_is_not_there_is_refused(twin, tmp_path):
+def test_a_line_that_is_not_there_is_refused(synthetic_data, tmp_path):
     with pytest.raises(InputError, match=r"--steps \[9\] .* lines are 1 to 7"):
-        main(["--data", str(twin), "--out", str(tmp_path / "a.md"), "--steps", "9"])
+        main(["--data", str(synthetic_data), "--out", str(tmp_path / "a.md"), "--steps", "9"])

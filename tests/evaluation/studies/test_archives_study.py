@@ -19,14 +19,14 @@ NETWORK = ["--weights", "none", "--image-size", "32", "--epochs", "1", "--batch-
 
 
 @pytest.fixture
-def artifacts(twin, tmp_path):
-    return without_networks(twin, tmp_path / "artifacts")
+def artifacts(synthetic_data, tmp_path):
+    return without_networks(synthetic_data, tmp_path / "artifacts")
 
 
 @pytest.fixture
-def command(twin, artifacts, archive_folder, tmp_path):
+def command(synthetic_data, artifacts, archive_folder, tmp_path):
     """A study's command line."""
-    where = ["--data", str(twin), "--artifacts", str(artifacts), "--archives", str(archive_folder)]
+    where = ["--data", str(synthetic_data), "--artifacts", str(artifacts), "--archives", str(archive_folder)]
     return [*where, "--out", str(tmp_path / "study")]
 
 

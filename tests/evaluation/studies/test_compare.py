@@ -12,17 +12,17 @@ from utils import Estimate, InputError, bootstrap_scores
 
 
 @pytest.fixture
-def artifacts(twin, tmp_path):
-    return without_networks(twin, tmp_path / "artifacts")
+def artifacts(synthetic_data, tmp_path):
+    return without_networks(synthetic_data, tmp_path / "artifacts")
 
 
 @pytest.fixture
-def folders(twin, artifacts, tmp_path, monkeypatch):
+def folders(synthetic_data, artifacts, tmp_path, monkeypatch):
     """The folders of three trained variants, "first", "second" and "third"."""
     pretend(monkeypatch, [])
     folders = {name: tmp_path / "study" / name for name in ("first", "second", "third")}
     for name, folder in folders.items():
-        train_variant(name, folder, twin, artifacts, ["--epochs", "2"], {"options": name})
+        train_variant(name, folder, synthetic_data, artifacts, ["--epochs", "2"], {"options": name})
     return folders
 
 
@@ -45,38 +45,38 @@ def test_artifacts_of_another_training_are_not_mixed_in(artifacts, tmp_path):
         own_artifacts(other, tmp_path / "own")
 
 
-def test_a_finished_training_is_kept_with_its_request_and_time(twin, artifacts, tmp_path, monkeypatch, capsys):
+def test_a_finished_training_is_kept_with_its_request_and_time(synthetic_data, artifacts, tmp_path, monkeypatch, capsys):
     asked, folder, clock = [], tmp_path / "one", iter([100.0, 190.0])
     pretend(monkeypatch, asked)
     monkeypatch.setattr("evaluation.studies.compare.time.monotonic", lambda: next(clock))
-    train_variant("one", folder, twin, artifacts, ["--epochs", "2"], {"options": ["two"]})
-    assert asked == [["--data", str(twin), "--artifacts", str(folder), "--epochs", "2"]]
+    train_variant("one", folder, synthetic_data, artifacts, ["--epochs", "2"], {"options": ["two"]})
+    assert asked == [["--data", str(synthetic_data), "--artifacts", str(folder), "--epochs", "2"]]
     assert read_done(folder) == {"request": {"options": ["two"]}, "seconds": 90.0}
-    train_variant("one", folder, twin, artifacts, ["--epochs", "2"], {"options": ["two"]})
+    train_variant("one", folder, synthetic_data, artifacts, ["--epochs", "2"], {"options": ["two"]})
     assert len(asked) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "one: kept from an earlier run"
     with pytest.raises(InputError, match=r"one holds a training with other options \(.*'two'.*\); give another --out"):
-        train_variant("one", folder, twin, artifacts, ["--epochs", "3"], {"options": ["three"]})
+        train_variant("one", folder, synthetic_data, artifacts, ["--epochs", "3"], {"options": ["three"]})
 
 
-def test_a_training_that_fails_is_not_taken_for_finished(twin, artifacts, tmp_path, monkeypatch):
+def test_a_training_that_fails_is_not_taken_for_finished(synthetic_data, artifacts, tmp_path, monkeypatch):
     def fail(arguments):
         raise InputError("no images")
 
     monkeypatch.setattr("evaluation.studies.compare.train_fusion", fail)
     with pytest.raises(InputError, match="no images"):
-        train_variant("one", tmp_path / "one", twin, artifacts, [], {})
+        train_variant("one", tmp_path / "one", synthetic_data, artifacts, [], {})
     asked = []
     pretend(monkeypatch, asked)
-    train_variant("one", tmp_path / "one", twin, artifacts, [], {})
+    train_variant("one", tmp_path / "one", synthetic_data, artifacts, [], {})
     assert len(asked) == 1
 
 
-def test_a_kept_training_must_be_of_the_same_tabular_scores(twin, artifacts, folders):
+def test_a_kept_training_must_be_of_the_same_tabular_scores(synthetic_data, artifacts, folders):
     (artifacts / "oof_tabular.csv").write_text("other")
     record_stage(artifacts, "tabular", {}, ["oof_tabular.csv"])
     with pytest.raises(InputError, match=r"first/oof_tabular\.csv is from another training"):
-        train_variant("first", folders["first"], twin, artifacts, ["--epochs", "2"], {"options": "first"})
+        train_variant("first", folders["first"], synthetic_data, artifacts, ["--epochs", "2"], {"options": "first"})
 
 
 def test_all_are_compared_on_the_lesions_that_every_network_has_seen(artifacts, folders):

@@ -25,10 +25,10 @@ from utils import InputError
 
 
 @pytest.fixture(scope="module")
-def artifacts(twin, tmp_path_factory):
+def artifacts(synthetic_data, tmp_path_factory):
     """Two folds, two seeds, few trees, a holdout. Shared: read it, do not write into it."""
     folder = tmp_path_factory.mktemp("explain")
-    parameters, where = folder / "few.json", ["--data", str(twin), "--artifacts", str(folder / "artifacts")]
+    parameters, where = folder / "few.json", ["--data", str(synthetic_data), "--artifacts", str(folder / "artifacts")]
     parameters.write_text(json.dumps({"iterations": 15, "depth": 3, "learning_rate": 0.3}))
     make_folds([*where, "--folds", "2", "--holdout", "0.25"])
     train_tabular([*where, "--seeds", "2", "--params", str(parameters)])
@@ -129,8 +129,8 @@ def test_figures_are_drawn_of_unknown_values_categories_and_few_features(tmp_pat
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_command_writes_the_same_table_twice(twin, artifacts, tmp_path, capsys):
-    where = ["--data", str(twin), "--artifacts", str(artifacts), "--rows", "40"]
+def test_the_command_writes_the_same_table_twice(synthetic_data, artifacts, tmp_path, capsys):
+    where = ["--data", str(synthetic_data), "--artifacts", str(artifacts), "--rows", "40"]
     for name in ("one", "two"):
         assert main([*where, "--out", str(tmp_path / name)]) == 0
     assert {path.name for path in (tmp_path / "one").iterdir()} == {"features.csv", "features.png", "shap.png"}
@@ -142,7 +142,7 @@ def test_the_command_writes_the_same_table_twice(twin, artifacts, tmp_path, caps
     assert "40 lesions explained by 4 models" in capsys.readouterr().out.splitlines()[-1]
 
 
-def test_bad_input_is_refused_in_one_sentence(twin, artifacts, tmp_path, metadata, explained):
+def test_bad_input_is_refused_in_one_sentence(synthetic_data, artifacts, tmp_path, metadata, explained):
     manifest = load_manifest(artifacts)
     with pytest.raises(InputError, match=r"has no CatBoost models; run: python -m train\.tabular"):
         load_fold_models(artifacts, manifest | {"tabular": {"models": []}})
@@ -153,11 +153,11 @@ def test_bad_input_is_refused_in_one_sentence(twin, artifacts, tmp_path, metadat
         explain(features, fold, [each for each in models if each[0] == 0], categories)
     rows = str(int(metadata[TARGET].sum()))
     with pytest.raises(InputError, match=f"--rows {rows} cannot hold"):
-        main(["--data", str(twin), "--artifacts", str(artifacts), "--out", str(tmp_path / "out"), "--rows", rows])
+        main(["--data", str(synthetic_data), "--artifacts", str(artifacts), "--out", str(tmp_path / "out"), "--rows", rows])
     assert not (tmp_path / "out").exists()
 
 
-def test_models_of_other_features_are_refused(twin, artifacts, tmp_path, monkeypatch):
+def test_models_of_other_features_are_refused(synthetic_data, artifacts, tmp_path, monkeypatch):
     monkeypatch.setattr("train.lesions.build_features", lambda metadata: build_features(metadata).drop(columns="tbp_lv_H"))
     with pytest.raises(InputError, match="use 'tbp_lv_H', which this code does not make"):
-        main(["--data", str(twin), "--artifacts", str(artifacts), "--out", str(tmp_path / "out")])
+        main(["--data", str(synthetic_data), "--artifacts", str(artifacts), "--out", str(tmp_path / "out")])

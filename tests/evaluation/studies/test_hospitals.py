@@ -33,7 +33,7 @@ RECIPE = Recipe(SMALL, seeds=1)
 
 @pytest.fixture
 def three(metadata):
-    """The twin with three hospitals, A, B and C, which decide much: lesions of B are malignant twice as often."""
+    """The synthetic_data with three hospitals, A, B and C, which decide much: lesions of B are malignant twice as often."""
     metadata[HOSPITAL] = np.array(["A", "B", "C"], dtype=object)[pd.factorize(metadata[PATIENT])[0] % 3]
     rng = np.random.default_rng(0)
     metadata[TARGET] = (rng.random(len(metadata)) < np.where(metadata[HOSPITAL] == "B", 0.6, 0.3)).astype(int)
@@ -179,10 +179,10 @@ def test_no_hospital_with_enough_malignant_lesions_leaves_the_mean_empty(made):
     assert "unseen, mean unknown" in conclusion(table.reset_index())
 
 
-def test_the_command_writes_the_same_table_twice(twin, tmp_path, capsys):
+def test_the_command_writes_the_same_table_twice(synthetic_data, tmp_path, capsys):
     parameters = tmp_path / "few.json"
     parameters.write_text(json.dumps(SMALL))
-    options = ["--data", str(twin), "--seeds", "1", "--folds", "2", "--params", str(parameters)]
+    options = ["--data", str(synthetic_data), "--seeds", "1", "--folds", "2", "--params", str(parameters)]
     for name in ("one", "two"):
         assert main([*options, "--out", str(tmp_path / name)]) == 0
     for name in ("hospitals.csv", "hospitals.md"):
@@ -194,9 +194,9 @@ def test_the_command_writes_the_same_table_twice(twin, tmp_path, capsys):
     assert "18 models; pAUC without - with: unseen, mean" in capsys.readouterr().out.splitlines()[-1]
 
 
-def test_bad_input_is_refused_in_one_sentence(twin, three, tmp_path):
+def test_bad_input_is_refused_in_one_sentence(synthetic_data, three, tmp_path):
     with pytest.raises(InputError, match="--folds 1 is too few; give 2 or more"):
-        main(["--data", str(twin), "--out", str(tmp_path), "--folds", "1"])
+        main(["--data", str(synthetic_data), "--out", str(tmp_path), "--folds", "1"])
     with pytest.raises(InputError, match="names 1 hospitals"):
         hospital_parts(three.assign(**{HOSPITAL: "A"}))
     with pytest.raises(InputError, match="names 0 hospitals"):

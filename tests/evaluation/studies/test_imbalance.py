@@ -30,14 +30,14 @@ LABELS = (np.arange(1000) % 50 == 0).astype(int)  # 20 malignant lesions, 980 be
 
 
 @pytest.fixture
-def artifacts(twin, tmp_path):
-    return without_networks(twin, tmp_path / "artifacts")
+def artifacts(synthetic_data, tmp_path):
+    return without_networks(synthetic_data, tmp_path / "artifacts")
 
 
 @pytest.fixture
-def command(twin, artifacts, tmp_path):
+def command(synthetic_data, artifacts, tmp_path):
     """A study's command line."""
-    return ["--data", str(twin), "--artifacts", str(artifacts), "--out", str(tmp_path / "study"), *NETWORK]
+    return ["--data", str(synthetic_data), "--artifacts", str(artifacts), "--out", str(tmp_path / "study"), *NETWORK]
 
 
 @pytest.fixture
@@ -137,20 +137,22 @@ def test_variants_are_shown_about_the_same_number_of_images():
     ]
 
 
-def test_epochs_are_counted_in_the_lesions_that_fold_0_is_trained_on(twin, artifacts):
+def test_epochs_are_counted_in_the_lesions_that_fold_0_is_trained_on(synthetic_data, artifacts):
     folds = pd.read_csv(artifacts / "folds.csv")
     rows = folds[folds["fold"] == 1]  # of two folds and a holdout
     assert 0 < len(rows) < len(folds)
-    labels = pd.read_csv(twin / "train-metadata.csv", low_memory=False).set_index("isic_id")["target"]
-    assert sorted(training_labels(twin, artifacts)) == sorted(labels.loc[rows[ID]])
+    labels = pd.read_csv(synthetic_data / "train-metadata.csv", low_memory=False).set_index("isic_id")["target"]
+    assert sorted(training_labels(synthetic_data, artifacts)) == sorted(labels.loc[rows[ID]])
 
 
-def test_every_variant_is_trained_on_the_same_folds_and_told(command, twin, artifacts, tmp_path, monkeypatch, capsys):
+def test_every_variant_is_trained_on_the_same_folds_and_told(
+    command, synthetic_data, artifacts, tmp_path, monkeypatch, capsys
+):
     asked, study = [], tmp_path / "study"
     pretend(monkeypatch, asked)
     command += ["--variants", "undersample:1", "class-weight:3", "focal:2"]
     assert main(command) == 0
-    labels = training_labels(twin, artifacts)
+    labels = training_labels(synthetic_data, artifacts)
     drawn = 2 * int(labels.sum())
     epochs = str(max(1, round(EPOCHS * drawn / len(labels))))
     ways = [
@@ -160,7 +162,8 @@ def test_every_variant_is_trained_on_the_same_folds_and_told(command, twin, arti
     ]
     folders = [study / name for name in ("undersample-1", "class-weight-3", "focal-2")]
     assert asked == [
-        ["--data", str(twin), "--artifacts", str(folder), *way, *NETWORK] for folder, way in zip(folders, ways, strict=True)
+        ["--data", str(synthetic_data), "--artifacts", str(folder), *way, *NETWORK]
+        for folder, way in zip(folders, ways, strict=True)
     ]
     text, out = (study / "imbalance.md").read_text(encoding="utf-8"), capsys.readouterr().out.splitlines()
     assert "| variant | epochs | images per fold | pAUC | 95 % interval | less undersample:1, paired | minutes |" in text

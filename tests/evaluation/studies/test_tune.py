@@ -44,12 +44,14 @@ def few_trees(monkeypatch):
 
 
 @pytest.fixture
-def table(twin):
-    return read_searched(twin, None)
+def table(synthetic_data):
+    return read_searched(synthetic_data, None)
 
 
-def command(twin, out, trials, *more):
-    return main(["--data", str(twin), "--out", str(out), "--trials", str(trials), "--folds", "2", "--seeds", "1", *more])
+def command(synthetic_data, out, trials, *more):
+    return main(
+        ["--data", str(synthetic_data), "--out", str(out), "--trials", str(trials), "--folds", "2", "--seeds", "1", *more]
+    )
 
 
 def values(study):
@@ -104,18 +106,18 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(few_trees, tmp_path
     assert values(open_study(tmp_path / "parts.sqlite", {})) == values(whole)
 
 
-def test_the_command_resumes_and_writes_the_same_files(few_trees, twin, tmp_path, capsys):
+def test_the_command_resumes_and_writes_the_same_files(few_trees, synthetic_data, tmp_path, capsys):
     out = tmp_path / "new" / "params.json"
-    assert command(twin, out, 3) == 0
+    assert command(synthetic_data, out, 3) == 0
     files = [out, out.with_name("params-trials.csv")]
     before = [path.read_bytes() for path in files]
     said = capsys.readouterr().out
-    assert command(twin, out, 3) == 0
+    assert command(synthetic_data, out, 3) == 0
     assert [path.read_bytes() for path in files] == before
     assert capsys.readouterr().out == said
     trials = pd.read_csv(files[1])
     assert len(trials) == 3 and trials["trial"].is_unique
-    assert command(twin, out, 4) == 0
+    assert command(synthetic_data, out, 4) == 0
     pd.testing.assert_frame_equal(pd.read_csv(files[1]).head(3), trials)
     assert len(pd.read_csv(files[1])) == 4
     best = pd.read_csv(files[1]).sort_values("pauc", kind="stable").iloc[-1]
@@ -145,27 +147,27 @@ def test_the_verdict_follows_the_interval():
     assert verdict(Estimate(-0.002, -0.003, -0.001)) == "WORSE than the defaults"
 
 
-def test_the_summary_says_whether_the_winner_is_better(few_trees, twin, tmp_path, monkeypatch, capsys):
+def test_the_summary_says_whether_the_winner_is_better(few_trees, synthetic_data, tmp_path, monkeypatch, capsys):
     found = {"defaults": [0.15] * 3, "best": [0.151] * 3}
     monkeypatch.setattr("evaluation.studies.tune.confirm", lambda *_: (found, {"best": Estimate(0.001, 0.0004, 0.002)}))
     monkeypatch.setattr(
         "evaluation.studies.tune.out_of_fold", lambda table, parameters, *_: table.labels * parameters["rsm"]
     )
     monkeypatch.setattr("evaluation.studies.tune.partial_auc", lambda labels, scores: scores.max() / 10)
-    command(twin, tmp_path / "p.json", 5)
+    command(synthetic_data, tmp_path / "p.json", 5)
     assert "is better than the defaults on unseen splits: +0.0010 [+0.0004, +0.0020]" in capsys.readouterr().out
     monkeypatch.setattr("evaluation.studies.tune.partial_auc", lambda labels, scores: 0.1)
-    command(twin, tmp_path / "q.json", 3)
+    command(synthetic_data, tmp_path / "q.json", 3)
     assert "the defaults; none of 2 other trials was better" in capsys.readouterr().out
 
 
-def test_trials_of_other_settings_are_not_mixed(few_trees, twin, tmp_path):
+def test_trials_of_other_settings_are_not_mixed(few_trees, synthetic_data, tmp_path):
     out = tmp_path / "p.json"
-    command(twin, out, 1)
+    command(synthetic_data, out, 1)
     for more, named in ((["--seed", "1"], "--seed"), (["--negatives-per-positive", "1"], "--negatives-per-positive")):
         with pytest.raises(InputError, match=f"holds trials of other {named}, and scores would not compare"):
-            command(twin, out, 2, *more)
-        assert command(twin, out, 1, *more, "--storage", str(tmp_path / f"{named}.sqlite")) == 0
+            command(synthetic_data, out, 2, *more)
+        assert command(synthetic_data, out, 1, *more, "--storage", str(tmp_path / f"{named}.sqlite")) == 0
 
 
 def test_settings_tell_rows_labels_and_features_apart(table):
@@ -179,25 +181,25 @@ def test_settings_tell_rows_labels_and_features_apart(table):
     assert settings_of(fewer, 5, RECIPE)["features"] != same["features"]
 
 
-def test_the_holdout_of_an_artifact_folder_is_left_out(twin, tmp_path, metadata):
-    make_folds(["--data", str(twin), "--artifacts", str(tmp_path), "--folds", "2", "--holdout", "0.25"])
+def test_the_holdout_of_an_artifact_folder_is_left_out(synthetic_data, tmp_path, metadata):
+    make_folds(["--data", str(synthetic_data), "--artifacts", str(tmp_path), "--folds", "2", "--holdout", "0.25"])
     folds = pd.read_csv(tmp_path / "folds.csv")
-    table = read_searched(twin, tmp_path)
+    table = read_searched(synthetic_data, tmp_path)
     assert table.metadata[ID].tolist() == folds.loc[folds["fold"] >= 0, ID].tolist()
     assert 0 < len(table.labels) < len(metadata)
     expected = build_features(metadata[metadata[ID].isin(table.metadata[ID])]).reset_index(drop=True)
     pd.testing.assert_frame_equal(table.features, expected)
 
 
-def test_bad_input_is_refused_in_one_sentence(twin, tmp_path, monkeypatch):
+def test_bad_input_is_refused_in_one_sentence(synthetic_data, tmp_path, monkeypatch):
     for wrong in (["--folds", "1"], ["--trials", "0"]):
         with pytest.raises(InputError, match=r"must be 1 or more, --folds \d 2 or more"):
-            command(twin, tmp_path / "p.json", 1, *wrong)
+            command(synthetic_data, tmp_path / "p.json", 1, *wrong)
     text = tmp_path / "text.sqlite"
     text.write_text("no database, " * 200)
     with pytest.raises(InputError, match=r"text\.sqlite cannot be used as an Optuna storage \(.*give another --storage"):
-        command(twin, tmp_path / "p.json", 1, "--storage", str(text))
+        command(synthetic_data, tmp_path / "p.json", 1, "--storage", str(text))
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(InputError, match="needs Optuna; run: pip install -r requirements-dev"):
-        command(twin, tmp_path / "p.json", 1)
+        command(synthetic_data, tmp_path / "p.json", 1)
     assert not (tmp_path / "p.json").exists()

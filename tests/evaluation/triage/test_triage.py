@@ -182,25 +182,25 @@ def test_a_card_says_what_made_the_score(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def artifacts(twin, tmp_path_factory):
-    """Of the twin. Shared: read it, do not write into it."""
-    return make_artifacts(twin, tmp_path_factory.mktemp("triage") / "artifacts")
+def artifacts(synthetic_data, tmp_path_factory):
+    """Of the synthetic_data. Shared: read it, do not write into it."""
+    return make_artifacts(synthetic_data, tmp_path_factory.mktemp("triage") / "artifacts")
 
 
 @pytest.fixture(scope="module")
-def shown(twin, artifacts, tmp_path_factory):
+def shown(synthetic_data, artifacts, tmp_path_factory):
     """The pages of a patient of each fold and of the holdout, folds.csv by isic_id, and those patients."""
     out = tmp_path_factory.mktemp("triage") / "out"
     folds = pd.read_csv(artifacts / "folds.csv").set_index(ID)
     patients = folds.groupby("fold")["patient_id"].first().tolist()
     with without_graphs(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(triage, "HEATED", 2)
-        where = ["--data", str(twin), "--artifacts", str(artifacts), "--out", str(out)]
+        where = ["--data", str(synthetic_data), "--artifacts", str(artifacts), "--out", str(out)]
         assert main([*where, "--patient", *patients]) == 0
     return out, folds, patients
 
 
-def test_every_lesion_has_the_scores_of_those_that_have_not_seen_its_patient(twin, artifacts, shown, metadata):
+def test_every_lesion_has_the_scores_of_those_that_have_not_seen_its_patient(synthetic_data, artifacts, shown, metadata):
     out, folds, patients = shown
     assert {path.stem for path in out.iterdir()} == {*patients, "index"}
     oof = pd.read_csv(artifacts / "oof_fusion.csv").set_index(ID)
@@ -208,7 +208,7 @@ def test_every_lesion_has_the_scores_of_those_that_have_not_seen_its_patient(twi
     models, names = load_fold_models(artifacts, manifest), manifest["tabular"]["features"]
     features = build_features(metadata)[names].set_axis(metadata[ID])
     networks = [load_network(manifest["network"]["settings"], artifacts / name) for name in manifest["network"]["weights"]]
-    store = open_images(twin)
+    store = open_images(synthetic_data)
     assert patients[0] in set(folds.loc[folds["fold"] == HOLDOUT, "patient_id"])  # or the mean of all is not looked at
     for patient_id in patients:
         cards = Cards(out / f"{patient_id}.html").cards
@@ -254,14 +254,14 @@ def test_the_list_leads_to_every_page_and_says_why(shown):
     assert "the mean of all 2 CatBoost models and of all 2 networks" in (out / f"{held}.html").read_text(encoding="utf-8")
 
 
-def test_a_lesion_without_an_image_keeps_its_tabular_score(twin, artifacts, tmp_path, monkeypatch):
+def test_a_lesion_without_an_image_keeps_its_tabular_score(synthetic_data, artifacts, tmp_path, monkeypatch):
     """Nobody's image was seen: pages without pictures, and no network is asked."""
     copy = shutil.copytree(artifacts, tmp_path / "artifacts")
     oof = pd.read_csv(copy / "oof_fusion.csv")
     oof.assign(network=oof["tabular"], image_scored=0).to_csv(copy / "oof_fusion.csv", index=False)
     network = load_manifest(copy)["network"]
     record_stage(copy, "network", network, [*network["weights"], "oof_fusion.csv"])
-    where = ["--data", str(twin), "--artifacts", str(copy), "--out", str(tmp_path / "out"), "--patients", "2"]
+    where = ["--data", str(synthetic_data), "--artifacts", str(copy), "--out", str(tmp_path / "out"), "--patients", "2"]
     assert main(where) == 0
     pages = [path for path in (tmp_path / "out").iterdir() if path.stem != "index"]
     assert len(pages) == 2
@@ -272,8 +272,8 @@ def test_a_lesion_without_an_image_keeps_its_tabular_score(twin, artifacts, tmp_
     assert "none: no image was seen" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
 
 
-def test_bad_input_is_refused_in_one_sentence(twin, artifacts, tmp_path):
-    where = ["--data", str(twin), "--artifacts", str(artifacts), "--out", str(tmp_path / "out")]
+def test_bad_input_is_refused_in_one_sentence(synthetic_data, artifacts, tmp_path):
+    where = ["--data", str(synthetic_data), "--artifacts", str(artifacts), "--out", str(tmp_path / "out")]
     with pytest.raises(InputError, match="--patients 0 makes no page; give 1 or more"):
         main([*where, "--patients", "0"])
     with pytest.raises(InputError, match="--patient 'IP_nobody' is no patient_id of train-metadata"):

@@ -265,9 +265,9 @@ def test_memory_stays_flat(tmp_path):
 # The competition
 
 
-def test_the_competitions_images_are_hashed_as_the_archives_are(twin, tmp_path):
-    one = read_competition(twin, tmp_path / "one", jobs=1)
-    two = read_competition(twin, tmp_path / "two", jobs=2)
+def test_the_competitions_images_are_hashed_as_the_archives_are(synthetic_data, tmp_path):
+    one = read_competition(synthetic_data, tmp_path / "one", jobs=1)
+    two = read_competition(synthetic_data, tmp_path / "two", jobs=2)
     assert len(one.patients) == 63
     assert len(one.hashed.ids) == len(one.stores) == 63
     assert np.array_equal(one.hashed.phash, two.hashed.phash)

@@ -416,7 +416,7 @@ def test_bad_input_is_told_in_one_sentence(root, tmp_path, spoil, options, sente
         write_archives(root, tmp_path / "out", **options)
 
 
-def test_a_folder_with_something_else_is_refused(root, tmp_path, twin):
+def test_a_folder_with_something_else_is_refused(root, tmp_path, synthetic_data):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "train-metadata.csv").write_text("mine")
     with pytest.raises(InputError, match=r"holds other files, such as train-metadata\.csv"):

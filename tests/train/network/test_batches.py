@@ -8,8 +8,8 @@ from train.network.batches import JoinedImages, Sequence, training_batches
 
 
 @pytest.fixture
-def store(twin):
-    store = ImageStore(twin / "train-image.hdf5")
+def store(synthetic_data):
+    store = ImageStore(synthetic_data / "train-image.hdf5")
     yield store
     store.close()
 

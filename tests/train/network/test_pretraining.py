@@ -18,7 +18,7 @@ from utils import InputError
 
 @pytest.fixture
 def lesions(metadata):
-    """The twin's rows as training has them."""
+    """The synthetic_data's rows as training has them."""
     count = len(metadata)
     return Lesions(
         isic_ids=metadata[ID].to_numpy(),
@@ -90,16 +90,16 @@ def test_a_folder_that_teaches_nothing_is_refused(archive_folder, lesions, tmp_p
 # Joining
 
 
-def test_without_an_archive_an_epoch_is_drawn_from_the_own_rows_only(lesions, twin):
-    pool = pool_of(lesions, ImageStore(twin / "train-image.hdf5"), None, opinion=-3.0)
+def test_without_an_archive_an_epoch_is_drawn_from_the_own_rows_only(lesions, synthetic_data):
+    pool = pool_of(lesions, ImageStore(synthetic_data / "train-image.hdf5"), None, opinion=-3.0)
     train = np.flatnonzero(lesions.fold == 0)
     epoch = draw_pool(pool, train, Imbalance(per_positive=2), np.random.default_rng(0))
     assert set(epoch) <= set(train)
     assert set(train[lesions.labels[train] == 1]) <= set(epoch)
 
 
-def test_an_archive_joins_with_as_many_malignant_lesions_in_the_same_proportion(lesions, archive, twin):
-    pool = pool_of(lesions, ImageStore(twin / "train-image.hdf5"), archive, opinion=-3.0)
+def test_an_archive_joins_with_as_many_malignant_lesions_in_the_same_proportion(lesions, archive, synthetic_data):
+    pool = pool_of(lesions, ImageStore(synthetic_data / "train-image.hdf5"), archive, opinion=-3.0)
     own = len(lesions.labels)
     np.testing.assert_array_equal(pool.tabular[own:], -3.0)
     np.testing.assert_array_equal(pool.tabular[:own], lesions.tabular)
@@ -121,9 +121,9 @@ def test_an_archive_joins_with_as_many_malignant_lesions_in_the_same_proportion(
         assert pool.images.read(pool.isic_ids[position]).startswith(b"\xff\xd8")
 
 
-def test_a_small_archive_gives_what_it_has(lesions, archive, twin):
+def test_a_small_archive_gives_what_it_has(lesions, archive, synthetic_data):
     few = Archive(archive.isic_ids[:5], np.array([1, 0, 0, 0, 0]), archive.classes[:5], archive.images, archive.sha256)
-    pool = pool_of(lesions, ImageStore(twin / "train-image.hdf5"), few, opinion=0.0)
+    pool = pool_of(lesions, ImageStore(synthetic_data / "train-image.hdf5"), few, opinion=0.0)
     epoch = draw_pool(pool, np.arange(len(lesions.labels)), Imbalance(per_positive=3), np.random.default_rng(0))
     assert pool.labels[epoch[pool.archive[epoch]]].tolist().count(1) == 1
     assert pool.archive[epoch].sum() == 4

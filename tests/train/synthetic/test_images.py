@@ -1,4 +1,4 @@
-"""The twin's images: form, likeness to their metadata, and the texture that only they show."""
+"""The synthetic_data's images: form, likeness to their metadata, and the texture that only they show."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""The twin's columns against what the organisers published of the real ones."""
+"""The synthetic_data's columns against what the organisers published of the real ones."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""The twin's files: form, identity of two runs, known best score, and refusal of bad arguments."""
+"""The synthetic_data's files: form, identity of two runs, known best score, and refusal of bad arguments."""
 
 import io
 import resource
@@ -19,7 +19,7 @@ SMALL = {"patients": 8, "lesions": 40, "prevalence": 0.2}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    out = tmp_path_factory.mktemp("twin")
+    out = tmp_path_factory.mktemp("synthetic_data")
     synthetic.write_twin(out, **SMALL)
     return out
 
