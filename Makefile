@@ -4,7 +4,8 @@ VENV   ?= .venv
 RUN    := $(VENV)/bin/python
 DEMO   ?= demo
 
-.PHONY: demo test lint fuzz skew kernel data publish push submit score train-on-kaggle bench scale archives-study imbalance-study explore clean
+.PHONY: demo test test-fast test-all lint fuzz skew kernel data publish push submit score train-on-kaggle bench scale \
+  archives-study imbalance-study explore clean
 
 # A virtual environment with the pinned packages; made again when the pins change.
 $(VENV)/installed: requirements.txt requirements-dev.txt
@@ -14,7 +15,7 @@ $(VENV)/installed: requirements.txt requirements-dev.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-# The whole walk on made data: twin, folds, CatBoost, networks, kernel, dry run. About 20 minutes on 2 cores.
+# The main path on a synthetic dataset: folds, CatBoost, networks, kernel, dry run.
 demo: $(VENV)/installed
 	$(RUN) -m train.synthetic --out $(DEMO)/data --patients 300 --lesions 20000 --prevalence 0.1
 	$(RUN) -m train.folds --data $(DEMO)/data --artifacts $(DEMO)/artifacts --folds 2
@@ -24,25 +25,34 @@ demo: $(VENV)/installed
 	$(RUN) -m inference.build_kernel
 	$(RUN) -m evaluation.dry_run --data $(DEMO)/data --artifacts $(DEMO)/artifacts --report $(DEMO)/report
 
-# Small crops, random initial weights (nothing is downloaded), a few epochs; chosen on twins of another seed.
+# Small crops, random initial weights (nothing is downloaded), a few epochs; chosen on synthetic datasets of another seed.
 DEMO_NETWORK := --weights none --image-size 32 --epochs 12 --batch-size 32 --learning-rate 1e-3
 
-test: $(VENV)/installed lint
-	$(RUN) -m inference.build_kernel --check
-	$(RUN) -m pytest -n 2 --dist loadfile
+test: lint
+	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow"
+	@echo "The tests that take long run in: make test-all"
+
+# Pure functions, contracts and docs: what to run while writing.
+test-fast: $(VENV)/installed
+	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow and not integration"
+
+test-all: lint
+	$(RUN) -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(VENV)/bin/lint-imports --no-cache --no-logo
+	$(RUN) -m inference.build_kernel --check
 
 kernel: $(VENV)/installed
 	$(RUN) -m inference.build_kernel
 
-# Thousands of broken images and garbled tables; the suite tries some.
+# Thousands of broken images and garbled tables; the test suite tries some.
 fuzz: $(VENV)/installed
 	FUZZ_IMAGES=5000 FUZZ_TABLES=1000 $(RUN) -m pytest tests/inference/test_fuzz.py
 
-# The built kernel under the Kaggle image's package versions, the newest and the oldest: the same scores, or it fails.
+# kernel.py under the newest and the oldest package versions of the Kaggle image: equal scores, or it fails.
 SKEW := skew
 skew: $(VENV)/installed
 	rm -rf $(SKEW)/data $(SKEW)/artifacts
@@ -53,8 +63,8 @@ skew: $(VENV)/installed
 	  --batch-size 16 --learning-rate 1e-3 --negatives-per-positive 4
 	$(RUN) -m benchmarks.version_skew --data $(SKEW)/data --artifacts $(SKEW)/artifacts --out $(SKEW)
 
-# The round trip with Kaggle, by the official CLI in the name of whoever is logged in there. DRY=1 says what a step
-# would do; OPTIONS are those of its command, as --help tells them.
+# Steps with Kaggle, by the official CLI under the account that is logged in. DRY=1 shows what a step would do; OPTIONS are
+# options of its command (see its --help).
 DATA      ?= data/isic-2024-challenge
 ARTIFACTS ?= artifacts
 OUTPUT    ?= kaggle-output
@@ -64,40 +74,41 @@ OPTIONS   ?=
 MESSAGE   ?=
 DRY_RUN   := $(if $(DRY),--dry-run)
 
-# The competition's five files; goes on where it was interrupted.
+# Downloads the competition's five files; resumes.
 data: $(VENV)/installed
 	$(RUN) -m kaggle_cli.data --data $(DATA) $(OPTIONS) $(DRY_RUN)
 
-# The artifact folder as a private dataset: created the first time, a new version after that.
+# Uploads the artifact folder as a private dataset: created the first time, a new version after that.
 publish: $(VENV)/installed
 	$(RUN) -m kaggle_cli.publish --artifacts $(ARTIFACTS) $(OPTIONS) $(DRY_RUN)
 
-# kernel.py with the published artifacts, or with SOURCE=training those of train-on-kaggle; waits, fetches, checks.
+# Runs kernel.py with the published artifacts, or with SOURCE=training those of train-on-kaggle; waits, downloads, checks.
 push: $(VENV)/installed
 	$(RUN) -m kaggle_cli.push --data $(DATA) --output $(OUTPUT) --source $(SOURCE) --part $(PART) $(OPTIONS) $(DRY_RUN)
 
+# Submits the pushed kernel version to the competition and waits for its score.
 submit: $(VENV)/installed
 	$(RUN) -m kaggle_cli.submit --output $(OUTPUT) $(if $(MESSAGE),--message "$(MESSAGE)") $(OPTIONS) $(DRY_RUN)
 
 score: $(VENV)/installed
 	$(RUN) -m kaggle_cli.submit --score $(DRY_RUN)
 
-# Training on Kaggle's GPUs, in parts of at most 11 hours: PART=2 goes on with what PART=1 left.
+# Trains on Kaggle's GPUs, in parts of at most 11 hours: PART=2 continues PART=1.
 train-on-kaggle: $(VENV)/installed
 	$(RUN) -m kaggle_cli.train_remote --part $(PART) $(OPTIONS) $(DRY_RUN)
 
-# Measured figures, one JSON line each: the tabular side on half a million made lesions, the kernel's images, the fitting.
+# Measured figures, one JSON line each: features of half a million synthetic lesions, the kernel's images, training steps.
 bench: $(VENV)/installed
 	$(RUN) -m benchmarks.inference --growth
 	$(RUN) -m benchmarks.tabular --growth
 	$(RUN) -m benchmarks.training
 
-# Trainings and scoring on a real cluster of this machine: a worker killed in its work, then 500,000 and 5,000,000 lesions.
+# Training and batch scoring on a Dask cluster of this machine: a killed worker, then 500,000 and 5,000,000 lesions.
 scale: $(VENV)/installed
-	$(RUN) -m pytest tests/scale/test_parallel.py tests/scale/test_cluster_training.py
+	$(RUN) -m pytest tests/scale
 	$(RUN) -m benchmarks.scale
 
-# What the earlier archives are worth to the network, on the images in DATA: hours on a CPU where DATA is the whole set.
+# What the earlier ISIC archives add to the network, on the images in DATA: hours on a CPU where DATA is the whole set.
 ARCHIVES      ?= data/isic-archives
 STUDY         ?= archives-study
 STUDY_NETWORK ?= --weights imagenet
@@ -108,11 +119,11 @@ archives-study: $(VENV)/installed
 	$(RUN) -m evaluation.studies.archives --data $(DATA) --artifacts $(STUDY)/artifacts --archives $(STUDY)/archives \
 	  --out $(STUDY)/trained $(STUDY_NETWORK)
 
-# What is best done about rare malignant lesions, with the folds and tabular scores in ARTIFACTS.
+# Ways to handle rare malignant lesions compared, with the folds and tabular logits in ARTIFACTS.
 imbalance-study: $(VENV)/installed
 	$(RUN) -m evaluation.studies.imbalance --data $(DATA) --artifacts $(ARTIFACTS) --out $(STUDY) $(STUDY_NETWORK)
 
-# One page to look at the folder DATA by: counts, gaps, shifts, rates, the strongest columns, crops, what will hurt.
+# One page about the folder DATA: counts, missing values, shifts, rates, the strongest columns, crops, warnings.
 OUT ?= exploration
 explore: $(VENV)/installed
 	$(RUN) -m evaluation.explore --data $(DATA) --out $(OUT)
