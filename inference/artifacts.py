@@ -6,20 +6,39 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from inference.files import sha256_of
 from utils import InputError
 
+#: Raised by one whenever a kernel of the older format could not read the newer.
+FORMAT = "slice-3d-fusion/3"
 MANIFEST = "manifest.json"
 FOLDS = "folds.csv"
 OOF_TABULAR = "oof_tabular.csv"
 OOF_FUSION = "oof_fusion.csv"
-#: Raised by one whenever a kernel of the older format could not read the newer.
-FORMAT = "slice-3d-fusion/3"
+OOF_IMAGE_ONLY = "oof_image_only.csv"
+OOF_TABULAR_ONLY = "oof_tabular_only.csv"
 
 Manifest = dict[str, Any]
+
+
+def tabular_model_file(fold: int, seed: int) -> str:
+    """Name of a CatBoost model's file."""
+    return f"tabular_fold{fold}_seed{seed}.cbm"
+
+
+def fold_of_tabular_model(name: str) -> int | None:
+    """The fold in a name as ``tabular_model_file`` gives it; None for any other name."""
+    found = re.fullmatch(r"tabular_fold(\d+)_seed\d+\.cbm", name)
+    return int(found[1]) if found else None
+
+
+def fold_network_file(fold: int) -> str:
+    """Name of a fold network's weights file."""
+    return f"fusion_fold{fold}.weights.h5"
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -37,7 +56,7 @@ def load_manifest(folder: Path) -> Manifest:
         raise InputError(f"{path} is not JSON ({error}); train or copy the artifacts again.") from error
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
-        raise InputError(f"{path} is of format {found!r}, this code reads {FORMAT!r}; train again with this version.")
+        raise InputError(f"{path} has format {found!r}, this version reads {FORMAT!r}; train again.")
     return manifest
 
 

@@ -7,7 +7,7 @@ The order is the one in which the competition ships them. ``TRAIN_ONLY`` columns
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -184,13 +184,30 @@ def repaired(frame: pd.DataFrame, file_name: str) -> tuple[pd.DataFrame, dict[st
     return frame, {name: count for name, count in repairs.items() if count}
 
 
+def read_scores(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Reads ``columns`` of a table with one row per lesion: folds, out-of-fold logits, a submission, true scores.
+
+    Returns:
+        The columns in the order asked for, indexed by isic_id (str), rows in the order of the file.
+
+    Raises:
+        InputError: the file is missing or no CSV, lacks isic_id or a column, or has an isic_id twice.
+    """
+    frame = _read_csv(path)
+    for name in (ID, *columns):
+        if name not in frame:
+            raise InputError(f"{path} has no column {name!r}; its columns are {_listed(frame.columns)}.")
+    _refuse_rows(frame, frame[ID].duplicated(), ID, path.name, "occurs twice; keep one row per lesion")
+    return frame.set_index(ID)[list(columns)]
+
+
 def _read_csv(path: Path) -> pd.DataFrame:
     """The file as text in id and category columns, whatever pandas makes of the others."""
     text = {column.name: "str" for column in COLUMNS if column.kind in ("id", "category")}
     try:
         return pd.read_csv(path, dtype=text, low_memory=False, index_col=False)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise InputError(f"{path.name} is not in {path.parent}; give the folder of the competition's files.") from error
+        raise InputError(f"{path.name} is not in {path.parent}; give the folder that holds it.") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{path} cannot be read as CSV ({reason}); fetch it again.") from error

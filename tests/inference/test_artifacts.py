@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from inference.artifacts import FORMAT, MANIFEST, checked_file, load_manifest
+from inference.artifacts import FORMAT, MANIFEST, checked_file, fold_of_tabular_model, load_manifest, tabular_model_file
 from inference.files import sha256_of
 from utils import InputError
 
@@ -23,24 +23,28 @@ def test_a_file_that_is_named_and_unchanged_is_given(folder):
     assert checked_file(folder, load_manifest(folder), "model.cbm") == folder / "model.cbm"
 
 
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        (b"{", "is not JSON"),
-        (b"", "is not JSON"),
-        (b"\xff\xfe{", "is not JSON"),
-        (b"[]", "is of format None"),
-        (b'"slice-3d-fusion/2"', "is of format None"),
-        (b"{}", "is of format None"),
-        (b'{"format": "slice-3d-fusion/3"}', r"is of format 'slice-3d-fusion/3', this code reads 'slice-3d-fusion/2'"),
-    ],
-)
-def test_no_json_and_other_formats_are_refused_in_one_sentence(folder, content, sentence):
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe{"])
+def test_a_manifest_that_is_no_json_is_refused(folder, content):
     (folder / MANIFEST).write_bytes(content)
-    with pytest.raises(InputError, match=sentence) as caught:
+    with pytest.raises(InputError, match="is not JSON") as caught:
         load_manifest(folder)
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [[], FORMAT, {}, {"format": "slice-3d-fusion/2"}])
+def test_an_older_folder_must_be_trained_again(folder, content):
+    write(folder, content)
+    with pytest.raises(InputError, match="train again") as caught:
+        load_manifest(folder)
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+    assert FORMAT in str(caught.value)
+
+
+def test_the_fold_of_a_tabular_model_is_in_its_name():
+    assert fold_of_tabular_model(tabular_model_file(3, 12)) == 3
+    assert fold_of_tabular_model("tabular_fold3.cbm") is None
 
 
 def test_a_folder_without_manifest_is_refused(tmp_path):

@@ -16,6 +16,7 @@ from inference.schema import (
     TRAIN_ONLY,
     read_metadata,
     read_metadata_leniently,
+    read_scores,
 )
 from utils import InputError
 
@@ -55,7 +56,7 @@ def test_columns_are_those_of_the_competition_in_its_order(real_data):
     assert header(real_data / "test-metadata.csv") == TEST_COLUMNS
 
 
-def test_columns_are_those_of_the_twin_in_its_order(synthetic_data):
+def test_columns_are_those_of_the_synthetic_dataset_in_its_order(synthetic_data):
     assert header(synthetic_data / "train-metadata.csv") == TRAIN_COLUMNS
     assert header(synthetic_data / "test-metadata.csv") == TEST_COLUMNS
 
@@ -229,3 +230,34 @@ def test_a_file_of_a_header_only_has_no_rows(tmp_path):
 def test_without_isic_id_even_the_lenient_reader_gives_up(tmp_path):
     with pytest.raises(InputError, match="has no column 'isic_id'; its columns are 'patient_id', 'target'"):
         read_metadata_leniently(write(tmp_path, SMALL, **{ID: None}))
+
+
+# Tables of scores
+
+
+def test_scores_are_read_by_isic_id(tmp_path):
+    path = tmp_path / "scores.csv"
+    path.write_text("isic_id,fold,network,other\n007,1,0.5,a\n0x1,0,,b\n")
+    scores = read_scores(path, ["network", "fold"])
+    assert scores.index.tolist() == ["007", "0x1"]
+    assert scores.columns.tolist() == ["network", "fold"]
+    assert scores["fold"].tolist() == [1, 0]
+    np.testing.assert_array_equal(scores["network"], [0.5, np.nan])
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (None, "scores.csv is not in"),
+        ("", "cannot be read as CSV"),
+        ("id,network\n1,2\n", "has no column 'isic_id'; its columns are 'id', 'network'"),
+        ("isic_id,tabular\n1,2\n", "has no column 'network'"),
+        ("isic_id,network\n1,2\n2,0\n1,3\n", "line 4 .*occurs twice"),
+    ],
+)
+def test_tables_that_hold_no_such_scores_are_refused(tmp_path, text, sentence):
+    path = tmp_path / "scores.csv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=sentence):
+        read_scores(path, ["network"])
