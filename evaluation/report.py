@@ -149,7 +149,7 @@ def _difference_table(table: ScoreTable, headline: str) -> str:
             f'<td>{apart.low:+.4f} to {apart.high:+.4f}</td><td class="words">{_reading(apart)}</td></tr>'
         )
     heads = ("pAUC of", "difference", "95 % interval", "reading")
-    return table_of("Paired differences of pAUC", heads, rows, "numbers told")
+    return table_of("Paired differences of pAUC", heads, rows, "numbers last-words")
 
 
 def _reading(apart: Estimate) -> str:

@@ -292,7 +292,7 @@ def write_index(path: Path, patients: Sequence[Patient], chosen: str, facts: Map
     heads = ("patient", "lesions", "malignant", "best place", "worst place", "highest score", "why this patient")
     body = f"""{WARNING}
 <p>{escape(chosen)}</p>
-{table_of("Patients with a page", heads, rows, "numbers told sortable")}
+{table_of("Patients with a page", heads, rows, "numbers last-words sortable")}
 <p class="note">Best and worst place: of the patient's malignant lesions, among the patient's own by fusion logits, from 1.
 Highest score: fusion logits. A heading sorts the table.</p>
 <h2>How it was made</h2>
