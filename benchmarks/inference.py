@@ -30,7 +30,7 @@ from benchmarks.report import progress, report
 from benchmarks.tabular import growth_exponent
 from inference.build_kernel import ROOT
 from inference.images import ImageStore, cores, decode_crop, image_batches
-from inference.network import Ensemble, build_network, devices, network_logits
+from inference.network import Ensemble, NetworkConfig, build_network, devices, network_logits
 from inference.schema import ID, TEST_COLUMNS, read_metadata
 from train.folds import make_folds
 from train.manifest import record_stage
@@ -123,7 +123,7 @@ def measure_images(store: ImageStore, ids: list[str], options: argparse.Namespac
     """The whole image stage of one network, beside its bare forward pass on decoded crops in memory."""
     import tensorflow as tf
 
-    network = build_network(options.image_size)
+    network = build_network(NetworkConfig(options.image_size))
     ensemble = Ensemble(network, places=devices()[:1])
     tabular = np.zeros(len(ids))
     batches = image_batches(store, ids, options.image_size, BATCH)
@@ -163,8 +163,8 @@ def small_artifacts(folder: Path, options: argparse.Namespace) -> Path:
         if number:
             shutil.copy(folder / "artifacts" / names[0], folder / "artifacts" / name)
         else:
-            build_network(options.image_size).save_weights(folder / "artifacts" / name)
-    settings = {"image_size": options.image_size, "inputs": ["crop", "tabular"]}
+            build_network(NetworkConfig(options.image_size)).save_weights(folder / "artifacts" / name)
+    settings = NetworkConfig(options.image_size).to_dict()
     content = {"weights": names, "settings": settings, "combination": {"kind": "network"}}
     record_stage(folder / "artifacts", "network", content, names)
     return folder / "artifacts"

@@ -27,7 +27,7 @@ import pandas as pd
 from benchmarks.report import progress, report
 from benchmarks.tabular import growth_exponent
 from inference.build_kernel import ROOT
-from inference.network import build_network
+from inference.network import NetworkConfig, build_network
 from inference.schema import ID, PATIENT, TEST_COLUMNS
 from scale.batch_scoring import main as score_archive
 from train.folds import make_folds
@@ -98,10 +98,10 @@ def make_artifacts(folder: Path, options: argparse.Namespace) -> Path:
     with contextlib.redirect_stdout(sys.stderr):
         make_folds([*where, "--folds", "5", "--holdout", "0"])
         train_tabular(where)
-    network = build_network(IMAGE_SIZE)
+    network = build_network(NetworkConfig(IMAGE_SIZE))
     network.get_layer("correction").set_weights([np.linspace(-0.5, 0.6, 64)[:, None], np.array([0.3])])
     network.save_weights(folder / "artifacts" / "fusion_fold0.weights.h5")
-    settings = {"image_size": IMAGE_SIZE, "inputs": ["crop", "tabular"]}
+    settings = NetworkConfig(IMAGE_SIZE).to_dict()
     content = {"weights": ["fusion_fold0.weights.h5"], "settings": settings, "combination": {"kind": "network"}}
     record_stage(folder / "artifacts", "network", content, content["weights"])
     return folder / "artifacts"

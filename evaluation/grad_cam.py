@@ -25,7 +25,7 @@ from tqdm import tqdm
 from inference.artifacts import OOF_FUSION, Manifest, checked_file, load_manifest
 from inference.files import replacing, write_csv
 from inference.images import ImageStore, image_batches
-from inference.network import load_network
+from inference.network import NetworkConfig, load_network
 from inference.schema import ID, TARGET, read_metadata
 from train.folds import HOLDOUT
 from train.lesions import open_images
@@ -93,7 +93,7 @@ def tapped(network: keras.Model, layer: str) -> Callable:
 
     def decide(seen, opinion):
         if "tabular" in inputs:
-            seen = named["crop_and_opinion"]([seen, named["standardised_opinion"](opinion)])
+            seen = named["crop_and_tabular_logit"]([seen, named["standardised_tabular_logit"](opinion)])
         hidden = named["head_dropout"](named["head"](seen), training=False)
         correction = named["correction"](hidden)
         return named["final_logits"]([opinion, correction]) if "tabular" in inputs else correction
@@ -272,7 +272,9 @@ def heat_maps(chosen: pd.DataFrame, crops: np.ndarray, artifacts: Path, manifest
         for number, rows in rows_of.items():
             if not len(rows):
                 continue
-            network = load_network(manifest["network"]["settings"], checked_file(artifacts, manifest, names[number]))
+            network = load_network(
+                NetworkConfig.from_dict(manifest["network"]["settings"]), checked_file(artifacts, manifest, names[number])
+            )
             layer = default_layer(network)
             maps[rows] += class_activation(network, crops[rows], chosen["tabular"].to_numpy()[rows], layer)
             cells = backbone_of(network).get_layer(layer).output.shape[1]

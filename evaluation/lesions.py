@@ -17,7 +17,7 @@ from evaluation.html import jpeg_of, picture
 from evaluation.measures import FINAL, TABULAR
 from inference.artifacts import Manifest, checked_file, load_manifest
 from inference.images import ImageStore, find_images, image_batches
-from inference.network import load_network
+from inference.network import NetworkConfig, load_network
 from inference.schema import HOSPITAL, ID, PATIENT, TARGET
 from utils import InputError
 
@@ -148,7 +148,9 @@ def mean_heat(artifacts: Path, manifest: Manifest, crops: np.ndarray, tabular: n
     """
     names, total = manifest["network"]["weights"], np.zeros(crops.shape[:3], dtype="float32")
     for name in tqdm(names, desc="heat maps", unit="network"):
-        network = load_network(manifest["network"]["settings"], checked_file(artifacts, manifest, name))
+        network = load_network(
+            NetworkConfig.from_dict(manifest["network"]["settings"]), checked_file(artifacts, manifest, name)
+        )
         total += class_activation(network, crops, tabular) / len(names)
     return total
 

@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 from inference.artifacts import Manifest, checked_file
 from inference.features import build_features
 from inference.images import ImageStore, find_images, image_batches
-from inference.network import CPU, Ensemble, build_network, devices, load_state, network_logits
+from inference.network import CPU, Ensemble, NetworkConfig, build_network, devices, load_state, network_logits
 from inference.run_log import Forecast, Run
 from inference.schema import ID
 from inference.tabular import load_tabular_models, select_features, tabular_logits, unseen_values
@@ -167,7 +167,7 @@ def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> Ensembl
     places = devices()
     run.log("building the network")
     with tf.device(CPU):
-        network, states = build_network(**manifest["network"]["settings"]), []
+        network, states = build_network(NetworkConfig.from_dict(manifest["network"]["settings"])), []
         for name in manifest["network"]["weights"]:
             try:
                 states.append(load_state(network, checked_file(artifacts, manifest, name)))

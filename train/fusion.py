@@ -22,7 +22,8 @@ import pandas as pd
 
 from inference.artifacts import OOF_TABULAR, load_manifest
 from inference.files import write_json
-from scale.parallel import Files, in_own_process, run_tasks, workers
+from inference.network import NetworkConfig
+from scale.parallel import Files, Progress, in_own_process, run_tasks, workers
 from train.folds import HOLDOUT
 from train.lesions import open_images, read_lesions
 from train.network.config import INPUTS, chosen, flag, parse_fusion_options
@@ -76,11 +77,11 @@ def train_folds(kept: Path, folds: Iterable[int], training: Training) -> None:
     if todo and training.options.archives_mode == "pretrain":
         backbone = kept / PRETRAINED
         if not backbone.is_file():
-            run_tasks(train_backbone, [(training,)], 1, Files.of(training.reads, kept), desc="archives", progress=False)
+            run_tasks(train_backbone, [(training,)], 1, Files.of(training.reads, kept), Progress(show=False))
         training = replace(training, backbone=backbone)
     tasks = ((number, training) for number in todo)
-    shown = not in_own_process()  # in this process, each fold shows its own steps
-    run_tasks(train_fold, tasks, len(todo), Files.of(training.reads, kept), desc="folds", unit="fold", progress=shown)
+    progress = Progress("folds", "fold", show=not in_own_process())  # in this process, each fold shows its own steps
+    run_tasks(train_fold, tasks, len(todo), Files.of(training.reads, kept), progress)
     if (kept / LOGS).is_dir():  # of folds that were trained on another machine
         shutil.copytree(kept / LOGS, training.logs, dirs_exist_ok=True)
 
@@ -107,13 +108,13 @@ def train(options: argparse.Namespace) -> int:
         log(f"{len(archive.labels):,} archive lesions with an image, {malignant:,} malignant: {options.archives_mode}")
 
     manifest = load_manifest(options.artifacts)
-    settings = {
-        "image_size": options.image_size,
-        "inputs": INPUTS[options.inputs],
-        "tabular_mean": float(lesions.tabular[trained].mean()),
-        "tabular_std": float(lesions.tabular[trained].std()) or 1.0,
-        "base_logit": float(np.log(lesions.labels[trained].mean() / (1 - lesions.labels[trained].mean()))),
-    }
+    settings = NetworkConfig(
+        image_size=options.image_size,
+        inputs=tuple(INPUTS[options.inputs]),
+        tabular_mean=float(lesions.tabular[trained].mean()),
+        tabular_std=float(lesions.tabular[trained].std()) or 1.0,
+        base_logit=float(np.log(lesions.labels[trained].mean() / (1 - lesions.labels[trained].mean()))),
+    )
     kept = unfinished_folder(options, manifest, archive)
     training = Training(options, settings, lesions, store.path, options.logs.resolve(), archive)
     folds = range(int(lesions.fold.max()) + 1)

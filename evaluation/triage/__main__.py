@@ -27,7 +27,7 @@ from inference.artifacts import MANIFEST, OOF_FUSION, Manifest, checked_file, lo
 from inference.features import SITE, build_features
 from inference.files import sha256_of
 from inference.images import ImageStore, image_batches
-from inference.network import Ensemble, build_network, devices, load_state, network_logits
+from inference.network import Ensemble, NetworkConfig, build_network, devices, load_state, network_logits
 from inference.schema import HOSPITAL, ID, PATIENT, TARGET, TRAIN_ONLY, read_metadata
 from inference.tabular import tabular_logits
 from train.folds import HOLDOUT, read_folds
@@ -133,7 +133,7 @@ def score_holdout(
     shifted = [(model, shift) for (_, model), shift in zip(models, shifts, strict=True)]
     tabular = tabular_logits(shifted, features.iloc[held], manifest["tabular"]["categories"])
     settings = manifest["network"]["settings"]
-    network = build_network(**settings)
+    network = build_network(NetworkConfig.from_dict(settings))
     states = [load_state(network, checked_file(artifacts, manifest, name)) for name in manifest["network"]["weights"]]
     ensemble = Ensemble(network, states, devices()[:1])
     fusion, seen = tabular.copy(), np.zeros(len(held))

@@ -41,7 +41,7 @@ def test_the_training_benchmark_compares_the_feed_and_the_optimizer(monkeypatch,
 def test_the_inference_benchmark_compares_decoding_images_and_start(monkeypatch, capsys):
     """The kernel's own process is played: what it costs is measured by the command, not here."""
     facts = {"seconds": {"tabular": 1.0, "images": 4.0, "writing": 0.5}, "seconds to first batch": 3.0, "peak": 1.2}
-    monkeypatch.setattr(inference, "build_network", lambda image_size: a_network())
+    monkeypatch.setattr(inference, "build_network", lambda config: a_network())
     monkeypatch.setattr(inference, "run_kernel", lambda folder, artifacts, rows, images=None: facts)
     assert inference.main(["--images", "60", "--image-size", "32", "--networks", "2", "--rounds", "1", "--growth"]) == 0
     figures = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

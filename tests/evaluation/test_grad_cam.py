@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from evaluation import grad_cam as heat_map
 from evaluation.grad_cam import STAGES, class_activation, default_layer, side_by_side, spread, tapped
-from inference.network import build_network
+from inference.network import NetworkConfig, build_network
 from utils import InputError
 
 TABULAR = np.array([-6.0, -0.5, 2.0])
@@ -13,7 +13,7 @@ TABULAR = np.array([-6.0, -0.5, 2.0])
 def moved(image_size, inputs=("crop", "tabular")):
     """A network that has moved away from where it starts: its correction and its head let some units pass and some rest."""
     tf.keras.utils.set_random_seed(0)
-    network = build_network(image_size, inputs=inputs, head_units=8, tabular_mean=-4.0, tabular_std=2.0)
+    network = build_network(NetworkConfig(image_size, inputs=inputs, head_units=8, tabular_mean=-4.0, tabular_std=2.0))
     network.get_layer("correction").set_weights([np.linspace(-0.3, 0.5, 8)[:, None], np.array([0.2])])
     return network
 
@@ -138,12 +138,12 @@ def test_heat_maps_have_the_size_of_the_crops_and_end_at_1(fusion, monkeypatch):
 
 
 def test_a_network_that_has_learned_nothing_has_no_heat():
-    assert not class_activation(build_network(32, head_units=8), crops_of(32), TABULAR).any()
+    assert not class_activation(build_network(NetworkConfig(32, head_units=8)), crops_of(32), TABULAR).any()
 
 
 @pytest.mark.parametrize(("image_size", "layer"), [(48, STAGES[2]), (96, STAGES[1]), (97, STAGES[0])])
 def test_the_last_stage_of_four_by_four_cells_is_taken(image_size, layer):
-    assert default_layer(build_network(image_size, head_units=4)) == layer
+    assert default_layer(build_network(NetworkConfig(image_size, head_units=4))) == layer
 
 
 @pytest.mark.parametrize(
@@ -194,4 +194,4 @@ def test_what_cannot_be_looked_at_is_refused_in_one_sentence(fusion):
     with pytest.raises(InputError, match=r"3 crops came with tabular logits of shape \(\)"):
         class_activation(fusion, crops, None)
     with pytest.raises(InputError, match="the network 'tabular_only' sees tabular and no crop"):
-        class_activation(build_network(32, inputs=["tabular"]), crops, TABULAR)
+        class_activation(build_network(NetworkConfig(32, inputs=("tabular",))), crops, TABULAR)

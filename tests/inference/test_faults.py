@@ -14,7 +14,7 @@ from PIL import Image
 
 from evaluation.dry_run import checked_submission
 from inference.files import sha256_of
-from inference.network import build_network
+from inference.network import NetworkConfig, build_network
 from inference.schema import ID, NUMBERS, PATIENT
 from inference.submission import main
 
@@ -264,7 +264,7 @@ def test_without_a_usable_sample_submission_the_metadata_decides(tabular_only, c
 
 
 def test_a_network_whose_weights_do_not_fit_is_left_out(artifacts, competition, eager):
-    build_network(32, head_units=3).save_weights(artifacts / "fusion_fold1.weights.h5")
+    build_network(NetworkConfig(32, head_units=3)).save_weights(artifacts / "fusion_fold1.weights.h5")
     sign(artifacts, "fusion_fold1.weights.h5")
     _, scores, facts = scored(competition, artifacts)
     assert facts["fallbacks"] == {"fold networks left out": 1}

@@ -2,18 +2,19 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from inference.network import CPU, Ensemble, build_network, load_network, load_state, network_logits
+from inference.network import CPU, Ensemble, NetworkConfig, build_network, load_network, load_state, network_logits
 from utils import InputError
 
 SIZE = 32
-FUSION = {"image_size": SIZE, "head_units": 8, "tabular_mean": -5.0, "tabular_std": 1.5}
-ALONE = {"image_size": SIZE, "head_units": 8, "inputs": ["crop"], "base_logit": -6.5}
+FUSION = NetworkConfig(SIZE, head_units=8, tabular_mean=-5.0, tabular_std=1.5)
+IMAGE_ONLY = NetworkConfig(SIZE, head_units=8, inputs=("crop",), base_logit=-6.5)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def tabular():
 def fusion():
     """A fusion as it starts."""
     tf.keras.utils.set_random_seed(0)
-    return build_network(**FUSION)
+    return build_network(FUSION)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def moved():
     networks = []
     for seed in (1, 2):
         tf.keras.utils.set_random_seed(seed)
-        network = build_network(**FUSION)
+        network = build_network(FUSION)
         network.get_layer("correction").set_weights([np.full((8, 1), 0.1 * seed), np.array([0.5])])
         networks.append(network)
     return networks
@@ -48,7 +49,7 @@ def moved():
 @pytest.fixture(scope="module")
 def folds(moved, tmp_path_factory):
     """The same two as the kernel has them: one network of their shape, and the weights of each."""
-    network, path, states = build_network(**FUSION), tmp_path_factory.mktemp("folds") / "fold.weights.h5", []
+    network, path, states = build_network(FUSION), tmp_path_factory.mktemp("folds") / "fold.weights.h5", []
     for trained in moved:
         trained.save_weights(path)
         states.append(load_state(network, path))
@@ -70,7 +71,7 @@ def test_the_fusion_starts_exactly_as_the_tabular_model(fusion, crops, tabular):
     assert np.array_equal(asked(fusion, np.zeros_like(crops), tabular), tabular.astype("float32"))
 
 
-def test_a_network_that_has_moved_looks_at_crop_and_opinion(moved, crops, tabular):
+def test_a_network_that_has_moved_looks_at_crop_and_tabular_logit(moved, crops, tabular):
     correction = asked(moved[0], crops, tabular) - tabular
     assert np.abs(correction).min() > 0.01
     assert not np.allclose(correction, asked(moved[0], crops[::-1], tabular) - tabular, atol=1e-3)
@@ -91,18 +92,17 @@ def test_dropout_rests_when_scoring(moved, crops, tabular):
 def test_saved_weights_come_back_as_the_same_network(moved, crops, tabular, tmp_path):
     path = tmp_path / "fusion_fold0.weights.h5"
     moved[0].save_weights(path)
-    settings = json.loads(json.dumps(FUSION | {"inputs": ("crop", "tabular")}))  # as the manifest keeps them
     tf.keras.utils.set_random_seed(99)
-    again = load_network(settings, path)
+    again = load_network(FUSION, path)
     assert np.array_equal(asked(again, crops, tabular), asked(moved[0], crops, tabular))
 
 
-@pytest.mark.parametrize("other", [{"head_units": 16}, {"inputs": ["crop"]}])
+@pytest.mark.parametrize("other", [{"head_units": 16}, {"inputs": ("crop",)}])
 def test_weights_of_another_network_are_refused(moved, tmp_path, other):
     path = tmp_path / "fusion_fold0.weights.h5"
     moved[0].save_weights(path)
     with pytest.raises(InputError, match=r"fusion_fold0\.weights\.h5 does not fit the network of the manifest") as caught:
-        load_network(FUSION | other, path)
+        load_network(replace(FUSION, **other), path)
     assert "\n" not in str(caught.value)
 
 
@@ -116,24 +116,31 @@ def test_weights_that_are_no_hdf5_are_refused(tmp_path, content):
 
 @pytest.mark.parametrize("image_size", [16, 31])
 def test_too_small_an_image_is_refused(image_size):
-    with pytest.raises(InputError, match=f"image size {image_size} is too small for ResNet50; use at least 32"):
-        build_network(image_size)
+    with pytest.raises(InputError, match=f"image size {image_size} .* at least 32"):
+        build_network(NetworkConfig(image_size))
 
 
-def test_the_networks_opinions_are_averaged_and_positions_kept(moved, folds, crops, tabular):
+def test_the_config_comes_back_from_json():
+    assert NetworkConfig.from_dict(json.loads(json.dumps(FUSION.to_dict()))) == FUSION
+    assert NetworkConfig.from_dict({"image_size": SIZE}) == NetworkConfig(SIZE)
+    with pytest.raises(InputError, match="train again"):
+        NetworkConfig.from_dict({"image_size": SIZE, "depth": 50})
+
+
+def test_the_networks_logits_are_averaged_and_positions_kept(moved, folds, crops, tabular):
     positions = [4, 0, 2, 1]  # lesion 3 has no crop
     found = list(network_logits(Ensemble(*folds), batches_of(crops, positions, batch_size=3), tabular))
     assert [len(logits) for _, logits in found] == [3, 1]
     assert np.concatenate([rows for rows, _ in found]).tolist() == positions
-    opinions = [asked(network, crops[:4], tabular[positions]) for network in moved]
-    assert not np.allclose(*opinions)
+    logits_of_each = [asked(network, crops[:4], tabular[positions]) for network in moved]
+    assert not np.allclose(*logits_of_each)
     logits = np.concatenate([values for _, values in found])
     assert logits.dtype == "float64"
-    np.testing.assert_allclose(logits, np.mean(opinions, axis=0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(logits, np.mean(logits_of_each, axis=0), rtol=1e-5, atol=1e-5)
 
 
 def test_the_image_only_starts_at_the_logits_of_the_prevalence(crops, tabular):
-    network = build_network(**ALONE)
+    network = build_network(IMAGE_ONLY)
     assert [tensor.name for tensor in network.inputs] == ["crop"]
     assert np.array_equal(asked(network, crops), np.full(5, -6.5, "float32"))
     ((positions, logits),) = network_logits(Ensemble(network), batches_of(crops, [2, 0]), tabular)
@@ -142,14 +149,14 @@ def test_the_image_only_starts_at_the_logits_of_the_prevalence(crops, tabular):
 
 
 def test_the_tabular_only_starts_as_the_tabular_model(tabular):
-    network = build_network(SIZE, inputs=("tabular",), tabular_mean=-5.0, tabular_std=1.5)
+    network = build_network(NetworkConfig(SIZE, inputs=("tabular",), tabular_mean=-5.0, tabular_std=1.5))
     assert [tensor.name for tensor in network.inputs] == ["tabular"]
     assert network.count_params() < 1000
-    opinion = tabular[:, None].astype("float32")
-    assert np.array_equal(network({"tabular": opinion}, training=False).numpy(), opinion)
+    column = tabular[:, None].astype("float32")
+    assert np.array_equal(network({"tabular": column}, training=False).numpy(), column)
 
 
-def test_no_crop_no_opinion(folds, tabular):
+def test_no_crop_gives_no_logit(folds, tabular):
     assert list(network_logits(Ensemble(*folds), [], tabular)) == []
 
 
@@ -160,10 +167,10 @@ def played(ensemble, place, most):
     """Lets ``ensemble`` run out of memory on ``place`` with more than ``most`` crops."""
     function = ensemble.functions[place]
 
-    def run(crops, opinion):
+    def run(crops, column):
         if len(crops) > most:
             raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
-        return function(crops, opinion)
+        return function(crops, column)
 
     ensemble.functions[place] = run
 
@@ -179,26 +186,27 @@ def test_neither_a_second_fold_nor_a_smaller_last_batch_is_traced_anew(folds, cr
 
 
 def test_too_little_memory_halves_the_batch_until_it_fits(folds, crops, tabular):
-    opinion, told = tabular[:, None].astype("float32"), []
-    expected = Ensemble(*folds).logits(crops, opinion)
-    ensemble = Ensemble(*folds, note=lambda *note: told.append(note))
+    column, notes = tabular[:, None].astype("float32"), []
+    expected = Ensemble(*folds).logits(crops, column)
+    ensemble = Ensemble(*folds, note=lambda *note: notes.append(note))
     played(ensemble, CPU, most=1)
-    np.testing.assert_allclose(ensemble.logits(crops, opinion), expected, atol=1e-5)
-    assert [text.split(";")[0] for _, _, text in told] == ["5 crops did not fit", "2 crops did not fit"]
-    ensemble.logits(crops, opinion)
-    assert len(told) == 2  # it has learned
+    np.testing.assert_allclose(ensemble.logits(crops, column), expected, atol=1e-5)
+    assert [text.split()[0] for _, _, text in notes] == ["5", "2"]
+    ensemble.logits(crops, column)
+    assert len(notes) == 2  # it has learned
 
 
 def test_where_not_one_crop_fits_the_cpu_goes_on(folds, crops, tabular):
-    opinion, told = tabular[:, None].astype("float32"), []
-    ensemble = Ensemble(*folds, ["CPU:0"], lambda *note: told.append(note))  # by another name: an accelerator
+    column, notes = tabular[:, None].astype("float32"), []
+    ensemble = Ensemble(*folds, ["CPU:0"], lambda *note: notes.append(note))  # by another name: an accelerator
     played(ensemble, "CPU:0", most=0)
-    found = ensemble.logits(crops, opinion)
-    np.testing.assert_allclose(found, Ensemble(*folds).logits(crops, opinion), atol=1e-5)
-    assert told[-1][2] == "a single crop did not fit; the CPU goes on."
+    found = ensemble.logits(crops, column)
+    np.testing.assert_allclose(found, Ensemble(*folds).logits(crops, column), atol=1e-5)
+    assert {reason for reason, _, _ in notes} == {"accelerator_memory"}
+    assert "CPU" in notes[-1][2]
     played(ensemble, CPU, most=0)
     with pytest.raises(MemoryError, match="memory of the CPU"):
-        ensemble.logits(crops, opinion)
+        ensemble.logits(crops, column)
 
 
 #: Scores seven crops on one device and on two. A process of its own, because devices are made once per process.
@@ -207,24 +215,24 @@ import numpy as np
 import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from inference.network import Ensemble, build_network
+from inference.network import Ensemble, NetworkConfig, build_network
 rng = np.random.default_rng(0)
-crops, opinion = rng.integers(0, 256, (7, 32, 32, 3), dtype=np.uint8), rng.normal(-2, 1, (7, 1)).astype("f4")
+crops, column = rng.integers(0, 256, (7, 32, 32, 3), dtype=np.uint8), rng.normal(-2, 1, (7, 1)).astype("f4")
 places = ["/device:CPU:0", "/device:CPU:1"]
-network = build_network(32)
+network = build_network(NetworkConfig(32))
 network.get_layer("correction").set_weights([np.full((64, 1), 0.1), np.array([0.5])])
 one, two = Ensemble(network), Ensemble(network, places=places)
 asked = {place: [] for place in places}
 def watched(place, function):
-    def run(crops, opinion):
-        result = function(crops, opinion)
+    def run(crops, column):
+        result = function(crops, column)
         assert place in result.device, result.device
         asked[place].append(len(crops))
         return result
     return run
 two.functions = {place: watched(place, function) for place, function in two.functions.items()}
-np.testing.assert_allclose(two.logits(crops, opinion), one.logits(crops, opinion), atol=1e-5)
-assert np.ptp(one.logits(crops, opinion) - opinion[:, 0]) > 0.01
+np.testing.assert_allclose(two.logits(crops, column), one.logits(crops, column), atol=1e-5)
+assert np.ptp(one.logits(crops, column) - column[:, 0]) > 0.01
 print("shared", asked[places[0]], asked[places[1]])
 """
 

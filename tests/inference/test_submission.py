@@ -87,7 +87,7 @@ def trained_scores(trained):
     from inference.artifacts import load_manifest
     from inference.features import build_features
     from inference.images import ImageStore, find_images
-    from inference.network import load_network
+    from inference.network import NetworkConfig, load_network
     from inference.schema import read_metadata
     from inference.scoring import combine
     from inference.tabular import load_tabular_models, select_features, tabular_logits
@@ -108,7 +108,10 @@ def trained_scores(trained):
     options = parse_fusion_options(["--data", "-", "--artifacts", "-", "--image-size", "32"])
     rows = np.flatnonzero(fold == -1)
     networks = [
-        load_network(manifest["network"]["settings"], trained.artifacts / f"fusion_fold{k}.weights.h5") for k in (0, 1)
+        load_network(
+            NetworkConfig.from_dict(manifest["network"]["settings"]), trained.artifacts / f"fusion_fold{k}.weights.h5"
+        )
+        for k in (0, 1)
     ]
     scores = np.mean([score_rows(network, lesions, rows, store, options) for network in networks], axis=0)
     scores = combine(manifest["network"]["combination"], tabular[rows], scores, every[rows])

@@ -15,7 +15,7 @@ from evaluation.dry_run import without_network
 from inference.artifacts import FORMAT, checked_file
 from inference.build_kernel import ROOT
 from inference.files import sha256_of
-from inference.network import load_network
+from inference.network import NetworkConfig, load_network
 from kaggle_cli import client, entrypoint, push, train_remote
 from kaggle_cli.entrypoint import BACKBONE_WEIGHTS, REPORT, OutOfTime, time_limit
 from train.manifest import record_stage
@@ -138,7 +138,7 @@ def test_the_script_trains_what_the_repository_trains(trained, tmp_path):
     assert set(ours["files"]) == set(theirs["files"])
     assert ours["network"]["settings"] == theirs["network"]["settings"]
     for name in ours["network"]["weights"]:
-        load_network(ours["network"]["settings"], checked_file(working, ours, name))
+        load_network(NetworkConfig.from_dict(ours["network"]["settings"]), checked_file(working, ours, name))
     # Flat, and nothing that a kernel could not open: the output can be attached as it is.
     assert {path.name for path in working.iterdir()} == {*ours["files"], "manifest.json", "logs", REPORT}
 

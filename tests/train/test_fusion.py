@@ -14,7 +14,7 @@ import pytest
 
 from inference.files import sha256_of
 from inference.images import ImageStore, image_batches
-from inference.network import Ensemble, build_network, load_network, network_logits
+from inference.network import Ensemble, NetworkConfig, build_network, load_network, network_logits
 from inference.schema import ID, TARGET, read_metadata
 from train.fusion import train_fusion, unfinished_folder
 from train.network.config import parse_fusion_options
@@ -69,7 +69,7 @@ def test_the_folder_is_flat_and_holds_no_pickle(trained):
 def test_weights_files_hold_weights_only(trained):
     with h5py.File(trained.artifacts / "fusion_fold0.weights.h5") as file:
         assert "optimizer" not in file
-    parameters = build_network(32).count_params()
+    parameters = build_network(NetworkConfig(32)).count_params()
     assert (trained.artifacts / "fusion_fold0.weights.h5").stat().st_size < 4.1 * parameters
 
 
@@ -93,7 +93,9 @@ def test_the_scores_are_those_of_the_weights_in_the_folder(trained):
     """Out-of-fold scores come from the networks as the kernel will load them, to 1e-5."""
     manifest = json.loads((trained.artifacts / "manifest.json").read_text())
     oof = pd.read_csv(trained.artifacts / "oof_fusion.csv").query("fold == 1")
-    network = load_network(manifest["network"]["settings"], trained.artifacts / "fusion_fold1.weights.h5")
+    network = load_network(
+        NetworkConfig.from_dict(manifest["network"]["settings"]), trained.artifacts / "fusion_fold1.weights.h5"
+    )
     store = ImageStore(trained.data / "train-image.hdf5")
     batches = image_batches(store, oof[ID].tolist(), 32, 7)
     found = np.zeros(len(oof))
@@ -231,7 +233,7 @@ def test_lesions_of_an_archive_join_the_training(trained, artifacts, archive_fol
 
 
 def test_a_pretrained_backbone_starts_every_fold(trained, artifacts, archive_folder, monkeypatch):
-    learned, started = build_network(32).get_layer("resnet50"), []
+    learned, started = build_network(NetworkConfig(32)).get_layer("resnet50"), []
 
     def pretrain(archive, weights, options):
         assert len(archive.labels) == 40

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from inference.network import build_network
+from inference.network import NetworkConfig, build_network
 from train.network.augmentation import DRAWS, augment
 from train.network.checkpoint import Checkpoint
 from utils import InputError
@@ -20,7 +20,7 @@ UNFREEZE = {"none": (), "conv5": ("conv5_",), "conv4": ("conv4_", "conv5_"), "al
 BACKBONE = "resnet50"
 
 
-def starting_network(settings: dict, weights: str):
+def starting_network(config: NetworkConfig, weights: str):
     """The network before training; ``weights`` is "imagenet", "none" or the path of ResNet50 weights without top.
 
     Raises:
@@ -30,7 +30,7 @@ def starting_network(settings: dict, weights: str):
     if weights not in ("imagenet", "none") and not Path(weights).is_file():
         raise InputError(f"--weights {weights!r} is no file; give {choices}, or --weights imagenet to download it.")
     try:
-        return build_network(**settings, backbone_weights=None if weights == "none" else weights)
+        return build_network(config, None if weights == "none" else weights)
     except InputError:
         raise
     except Exception as error:  # Keras passes on whatever urllib or h5py raise

@@ -15,7 +15,7 @@ import pandas as pd
 
 from inference.files import replacing, write_csv
 from inference.images import ImageStore, image_batches
-from inference.network import Ensemble, devices, load_network, network_logits
+from inference.network import Ensemble, NetworkConfig, devices, load_network, network_logits
 from scale.parallel import Files
 from train.folds import HOLDOUT
 from train.lesions import Lesions
@@ -59,7 +59,7 @@ class Training:
     """
 
     options: argparse.Namespace
-    settings: dict
+    settings: NetworkConfig
     lesions: Lesions
     images: Path
     logs: Path

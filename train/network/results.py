@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 
 from inference.artifacts import OOF_FUSION, checked_file, load_manifest
 from inference.files import replacing, write_csv
+from inference.network import NetworkConfig
 from inference.schema import ID, TARGET
 from inference.scoring import AS_THEY_ARE, BLEND, COMBINATIONS, NETWORK_ALONE, RANK_AVERAGE, combine
 from train.folds import HOLDOUT
@@ -112,7 +113,7 @@ ALONE = {"image": ("image_only", "oof_image_only.csv"), "tabular": ("tabular_onl
 
 
 def record_fusion(
-    options: argparse.Namespace, settings: dict, lesions: Lesions, logits: np.ndarray, seen: np.ndarray, kept: Path
+    options: argparse.Namespace, settings: NetworkConfig, lesions: Lesions, logits: np.ndarray, seen: np.ndarray, kept: Path
 ) -> None:
     """Moves the fold networks into the artifact folder and records them, with the combination that the kernel will use.
 
@@ -137,7 +138,7 @@ def record_fusion(
     results = bootstrap_scores(labels, lesions.patients[trained], {"tabular": tabular} | combined)
     content = {
         "weights": names,
-        "settings": settings,
+        "settings": settings.to_dict(),
         "training": chosen(options),
         "combination": how,
         "trained_on": {"lesions": int(trained.sum()), "images": int((trained & lesions.has_image).sum())},
@@ -169,7 +170,7 @@ def figures(results: ScoreTable) -> dict[str, dict[str, list[float] | float]]:
 
 
 def record_alone(
-    options: argparse.Namespace, settings: dict, lesions: Lesions, logits: np.ndarray, seen: np.ndarray
+    options: argparse.Namespace, settings: NetworkConfig, lesions: Lesions, logits: np.ndarray, seen: np.ndarray
 ) -> None:
     """Records one input's own opinion, to compare: out of fold, the image's on the holdout too. No network is kept.
 
@@ -185,7 +186,7 @@ def record_alone(
     if np.isfinite(fusion).all():
         scores["fusion"] = fusion
     results = bootstrap_scores(lesions.labels[inside], lesions.patients[inside], scores)
-    record_stage(options.artifacts, stage, {"settings": settings, "training": chosen(options)}, [name])
+    record_stage(options.artifacts, stage, {"settings": settings.to_dict(), "training": chosen(options)}, [name])
     log(format_table(results))
     if "fusion" in scores:
         gain = results.difference("fusion", alone)

@@ -15,7 +15,7 @@ from evaluation.triage.page import Driver, Lesion, Patient, score_in_words, sign
 from inference.artifacts import load_manifest
 from inference.features import build_features
 from inference.images import decode_crop
-from inference.network import load_network
+from inference.network import NetworkConfig, load_network
 from inference.schema import ID, PATIENT, TARGET
 from train.folds import HOLDOUT
 from train.lesions import open_images
@@ -207,7 +207,10 @@ def test_every_lesion_has_the_scores_of_those_that_have_not_seen_its_patient(syn
     manifest = load_manifest(artifacts)
     models, names = load_fold_models(artifacts, manifest), manifest["tabular"]["features"]
     features = build_features(metadata)[names].set_axis(metadata[ID])
-    networks = [load_network(manifest["network"]["settings"], artifacts / name) for name in manifest["network"]["weights"]]
+    networks = [
+        load_network(NetworkConfig.from_dict(manifest["network"]["settings"]), artifacts / name)
+        for name in manifest["network"]["weights"]
+    ]
     store = open_images(synthetic_data)
     assert patients[0] in set(folds.loc[folds["fold"] == HOLDOUT, "patient_id"])  # or the mean of all is not looked at
     for patient_id in patients:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from small_network import a_network
 
-from inference.network import build_network
+from inference.network import NetworkConfig, build_network
 from train.network.augmentation import DRAWS
 from train.network.checkpoint import Checkpoint
 from train.network.fit import (
@@ -26,7 +26,7 @@ def layers_that_learn(network):
 
 @pytest.mark.parametrize("choice", sorted(UNFREEZE))
 def test_only_the_chosen_stages_learn(choice):
-    network = build_network(32)
+    network = build_network(NetworkConfig(32))
     unfreeze(network, choice, from_scratch=False)
     stages = {name.split("_")[0] for name in layers_that_learn(network)}
     expected = {"none": set(), "conv5": {"conv5"}, "conv4": {"conv4", "conv5"}}
@@ -34,7 +34,7 @@ def test_only_the_chosen_stages_learn(choice):
 
 
 def test_frozen_batch_norms_keep_their_statistics():
-    network = build_network(32)
+    network = build_network(NetworkConfig(32))
     unfreeze(network, "none", from_scratch=False)
     norm = network.get_layer("resnet50").get_layer("conv5_block3_3_bn")
     before = norm.moving_mean.numpy().copy()
@@ -47,7 +47,7 @@ def test_frozen_batch_norms_keep_their_statistics():
 
 
 def test_before_the_first_step_the_trained_model_is_the_tabular_model():
-    network = build_network(32)
+    network = build_network(NetworkConfig(32))
     model = augmented(network)
     tabular = np.array([[-4.0], [0.5]], "float32")
     crops = np.random.default_rng(1).integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
@@ -57,7 +57,7 @@ def test_before_the_first_step_the_trained_model_is_the_tabular_model():
 
 
 def test_over_several_devices_batch_norms_see_the_whole_batch():
-    network = build_network(32)
+    network = build_network(NetworkConfig(32))
     norm = network.get_layer("resnet50").get_layer("conv5_block3_3_bn")
     unfreeze(network, "all", from_scratch=True, replicas=2)
     assert norm.synchronized
@@ -96,7 +96,7 @@ def some_batch(rng, archive):
 
 
 def test_the_source_moves_the_logits_outside_of_the_network_only():
-    network = build_network(32)
+    network = build_network(NetworkConfig(32))
     model = with_source(augmented(network))
     batch = some_batch(np.random.default_rng(0), [0, 1, 0, 1])
     np.testing.assert_array_equal(model(batch).numpy(), batch["tabular"])  # it starts at nothing
@@ -195,7 +195,7 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypa
 
 
 def test_weights_that_cannot_be_had_name_the_other_choices(tmp_path):
-    settings = {"image_size": 32}
+    settings = NetworkConfig(32)
     with pytest.raises(InputError, match=r"is no file; give --weights PATH .* or --weights none"):
         starting_network(settings, str(tmp_path / "absent.h5"))
     (tmp_path / "broken.weights.h5").write_bytes(b"no weights")

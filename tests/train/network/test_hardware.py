@@ -57,14 +57,14 @@ def test_a_single_device_needs_no_strategy():
 def test_precision_holds_inside_only_and_keeps_head_and_output_in_float32():
     import keras
 
-    from inference.network import build_network
+    from inference.network import NetworkConfig, build_network
 
     with precision("mixed_float16") as name:
         assert name == "mixed_float16"
-        network = build_network(32)
+        network = build_network(NetworkConfig(32))
     assert keras.config.dtype_policy().name == "float32"
     assert network.get_layer("resnet50").get_layer("conv2_block1_1_conv").compute_dtype == "float16"
-    for layer in ("standardised_opinion", "crop_and_opinion", "head", "correction", "final_logits"):
+    for layer in ("standardised_tabular_logit", "crop_and_tabular_logit", "head", "correction", "final_logits"):
         assert network.get_layer(layer).compute_dtype == "float32"
     assert network.output.dtype == "float32"
     with precision("auto") as name:

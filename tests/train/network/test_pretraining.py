@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from inference.images import ImageStore
-from inference.network import build_network
+from inference.network import NetworkConfig, build_network
 from inference.schema import ID, PATIENT, TARGET
 from train.archives.diagnoses import CLASSES
 from train.lesions import Lesions
@@ -136,7 +136,7 @@ def test_a_small_archive_gives_what_it_has(lesions, archive, synthetic_data):
 def test_the_backbone_learns_and_fits_into_the_fusion_network(archive, eager, tmp_path, labels):
     path = tmp_path / "backbone.weights.h5"
     pretrain_backbone(archive, path, options(archives_labels=labels))
-    network = build_network(32)
+    network = build_network(NetworkConfig(32))
     backbone = network.get_layer("resnet50")
     before = [weight.copy() for weight in backbone.get_weights()]
     backbone.load_weights(path)
