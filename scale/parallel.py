@@ -1,8 +1,8 @@
-"""Independent tasks, such as the training of each fold: one after another, in processes of this machine, or on a cluster.
+"""Runs independent tasks, such as the training of each fold: in this process, in several processes, or on a Dask cluster.
 
-joblib hands them out, on a cluster through Dask; a task and its result are the same wherever it runs. A task whose worker
-dies on a cluster is given to another one. What a task reads and writes it knows by path where the worker sees this machine's
-files; where it does not, Dask carries the files there and back.
+joblib distributes them, on a cluster through Dask; a task and its result are the same wherever it runs. A task whose worker
+dies on a cluster is given to another one. A task opens its files by path where the worker has this machine's file system;
+where it has not, Dask copies the files there and the results back. This is the project's only process pool.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from utils import InputError
 if TYPE_CHECKING:
     import distributed
 
-#: How long a cluster is waited for, seconds: its scheduler, and its first worker.
+#: Seconds to wait for a cluster's scheduler, and for its first worker.
 PATIENCE = 30
 
 
 @dataclass(frozen=True)
 class Files:
-    """Files that a task reads, and the folder that it writes into, as they lie where it runs.
+    """Files that a task reads, and the folder that it writes into, as paths where it runs.
 
     Args:
-        places: file, as the command that hands out the tasks calls it -> where the task finds it.
+        places: path in the command that distributes the tasks -> path where the task runs.
         folder: the task writes into it, and below.
     """
 
     places: dict[Path, Path]
     folder: Path
-    #: Whether they are copies on a machine that does not see the originals.
+    #: Whether they are copies on a machine without the originals.
     elsewhere: bool = False
 
     @classmethod
@@ -57,39 +57,67 @@ class Files:
         return cls({path: path.resolve() for path in reads}, folder.resolve())
 
     def __getitem__(self, path: Path) -> Path:
-        """Where the task finds the file that is called ``path`` where it was handed out."""
+        """Where the task finds the file that the command calls ``path``."""
         return self.places[path]
 
 
 @dataclass(frozen=True)
-class _Workers:
-    """So many processes of this machine, which take numbers in a folder; or a cluster."""
+class Progress:
+    """The progress bar of ``run_tasks``, in tqdm's words."""
+
+    desc: str = "tasks"
+    unit: str = "task"
+    show: bool = True
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One task: its position, and what is called with what."""
+
+    number: int
+    function: Callable[..., Any]
+    arguments: tuple
+    files: Files | None = None
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Where tasks run: in this process, in ``jobs`` processes that draw numbers in a folder, or on a cluster."""
 
     jobs: int = 1
     numbers: Path = Path()
     client: distributed.Client | None = None
 
     @property
-    def here(self) -> bool:
+    def is_here(self) -> bool:
         """Whether tasks run one after another in this process."""
         return self.jobs == 1 and self.client is None
 
-    @contextlib.contextmanager
-    def parallel(self) -> Iterator[joblib.Parallel]:
-        """joblib, set up for them."""
-        how: dict[str, Any] = {"return_as": "generator_unordered", "batch_size": 1}
-        if self.client:
-            with joblib.parallel_config(_dask_backend(self.client)):
-                yield joblib.Parallel(**how)
-        elif self.jobs > 1:
-            share = (self.numbers, self.jobs, gpus())
-            with joblib.parallel_config("loky", initializer=_take_share, initargs=share):
-                yield joblib.Parallel(self.jobs, **how)
-        else:
-            yield joblib.Parallel(1, **how)
+    def run(self, calls: Iterable[_Call], return_as: str) -> Iterator[tuple]:
+        """Number, result and files to write back of each call, as they come.
+
+        Raises:
+            InputError: a process was killed; and whatever a task raises.
+        """
+        if self.is_here:
+            yield from map(_run, calls)
+            return
+        try:
+            yield from self._parallel(return_as)(joblib.delayed(_run_elsewhere)(call) for call in calls)
+        except TerminatedWorkerError as error:
+            raise InputError(
+                f"a process of --jobs {self.jobs} was killed, perhaps for lack of memory; run the same command again, "
+                "with fewer --jobs."
+            ) from error
+
+    def _parallel(self, return_as: str) -> joblib.Parallel:
+        share = {"initializer": _take_share, "initargs": (self.numbers, self.jobs, gpus())}
+        backend, options = (_dask_backend(self.client), {}) if self.client else ("loky", share)
+        with joblib.parallel_config(backend, n_jobs=-1 if self.client else self.jobs, **options):
+            return joblib.Parallel(return_as=return_as, batch_size=1)
 
 
-_in_force: ContextVar[_Workers | None] = ContextVar("workers", default=None)
+_current: ContextVar[_Pool] = ContextVar("pool", default=_Pool())  # noqa: B039 - frozen
 
 
 def add_worker_options(parser: argparse.ArgumentParser) -> None:
@@ -103,23 +131,42 @@ def add_worker_options(parser: argparse.ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def workers(jobs: int = 1, cluster: str | None = None) -> Iterator[None]:
-    """Inside, ``run_tasks`` runs where the options of ``add_worker_options`` say.
+    """Inside, tasks run in ``jobs`` processes of this machine, or on the cluster.
 
     Raises:
         InputError: both are given, --jobs is below 1, or the cluster cannot be used.
     """
     if jobs < 1:
-        raise InputError(f"--jobs {jobs} is no number of processes; give 1 or more.")
+        raise InputError(f"--jobs {jobs} is too few; give 1 or more.")
     if cluster and jobs > 1:
-        raise InputError(f"--jobs {jobs} and --cluster {cluster} exclude each other; give one.")
+        raise InputError(f"--jobs {jobs} and --cluster {cluster} exclude each other; give one of them.")
     with contextlib.ExitStack() as stack:
         numbers = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         client = stack.enter_context(_connected(cluster)) if cluster else None
-        before = _in_force.set(_Workers(jobs, numbers, client))
+        before = _current.set(_Pool(jobs, numbers, client))
         try:
             yield
         finally:
-            _in_force.reset(before)
+            _current.reset(before)
+
+
+def in_own_process() -> bool:
+    """Whether tasks run in this process, one after another, and so can print and show bars."""
+    return _current.get().is_here
+
+
+def stream_tasks(function: Callable[..., Any], tasks: Iterable[tuple]) -> Iterator[Any]:
+    """``function(*task)`` of every task, in their order, each as soon as it and those before it are done.
+
+    Args:
+        function: of a module, so that another process finds it; a task may run again, if its worker dies.
+        tasks: arguments that can be pickled; taken as workers become free.
+
+    Raises:
+        InputError: a process was killed, or several workers over the same task; and whatever a task raises.
+    """
+    calls = (_Call(number, function, task) for number, task in enumerate(tasks))
+    return (result for _, result, _ in _current.get().run(calls, "generator"))
 
 
 def run_tasks(
@@ -127,79 +174,66 @@ def run_tasks(
     tasks: Iterable[tuple],
     count: int,
     files: Files | None = None,
-    *,
-    desc: str = "tasks",
-    unit: str = "task",
-    progress: bool = True,
+    progress: Progress = Progress(),
 ) -> list:
     """``function(*task)`` of every task, or ``function(files, *task)`` where files are given; results in their order.
 
     Args:
         function: of a module, so that another process finds it; a task may run again, if its worker dies.
         tasks: arguments that can be pickled; taken as workers become free.
-        count: how many there are.
-        files: what the tasks read and where they write; what they write lies in its folder afterwards.
-        desc: heads the progress bar.
-        unit: of the progress bar.
-        progress: whether to show one.
+        count: number of tasks.
+        files: what the tasks read and where they write; what they write is in its folder afterwards.
+        progress: the bar.
 
     Raises:
-        InputError: a process was killed, or several workers over the same task; whatever a task raises.
+        InputError: a process was killed, or several workers over the same task; and whatever a task raises.
     """
-    at_work, results = _in_force.get() or _Workers(), [None] * count
-    with contextlib.ExitStack() as stack:
-        if at_work.client and files:
-            files = stack.enter_context(_carrying(at_work.client, files))
-        parallel = stack.enter_context(at_work.parallel())
-        try:
-            run = _run if at_work.here else _run_away
-            done = parallel(joblib.delayed(run)((number, function, task, files)) for number, task in enumerate(tasks))
-            for number, result, written in tqdm(done, desc=desc, unit=unit, total=count, disable=not progress):
-                results[number] = result
-                for name, content in written.items():
-                    with replacing(files.folder / name) as temporary:
-                        temporary.write_bytes(content)
-        except TerminatedWorkerError as error:
-            raise InputError(
-                f"a process of --jobs {at_work.jobs} was killed, perhaps for want of memory; run the same command again, "
-                "with fewer --jobs."
-            ) from error
+    pool, results = _current.get(), [None] * count
+    with _carried(pool.client, files) if pool.client and files else contextlib.nullcontext(files) as given:
+        calls = (_Call(number, function, task, given) for number, task in enumerate(tasks))
+        done = pool.run(calls, "generator_unordered")
+        for number, result, written in tqdm(
+            done, desc=progress.desc, unit=progress.unit, total=count, disable=not progress.show
+        ):
+            results[number] = result
+            for name, content in written.items():
+                with replacing(files.folder / name) as temporary:
+                    temporary.write_bytes(content)
     return results
 
 
-def _run(call: tuple[int, Callable, tuple, Files | None]) -> tuple[int, Any, dict[str, bytes]]:
-    """A task, where it runs: its number, its result, and the files that have to be carried back.
+def _run(call: _Call) -> tuple[int, Any, dict[str, bytes]]:
+    """Runs a task where it is: its number, its result, and the files that have to be sent back.
 
     All in one argument: joblib would leave a big one with a worker of the cluster, to be lost with it.
     """
-    number, function, task, files = call
-    if files is None:
-        return number, function(*task), {}
-    if not isinstance(files, _Carried) or files.in_sight():
-        return number, function(files, *task), {}
+    if call.files is None:
+        return call.number, call.function(*call.arguments), {}
+    if not isinstance(call.files, _Carried) or call.files.are_shared():
+        return call.number, call.function(call.files, *call.arguments), {}
     with tempfile.TemporaryDirectory() as name:
-        here = files.arrived(Path(name))
-        result = function(here, *task)
-        written = [path for path in here.folder.rglob("*") if path.is_file()]
-        return number, result, {str(path.relative_to(here.folder)): path.read_bytes() for path in written}
+        copies = call.files.copies(Path(name))
+        result = call.function(copies, *call.arguments)
+        written = [path for path in copies.folder.rglob("*") if path.is_file()]
+        return call.number, result, {str(path.relative_to(copies.folder)): path.read_bytes() for path in written}
 
 
-def _run_away(call: tuple[int, Callable, tuple, Files | None]) -> tuple[int, Any, dict[str, bytes]]:
-    """``_run`` in another process: what breaks there comes back as text, which always can be sent."""
+def _run_elsewhere(call: _Call) -> tuple[int, Any, dict[str, bytes]]:
+    """``_run`` in another process: an exception comes back as text, because not every exception can be pickled."""
     try:
         with _own_random():
             return _run(call)
     except InputError:
         raise
     except Exception:
-        raise RuntimeError(f"a task failed where it ran:\n{traceback.format_exc()}") from None
+        raise RuntimeError(f"a task failed in a worker:\n{traceback.format_exc()}") from None
 
 
 @contextlib.contextmanager
 def _own_random() -> Iterator[None]:
-    """Inside, Python's ``random`` is this thread's alone.
+    """Inside, the state of Python's ``random`` belongs to this thread alone.
 
-    Keras takes the seeds of its layers from it; so do, for their own ends, the threads by which a Dask worker talks.
+    Keras draws the seeds of its layers from it, and so do the communication threads of a Dask worker, for other purposes.
     """
     own, thread = random.Random(), threading.get_ident()
     shared = {name: getattr(random, name) for name in ("seed", "random", "randint", "randrange", "uniform", "getrandbits")}
@@ -220,11 +254,6 @@ def _own_random() -> Iterator[None]:
             setattr(random, name, function)
 
 
-def in_own_process() -> bool:
-    """Whether tasks run in this process, one after another, and so can show what they do."""
-    return (_in_force.get() or _Workers()).here
-
-
 # Processes of this machine
 
 
@@ -234,14 +263,14 @@ def gpus() -> list[str]:
     if named is not None:
         return [name for name in named.split(",") if name]
     try:
-        asked = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()
+        command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     except (OSError, subprocess.CalledProcessError):
         return []
 
 
 def _take_share(numbers: Path, processes: int, names: Sequence[str]) -> None:
-    """In a process that has just started: one GPU where there are any, and its share of the cores."""
+    """Gives a process that has just started one GPU, where there are any, and its share of the cores."""
     for number in itertools.count():
         with contextlib.suppress(FileExistsError):
             (numbers / str(number)).touch(exist_ok=False)
@@ -250,7 +279,7 @@ def _take_share(numbers: Path, processes: int, names: Sequence[str]) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = names[number % len(names)]
     cores = max(1, joblib.cpu_count() // processes)
     os.environ["TF_NUM_INTRAOP_THREADS"] = os.environ["OMP_NUM_THREADS"] = str(cores)
-    os.environ["TQDM_DISABLE"] = "1"  # of several bars at once one sees none
+    os.environ["TQDM_DISABLE"] = "1"  # the bars of several processes would overwrite each other
 
 
 def share_of_cores() -> int:
@@ -282,19 +311,17 @@ def _connected(address: str) -> Iterator[distributed.Client]:
         try:
             client.wait_for_workers(1, timeout=PATIENCE)
         except TimeoutError as error:
-            told = f"python -m dask worker {address} --nthreads 1"
-            raise InputError(f"--cluster {address}: no worker came in {PATIENCE} s; start some: {told}") from error
+            command = f"python -m dask worker {address} --nthreads 1"
+            raise InputError(f"--cluster {address}: no worker in {PATIENCE} s; start some: {command}") from error
         for worker, threads in client.ncores().items():
             if threads != 1:
                 raise InputError(
-                    f"worker {worker} has {threads} threads, and a task takes a whole process; start it with --nthreads 1."
+                    f"worker {worker} has {threads} threads, but a task takes a whole process; start it with --nthreads 1."
                 )
         try:
             yield client
         except distributed.scheduler.KilledWorker as error:
-            raise InputError(
-                f"a task has lost its worker again and again ({error}); look into the workers' logs."
-            ) from error
+            raise InputError(f"several workers died over one task ({error}); read the workers' logs.") from error
 
 
 def _dask_backend(client: distributed.Client) -> joblib.parallel.ParallelBackendBase:
@@ -310,18 +337,18 @@ def _dask_backend(client: distributed.Client) -> joblib.parallel.ParallelBackend
 
 @dataclass(frozen=True)
 class _Carried(Files):
-    """Files as the workers of a cluster are told of them; those that do not see them find copies by these names."""
+    """Files as sent to the workers of a cluster; a worker without the originals has copies under these names."""
 
     names: dict[Path, str] = field(default_factory=dict)
-    #: A file in ``folder`` by which a worker knows that it sees the folder of the machine that hands out the tasks.
+    #: A file in ``folder`` that shows a worker that it shares the folder with the machine that distributes the tasks.
     mark: str = ""
 
-    def in_sight(self) -> bool:
-        """Whether this process sees the very files."""
+    def are_shared(self) -> bool:
+        """Whether this process can open the originals."""
         return (self.folder / self.mark).is_file() and all(path.exists() for path in self.places.values())
 
-    def arrived(self, folder: Path) -> Files:
-        """The copies, and ``folder`` to write into."""
+    def copies(self, folder: Path) -> Files:
+        """The copies on this worker, and ``folder`` to write into."""
         import distributed
 
         place = Path(distributed.get_worker().local_directory)
@@ -329,8 +356,8 @@ class _Carried(Files):
 
 
 @contextlib.contextmanager
-def _carrying(client: distributed.Client, files: Files) -> Iterator[_Carried]:
-    """Files as the tasks on a cluster are told of them; sends them to all workers, if one does not see them."""
+def _carried(client: distributed.Client, files: Files) -> Iterator[_Carried]:
+    """Files for tasks on a cluster; sends them to all workers, if one of them cannot open the originals."""
     from distributed.diagnostics.plugin import UploadFile
 
     key = uuid.uuid4().hex
@@ -338,12 +365,12 @@ def _carrying(client: distributed.Client, files: Files) -> Iterator[_Carried]:
     files.folder.mkdir(parents=True, exist_ok=True)
     (files.folder / carried.mark).touch()
     try:
-        if not all(client.run(carried.in_sight).values()):
+        if not all(client.run(carried.are_shared).values()):
             # As plugins, which workers that come later are given, too.
             with tempfile.TemporaryDirectory() as links:
                 for number, (path, place) in enumerate(files.places.items()):
                     if not place.is_file():
-                        raise InputError(f"{place} is no single file, and a worker does not see it; share the folder.")
+                        raise InputError(f"{place} is not a file, and a worker cannot open it; share the folder.")
                     link = Path(links) / f"{key}-{number}-{place.name}"
                     link.symlink_to(place)
                     client.register_plugin(UploadFile(str(link), load=False), name=link.name)

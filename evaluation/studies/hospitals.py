@@ -1,10 +1,10 @@
-"""Leave-one-hospital-out: what the model is worth in a hospital that it has never seen, and what to do with its column.
+"""Leave-one-hospital-out: what the model is worth in a new hospital, and what to do with the hospital column.
 
     python -m evaluation.studies.hospitals --data data/isic-2024-challenge --out hospitals --seeds 3
 
 Two of the hospitals of the hidden test do not occur in training. Three treatments of the column are compared on the same
 rows, folds and seeds: "with" it; "without" it; "blanked": it reads ``MISSING`` in a random half of the training rows and
-wherever a scored row names a hospital that training has not, so that an unseen hospital is something the model has met.
+wherever a scored row names a hospital that training has not, so that the model is trained on rows without one.
 """
 
 from __future__ import annotations
@@ -12,31 +12,31 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from inference.files import replacing, write_csv
+from evaluation.studies.compare import MeanPauc, markdown_table, split_folds, write_text
+from inference.files import write_csv
 from inference.schema import HOSPITAL, MISSING, PATIENT, TARGET
 from inference.tabular import tabular_logits
-from scale.parallel import run_tasks, workers
+from scale.parallel import Progress, run_tasks, workers
 from train.config import Recipe, add_recipe_options, recipe_of
 from train.cross_validation import categories_of, sample_negatives, train_model
-from train.folds import assign_folds
 from train.lesions import read_rows
-from utils import INTERVAL, Estimate, InputError, ScoreTable, bootstrap_scores, log, run_command
+from utils import Estimate, InputError, ScoreTable, bootstrap_scores, log, run_command
 
 TREATMENTS = ("with", "without", "blanked")
 #: The share of training rows without their hospital in the treatment "blanked".
 BLANKED = 0.5
-#: The pAUC of fewer malignant lesions is told and left out of the mean over hospitals.
+#: Hospitals with fewer malignant lesions have a pAUC of their own and are left out of the mean over hospitals.
 FEW = 5
-
-#: The name of a line of the table -> treatment -> its estimate, or None where there is one class only.
-Lines = dict[str, dict[str, Estimate | None]]
+#: The last rows of the table, below the hospitals.
+MEAN, POOLED, WITHIN = "mean over hospitals", "pooled", "within hospitals"
+UNKNOWN = Estimate(math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,14 @@ def hospital_parts(metadata: pd.DataFrame) -> list[Part]:
     parts = []
     for name in hospitals:
         inside = (metadata[HOSPITAL] == name).to_numpy()
-        seen = metadata[PATIENT].isin(metadata.loc[inside, PATIENT]).to_numpy()
-        parts.append(Part(name, np.flatnonzero(~seen), np.flatnonzero(inside)))
+        own_patients = metadata[PATIENT].isin(metadata.loc[inside, PATIENT]).to_numpy()
+        parts.append(Part(name, np.flatnonzero(~own_patients), np.flatnonzero(inside)))
     return parts
 
 
 def fold_parts(metadata: pd.DataFrame, folds: int, seed: int) -> list[Part]:
-    """One part per patient-grouped fold: the ordinary cross-validation, in which each hospital is known to the models."""
-    fold = assign_folds(metadata, folds, np.zeros(len(metadata), dtype=bool), seed)
+    """One part per patient-grouped fold: the ordinary cross-validation, in which each hospital is in the training rows."""
+    fold = split_folds(metadata, folds, seed)
     return [Part(f"fold {k}", np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(folds)]
 
 
@@ -124,7 +124,7 @@ def score_parts(
             rows = treat_training(features.iloc[kept], treatment, rng)
             yield rows, labels[kept], recipe.parameters, recipe.seed + 1000 * number + seed
 
-    models = run_tasks(train_model, given(), len(tasks), desc=desc, unit="model")
+    models = run_tasks(train_model, given(), len(tasks), progress=Progress(desc, "model"))
     scores = {treatment: np.full(len(labels), np.nan) for treatment in TREATMENTS}
     for part in parts:
         for treatment in TREATMENTS:
@@ -146,29 +146,21 @@ def measure(metadata: pd.DataFrame, rows: np.ndarray, scores: Mapping[str, np.nd
     return bootstrap_scores(labels, patients, {name: values[rows] for name, values in scores.items()}, seed=seed)
 
 
-def estimates(table: ScoreTable | None) -> tuple[dict[str, Estimate | None], dict[str, Estimate]]:
-    """pAUC of each treatment, and its paired difference to "with"; empty where there is no table."""
-    if table is None:
-        return dict.fromkeys(TREATMENTS), {}
-    differences = {name: table.difference(name, TREATMENTS[0]) for name in TREATMENTS[1:]}
-    return {name: table.scores[name].pauc for name in TREATMENTS}, differences
+def columns_of(tables: Sequence[ScoreTable]) -> dict[str, float]:
+    """Columns of ``tabulate``: mean pAUC of each treatment over tables of disjoint rows, and its paired difference to "with".
 
-
-def mean_over(tables: list[ScoreTable]) -> tuple[dict[str, Estimate | None], dict[str, Estimate]]:
-    """The mean pAUC over tables of disjoint rows, each resampled on its own, and its paired differences to "with"."""
-    if not tables:
-        return estimates(None)
-    draws = {name: np.mean([table.paucs[name] for table in tables], axis=0) for name in TREATMENTS}
-    values = {name: float(np.mean([table.scores[name].pauc.value for table in tables])) for name in TREATMENTS}
-
-    def interval(value: float, drawn: np.ndarray) -> Estimate:
-        return Estimate(value, *(float(end) for end in np.percentile(drawn, INTERVAL)))
-
-    base = TREATMENTS[0]
-    return (
-        {name: interval(values[name], draws[name]) for name in TREATMENTS},
-        {name: interval(values[name] - values[base], draws[name] - draws[base]) for name in TREATMENTS[1:]},
-    )
+    Args:
+        tables: each resampled on its own; where there is none, the columns are NaN.
+    """
+    means = {name: MeanPauc.of([(table, name) for table in tables]) for name in TREATMENTS if tables}
+    columns = {}
+    for name in TREATMENTS:
+        found = means[name].estimate if tables else UNKNOWN
+        columns |= {f"{name}_pauc": found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+    for name in TREATMENTS[1:]:
+        found, column = means[name].minus(means[TREATMENTS[0]]) if tables else UNKNOWN, f"{name}_minus_with"
+        columns |= {column: found.value, f"{column}_low": found.low, f"{column}_high": found.high}
+    return columns
 
 
 def tabulate(
@@ -179,7 +171,7 @@ def tabulate(
     Args:
         metadata: rows, with labels and patients.
         parts: the hospitals.
-        left_out: treatment -> logits by models that never saw the row's hospital, shape (rows,).
+        left_out: treatment -> logits by models that were not trained on the row's hospital, shape (rows,).
         within: treatment -> ordinary out-of-fold logits, shape (rows,).
 
     Returns:
@@ -187,69 +179,51 @@ def tabulate(
         ``lesions``, ``malignant``, ``note``; per treatment ``<it>_pauc``, ``_low``, ``_high``; per treatment but "with" its
         paired difference to it, ``<it>_minus_with``, ``_low``, ``_high``.
     """
-    labels, lines, tables = metadata[TARGET].to_numpy(), [], []
+    labels, lines, enough = metadata[TARGET].to_numpy(), [], []
 
-    def add(name: str, rows: np.ndarray, note: str, found: dict[str, Estimate | None], change: dict[str, Estimate]) -> None:
+    def add(name: str, rows: np.ndarray, note: str, tables: Sequence[ScoreTable | None]) -> None:
         line = {"hospital": name, "lesions": len(rows), "malignant": int(labels[rows].sum()), "note": note}
-        columns = {f"{each}_pauc": (each, found.get(each)) for each in TREATMENTS}
-        columns |= {f"{each}_minus_with": (each, change.get(each)) for each in TREATMENTS[1:]}
-        for column, (each, estimate) in columns.items():
-            short = each if column.endswith("_pauc") else column
-            shown = estimate or Estimate(math.nan, math.nan, math.nan)
-            line |= {column: shown.value, f"{short}_low": shown.low, f"{short}_high": shown.high}
-        lines.append(line)
+        lines.append(line | columns_of([table for table in tables if table]))
 
     for number, part in enumerate(parts):
         table = measure(metadata, part.score, left_out, seed=number)  # hospitals are resampled each on its own
         few = labels[part.score].sum() < FEW
+        if table and not few:
+            enough.append(table)
         note = "one class only: no pAUC" if table is None else f"fewer than {FEW} malignant" if few else ""
-        if table is not None and not few:
-            tables.append(table)
-        add(part.name, part.score, note, *estimates(table))
+        add(part.name, part.score, note, [table])
     rows = np.sort(np.concatenate([part.score for part in parts]))
-    add("mean over hospitals", rows, f"of {len(tables)} hospitals", *mean_over(tables))
-    for name, note, scores in (
-        ("pooled", "all hospitals, each unseen", left_out),
-        ("within hospitals", "out of fold, hospitals seen", within),
-    ):
-        add(name, rows, note, *estimates(measure(metadata, rows, scores)))
+    add(MEAN, rows, f"of {len(enough)} hospitals", enough)
+    add(POOLED, rows, "each hospital left out of its models' training", [measure(metadata, rows, left_out)])
+    add(WITHIN, rows, "out of fold, all hospitals in training", [measure(metadata, rows, within)])
     return pd.DataFrame(lines)
 
 
 def as_markdown(table: pd.DataFrame) -> str:
     """What ``tabulate`` returns, as a Markdown table without a newline at its end."""
     changes = [f"{name}_minus_with" for name in TREATMENTS[1:]]
-    head = ["hospital", "lesions", "malignant", *TREATMENTS, *(name.replace("_", " ") for name in changes), "note"]
-    lines = [head, ["---", *["---:"] * (len(head) - 2), "---"]]
+    lines = []
     for _, row in table.iterrows():
-        cells = [str(row["hospital"]).replace("|", "\\|"), f"{row['lesions']:,}", f"{row['malignant']:,}"]
-        for name in TREATMENTS:
-            cells.append(_cell(row[f"{name}_pauc"], row[f"{name}_low"], row[f"{name}_high"], ""))
-        for name in changes:
-            cells.append(_cell(row[name], row[f"{name}_low"], row[f"{name}_high"], "+"))
-        lines.append([*cells, row["note"]])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        cells = [str(row["hospital"]), f"{row['lesions']:,}", f"{row['malignant']:,}"]
+        cells += [cell(row, f"{name}_pauc", name, "") for name in TREATMENTS]
+        lines.append([*cells, *(cell(row, name, name, "+") for name in changes), row["note"]])
+    head = ["hospital", "lesions", "malignant", *TREATMENTS, *(name.replace("_", " ") for name in changes), "note"]
+    return markdown_table(head, lines)
 
 
-def _cell(value: float, low: float, high: float, sign: str) -> str:
-    return "" if math.isnan(value) else f"{value:{sign}.4f} [{low:{sign}.4f}, {high:{sign}.4f}]"
+def cell(row: pd.Series, value: str, ends: str, sign: str) -> str:
+    """A value of the table with the ends of its interval; empty where it is unknown."""
+    numbers = row[[value, f"{ends}_low", f"{ends}_high"]]
+    return "" if numbers.isna().any() else "{:{s}.4f} [{:{s}.4f}, {:{s}.4f}]".format(*numbers, s=sign)
 
 
 def conclusion(table: pd.DataFrame) -> str:
-    """One line: the paired differences to "with", in unseen and in known hospitals."""
-    rows = table.set_index("hospital")
-    parts = []
+    """One line: the paired differences to "with", in hospitals left out of training and in known ones."""
+    rows, parts = table.set_index("hospital"), []
     for name in TREATMENTS[1:]:
         column = f"{name}_minus_with"
-        differences = [
-            f"{short} {_cell(*rows.loc[line, [column, f'{column}_low', f'{column}_high']], '+') or 'unknown'}"
-            for short, line in (
-                ("unseen, mean", "mean over hospitals"),
-                ("unseen, pooled", "pooled"),
-                ("within", "within hospitals"),
-            )
-        ]
-        parts.append(f"{name} - with: {', '.join(differences)}")
+        found = [f"{line} {cell(rows.loc[line], column, column, '+') or 'unknown'}" for line in (MEAN, POOLED, WITHIN)]
+        parts.append(f"{name} - with: {', '.join(found)}")
     return "; ".join(parts)
 
 
@@ -278,8 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
     table = tabulate(metadata, hospitals, left_out, within)
     write_csv(options.out / "hospitals.csv", table)
     text = as_markdown(table)
-    with replacing(options.out / "hospitals.md") as temporary:
-        temporary.write_text(f"{text}\n\n{conclusion(table)}\n", encoding="utf-8")
+    write_text(options.out / "hospitals.md", f"{text}\n\n{conclusion(table)}")
     log(text)
     log(f"{options.out}: {models} models; pAUC {conclusion(table)}")
     return 0

@@ -14,13 +14,11 @@ import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
 import imagehash
-import joblib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -29,6 +27,7 @@ from tqdm import tqdm
 from inference.files import replacing
 from inference.images import ImageStore, find_images
 from inference.schema import ID, PATIENT, read_metadata_leniently
+from scale.parallel import stream_tasks, workers
 from train.archives.tables import FILE_NAMES, PAD, image_id_of
 from train.synthetic.__main__ import write_scalar
 from utils import InputError
@@ -265,17 +264,9 @@ def _side_by_side(work: Callable[..., int], parts: Sequence[tuple], jobs: int, w
         InputError: the system ended one of the processes.
     """
     with tqdm(total=total, desc=what, unit="image", disable=total < 1000) as bar:
-        if jobs == 1:
-            for part in parts:
-                bar.update(work(*part))
-            return
-        parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
-        try:
-            for done in parallel(joblib.delayed(work)(*part) for part in parts):
+        with workers(jobs):
+            for done in stream_tasks(work, parts):
                 bar.update(done)
-        except BrokenProcessPool as error:
-            reason = "a process was ended from outside, perhaps for want of memory"
-            raise InputError(f"{what}: {reason}; run the same command again, with fewer --jobs: it goes on.") from error
 
 
 # The competition's images

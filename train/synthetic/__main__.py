@@ -11,9 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -25,6 +23,7 @@ from tqdm import tqdm
 
 from inference.files import replacing
 from inference.schema import ID, TARGET, TEST_COLUMNS
+from scale.parallel import stream_tasks, workers
 from train.synthetic.images import RENDER_COLUMNS, render
 from train.synthetic.metadata import (
     UNSEEN_HOSPITAL,
@@ -46,7 +45,6 @@ TEST_HOSPITALS = (  # of the three one-lesion patients of the competition's publ
 )
 SAMPLE_SCORE = 0.3  # in the competition's sample_submission.csv
 CHUNK = 128  # lesions that a process renders at a time
-WAITING_CHUNKS = 3  # per process; bounds the memory, since writing may be slower than rendering
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -173,36 +171,20 @@ def write_scalar(file: h5py.File, name: str, jpeg: bytes) -> None:
 def _rendered(
     ids: list[str], numbers: NDArray[np.float32], texture: NDArray[np.float64], seed: int, jobs: int
 ) -> Iterator[tuple[int, list[bytes]]]:
-    """The first row and the JPEG bytes of each chunk, in order; only a few chunks are kept at any time."""
+    """The first row and the JPEG bytes of each chunk, in order."""
     firsts = range(0, len(ids), CHUNK)
-    parts = (
-        (first, (ids[first : first + CHUNK], numbers[first : first + CHUNK], texture[first : first + CHUNK], seed))
-        for first in firsts
-    )
-    if jobs == 1 or len(firsts) == 1:
-        with threadpool_limits(1):
-            for first, part in parts:
-                yield first, _render_chunk(*part)
-        return
-    waiting: deque[tuple[int, Future[list[bytes]]]] = deque()
-    # One thread for the small matrix products of each process; more would mostly wait for each other. (scikit-learn brings
-    # threadpoolctl.)
-    with ProcessPoolExecutor(jobs, initializer=threadpool_limits, initargs=(1,)) as pool:
-        for first, part in parts:
-            waiting.append((first, pool.submit(_render_chunk, *part)))
-            if len(waiting) > WAITING_CHUNKS * jobs:
-                oldest, future = waiting.popleft()
-                yield oldest, future.result()
-        for oldest, future in waiting:
-            yield oldest, future.result()
+    parts = ((each[first : first + CHUNK] for each in (ids, numbers, texture)) for first in firsts)
+    with workers(1 if len(firsts) == 1 else jobs):
+        yield from zip(firsts, stream_tasks(_render_chunk, ((*part, seed) for part in parts)), strict=True)
 
 
 def _render_chunk(ids: list[str], numbers: NDArray[np.float32], texture: NDArray[np.float64], seed: int) -> list[bytes]:
     """JPEG bytes of some rows; each has its own random numbers, so that chunks and processes do not matter."""
     jpegs = []
-    for lesion, row, strength in zip(ids, numbers, texture, strict=True):
-        rng = np.random.default_rng([seed, int(lesion.removeprefix("ISIC_"))])
-        jpegs.append(render(dict(zip(RENDER_COLUMNS, row.tolist(), strict=True)), float(strength), rng))
+    with threadpool_limits(1):  # small matrix products: more threads would mostly wait for each other
+        for lesion, row, strength in zip(ids, numbers, texture, strict=True):
+            rng = np.random.default_rng([seed, int(lesion.removeprefix("ISIC_"))])
+            jpegs.append(render(dict(zip(RENDER_COLUMNS, row.tolist(), strict=True)), float(strength), rng))
     return jpegs
 
 
