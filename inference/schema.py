@@ -116,7 +116,7 @@ def read_metadata(path: Path, *, labelled: bool) -> pd.DataFrame:
         InputError: the file is missing or is no CSV; a column is missing or renamed; an isic_id is duplicated; an isic_id
             or patient_id is empty; a number is no number; a label is not 0 or 1.
     """
-    frame = _read_csv(path)
+    frame = read_table(path)
     required = [ID, PATIENT] + ([TARGET] if labelled else [])
     _check_columns(frame, required, path.name)
     frame = frame[[name for name in TRAIN_COLUMNS if name in frame and (labelled or name != TARGET)]].copy()
@@ -142,7 +142,7 @@ def read_metadata_leniently(path: Path) -> tuple[pd.DataFrame, dict[str, int]]:
     Raises:
         InputError: the file is missing, is no CSV, or has no isic_id column.
     """
-    return repaired(_read_csv(path), path.name)
+    return repaired(read_table(path), path.name)
 
 
 def repaired(frame: pd.DataFrame, file_name: str) -> tuple[pd.DataFrame, dict[str, int]]:
@@ -193,7 +193,7 @@ def read_scores(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     Raises:
         InputError: the file is missing or no CSV, lacks isic_id or a column, or has an isic_id twice.
     """
-    frame = _read_csv(path)
+    frame = read_table(path)
     for name in (ID, *columns):
         if name not in frame:
             raise InputError(f"{path} has no column {name!r}; its columns are {_listed(frame.columns)}.")
@@ -201,8 +201,12 @@ def read_scores(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return frame.set_index(ID)[list(columns)]
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    """The file as text in id and category columns, whatever pandas makes of the others."""
+def read_table(path: Path) -> pd.DataFrame:
+    """Reads a CSV file, unchecked: ids and categories as text, other columns as pandas infers them.
+
+    Raises:
+        InputError: the file is missing or no CSV.
+    """
     text = {column.name: "str" for column in COLUMNS if column.kind in ("id", "category")}
     try:
         return pd.read_csv(path, dtype=text, low_memory=False, index_col=False)
