@@ -263,10 +263,9 @@ def _side_by_side(work: Callable[..., int], parts: Sequence[tuple], jobs: int, w
     Raises:
         InputError: the system ended one of the processes.
     """
-    with tqdm(total=total, desc=what, unit="image", disable=total < 1000) as bar:
-        with workers(jobs):
-            for done in stream_tasks(work, parts):
-                bar.update(done)
+    with tqdm(total=total, desc=what, unit="image", disable=total < 1000) as bar, workers(jobs):
+        for done in stream_tasks(work, parts):
+            bar.update(done)
 
 
 # The competition's images
