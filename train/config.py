@@ -1,6 +1,6 @@
-"""The recipe of the tabular model: CatBoost's parameters, models per fold, benign lesions per malignant one.
+"""Configuration of the tabular model: CatBoost's parameters, models per fold, benign lesions per malignant one.
 
-``train.tabular`` trains by it, its studies vary it, and each of them takes it from the same options.
+``train.tabular`` and its studies take it from the same options.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 from scale.parallel import add_worker_options
 from utils import InputError, add_seed_option
 
-#: Models per fold, whose logits are averaged.
+#: Models per fold; their logits are averaged.
 SEEDS = 3
-#: Benign lesions that a model sees for each malignant one.
+#: Benign training lesions for each malignant one.
 NEGATIVES_PER_POSITIVE = 100
 #: Found by `evaluation.studies.tune` on split seeds 100 and 101, confirmed on 0, 1 and 2 (docs/tabular.md).
 PARAMETERS = {
@@ -31,8 +31,15 @@ PARAMETERS = {
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """All that decides a cross-validation besides its rows."""
+class TabularConfig:
+    """Everything that decides a cross-validation besides its rows and folds.
+
+    Args:
+        parameters: CatBoost's, by name.
+        seeds: models per fold.
+        negatives_per_positive: benign training lesions for each malignant one.
+        seed: start of all random numbers.
+    """
 
     parameters: dict
     seeds: int = SEEDS
@@ -40,8 +47,35 @@ class Recipe:
     seed: int = 0
 
 
+def add_tabular_options(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--seed``, ``--seeds``, ``--params``, ``--negatives-per-positive``, ``--jobs`` and ``--cluster``."""
+    add_seed_option(parser)
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="CatBoost models per fold (default: %(default)s)")
+    parser.add_argument("--params", type=Path, metavar="FILE", help="JSON file of CatBoost parameters over the defaults")
+    parser.add_argument(
+        "--negatives-per-positive",
+        type=float,
+        default=NEGATIVES_PER_POSITIVE,
+        help="benign training lesions per malignant one (default: %(default)s)",
+    )
+    add_worker_options(parser)
+
+
+def read_config(params: Path | None, seeds: int, negatives_per_positive: float, seed: int) -> TabularConfig:
+    """The configuration from the values of ``add_tabular_options``.
+
+    Raises:
+        InputError: a number is out of range, or the parameter file cannot be read.
+    """
+    if seeds < 1:
+        raise InputError(f"--seeds is {seeds}; give 1 or more.")
+    if not negatives_per_positive > 0:
+        raise InputError(f"--negatives-per-positive is {negatives_per_positive:g}; give more than 0.")
+    return TabularConfig(read_parameters(params), seeds, negatives_per_positive, seed)
+
+
 def read_parameters(path: Path | None) -> dict:
-    """``PARAMETERS``, with those of a JSON file in their place.
+    """``PARAMETERS``, updated from a JSON file.
 
     Raises:
         InputError: the file is missing or holds no JSON object.
@@ -55,30 +89,3 @@ def read_parameters(path: Path | None) -> dict:
     if not isinstance(given, dict):
         raise InputError(f"--params {path} holds a {type(given).__name__}; give an object such as {{'depth': 6}}.")
     return PARAMETERS | given
-
-
-def add_recipe_options(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--seed``, ``--seeds``, ``--params``, ``--negatives-per-positive``, ``--jobs`` and ``--cluster``."""
-    add_seed_option(parser)
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="CatBoost models per fold (default: %(default)s)")
-    parser.add_argument("--params", type=Path, metavar="FILE", help="JSON file of CatBoost parameters over the defaults")
-    parser.add_argument(
-        "--negatives-per-positive",
-        type=float,
-        default=NEGATIVES_PER_POSITIVE,
-        help="benign lesions per malignant one (default: %(default)s)",
-    )
-    add_worker_options(parser)
-
-
-def recipe_of(options: argparse.Namespace) -> Recipe:
-    """The recipe that the options of ``add_recipe_options`` ask for.
-
-    Raises:
-        InputError: a number is out of range, or the parameter file cannot be read.
-    """
-    if options.seeds < 1:
-        raise InputError(f"--seeds {options.seeds} is too few; give 1 or more.")
-    if not options.negatives_per_positive > 0:
-        raise InputError(f"--negatives-per-positive {options.negatives_per_positive:g} is too few; give more than 0.")
-    return Recipe(read_parameters(options.params), options.seeds, options.negatives_per_positive, options.seed)

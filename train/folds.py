@@ -2,8 +2,8 @@
 
     python -m train.folds --data data/isic-2024-challenge --artifacts artifacts
 
-A patient is never on both sides of a fold, and malignant lesions are spread evenly over the folds
-(scikit-learn's StratifiedGroupKFold). Holdout rows have fold -1: no stage trains on them, the dry run scores them.
+No patient is on both sides of a fold, and malignant lesions are spread evenly over the folds (scikit-learn's
+StratifiedGroupKFold). Holdout rows have fold -1: no stage trains on them, the dry run scores them.
 """
 
 from __future__ import annotations
@@ -18,16 +18,50 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from inference.artifacts import FOLDS
 from inference.files import write_csv
-from inference.schema import HOSPITAL, ID, PATIENT, TARGET, read_metadata
+from inference.schema import HOSPITAL, ID, PATIENT, TARGET, read_metadata, read_scores
 from train.manifest import read_manifest, record_stage
 from utils import InputError, add_data_options, add_seed_option, log, run_command
 
-#: The fold of held-out rows: no stage trains on them, the dry run scores them.
+#: The fold of held-out rows.
 HOLDOUT = -1
 
 
+def make_folds(arguments: list[str] | None = None) -> int:
+    """Writes folds.csv and the manifest's section "folds"."""
+    parser = argparse.ArgumentParser(description="Patient-grouped folds and the holdout -> folds.csv")
+    add_data_options(parser)
+    add_seed_option(parser)
+    parser.add_argument("--folds", type=int, default=5, help="cross-validation folds (default: %(default)s)")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--holdout", type=float, default=0.2, help="share of rows held out (default: %(default)s)")
+    group.add_argument("--holdout-hospital", metavar="NAME", help="hold this whole hospital out instead")
+    options = parser.parse_args(arguments)
+    if options.folds < 2:
+        raise InputError(f"--folds is {options.folds}; give 2 or more.")
+
+    metadata = read_metadata(options.data / "train-metadata.csv", labelled=True)
+    if options.holdout_hospital:
+        holdout = holdout_by_hospital(metadata, options.holdout_hospital)
+    else:
+        holdout = holdout_by_share(metadata, options.holdout, options.seed)
+    fold = assign_folds(metadata, options.folds, holdout, options.seed)
+    save_folds(options.artifacts, metadata[[ID, PATIENT, TARGET]].assign(fold=fold))
+    if FOLDS not in read_manifest(options.artifacts).get("files", {}):
+        section = {"folds": options.folds, "seed": options.seed, "holdout_rows": int(holdout.sum())}
+        section["holdout_hospital"] = options.holdout_hospital
+        record_stage(options.artifacts, "folds", section, [FOLDS])
+
+    counts = metadata[~holdout].groupby(fold[~holdout])[TARGET].agg(["size", "sum"])
+    log(
+        f"{options.artifacts / FOLDS}: {options.folds} folds of {counts['size'].min():,} to {counts['size'].max():,} "
+        f"lesions ({counts['sum'].min()} to {counts['sum'].max()} malignant), holdout {int(holdout.sum()):,} "
+        f"({int(metadata.loc[holdout, TARGET].sum())} malignant)"
+    )
+    return 0
+
+
 def assign_folds(metadata: pd.DataFrame, folds: int, holdout: np.ndarray, seed: int) -> np.ndarray:
-    """The fold of every row, int64: 0..folds-1, or ``HOLDOUT`` where ``holdout`` is true.
+    """The fold of every row, int64 of shape (rows,): 0..folds-1, or ``HOLDOUT`` where ``holdout`` is true.
 
     Raises:
         InputError: there are fewer patients with a malignant lesion outside the holdout than folds.
@@ -37,7 +71,7 @@ def assign_folds(metadata: pd.DataFrame, folds: int, holdout: np.ndarray, seed: 
     affected = metadata.iloc[rest].loc[lambda rows: rows[TARGET] == 1, PATIENT].nunique()
     if affected < folds:
         raise InputError(
-            f"{affected} patients with a malignant lesion cannot fill {folds} folds; mend --folds or --holdout."
+            f"{affected} patients with a malignant lesion cannot fill {folds} folds; lower --folds or --holdout."
         )
     labels, patient = metadata[TARGET].to_numpy()[rest], pd.factorize(metadata[PATIENT].iloc[rest])[0]
     # Patients are shuffled here: with shuffle=True scikit-learn before 1.8 stratifies nothing (its issue 32478).
@@ -50,7 +84,7 @@ def assign_folds(metadata: pd.DataFrame, folds: int, holdout: np.ndarray, seed: 
 
 
 def holdout_by_share(metadata: pd.DataFrame, share: float, seed: int) -> np.ndarray:
-    """Which rows are held out, bool: about ``share`` of them, whole patients, stratified by label. A share of 0 holds none.
+    """Which rows are held out, bool of shape (rows,): about ``share`` of them, whole patients, stratified by label.
 
     Raises:
         InputError: the share is not in [0, 0.5], or too few patients have a malignant lesion.
@@ -66,14 +100,14 @@ def holdout_by_share(metadata: pd.DataFrame, share: float, seed: int) -> np.ndar
 
 
 def holdout_by_hospital(metadata: pd.DataFrame, name: str) -> np.ndarray:
-    """Which rows are held out, bool: all lesions of every patient seen in the hospital ``name``.
+    """Which rows are held out, bool of shape (rows,): all lesions of every patient of the hospital ``name``.
 
     Args:
         metadata: rows with the column ``attribution``.
         name: the hospital, or a part of its name that no other shares.
 
     Raises:
-        InputError: no hospital or several have that name; the sentence lists those there are.
+        InputError: no hospital or several have that name; the message lists all hospitals.
     """
     if HOSPITAL not in metadata:
         raise InputError(f"--holdout-hospital needs the column {HOSPITAL!r}, which train-metadata.csv lacks; use --holdout.")
@@ -86,8 +120,21 @@ def holdout_by_hospital(metadata: pd.DataFrame, name: str) -> np.ndarray:
     return metadata[PATIENT].isin(patients).to_numpy()
 
 
+def save_folds(artifacts: Path, table: pd.DataFrame) -> None:
+    """Writes folds.csv; the same folds again change nothing.
+
+    Raises:
+        InputError: the folder has other folds.
+    """
+    path = artifacts / FOLDS
+    if not path.is_file():
+        write_csv(path, table)
+    elif not read_scores(path, [PATIENT, TARGET, "fold"]).reset_index().equals(table):
+        raise InputError(f"{path} exists with other folds, and models may rest on them; use a new artifact folder.")
+
+
 def read_folds(artifacts: Path, metadata: pd.DataFrame) -> np.ndarray:
-    """The fold of every row of ``metadata``, by isic_id.
+    """The fold of every row of ``metadata``, int64 of shape (rows,), matched by isic_id.
 
     Raises:
         InputError: folds.csv is missing, or was made from other rows.
@@ -95,45 +142,10 @@ def read_folds(artifacts: Path, metadata: pd.DataFrame) -> np.ndarray:
     path = artifacts / FOLDS
     if not path.is_file():
         raise InputError(f"{path} is missing; run: python -m train.folds --data DIR --artifacts {artifacts}")
-    table = pd.read_csv(path, dtype={ID: "str"}).set_index(ID)["fold"]
-    if set(table.index) != set(metadata[ID]):
+    fold = read_scores(path, ["fold"])["fold"]
+    if set(fold.index) != set(metadata[ID]):
         raise InputError(f"{path} was made from other rows than train-metadata.csv; use a new artifact folder for new data.")
-    return table.loc[metadata[ID]].to_numpy("int64")
-
-
-def make_folds(arguments: list[str] | None = None) -> int:
-    """Writes folds.csv and the manifest's first section."""
-    parser = argparse.ArgumentParser(description="Patient-grouped folds and the holdout -> folds.csv")
-    add_data_options(parser)
-    add_seed_option(parser)
-    parser.add_argument("--folds", type=int, default=5, help="cross-validation folds (default: %(default)s)")
-    kept_out = parser.add_mutually_exclusive_group()
-    kept_out.add_argument("--holdout", type=float, default=0.2, help="share of rows held out (default: %(default)s)")
-    kept_out.add_argument("--holdout-hospital", metavar="NAME", help="hold this whole hospital out instead")
-    options = parser.parse_args(arguments)
-    if options.folds < 2:
-        raise InputError(f"--folds {options.folds} is too few; give 2 or more.")
-    metadata = read_metadata(options.data / "train-metadata.csv", labelled=True)
-    if options.holdout_hospital:
-        holdout = holdout_by_hospital(metadata, options.holdout_hospital)
-    else:
-        holdout = holdout_by_share(metadata, options.holdout, options.seed)
-    table = metadata[[ID, PATIENT, TARGET]].assign(fold=assign_folds(metadata, options.folds, holdout, options.seed))
-    path = options.artifacts / FOLDS
-    if path.is_file() and not pd.read_csv(path, dtype={ID: "str", PATIENT: "str"}).equals(table):
-        raise InputError(f"{path} exists with other folds, and models may rest on them; use a new artifact folder.")
-    if FOLDS not in read_manifest(options.artifacts).get("files", {}):
-        write_csv(path, table)
-        described = {"folds": options.folds, "seed": options.seed, "holdout_rows": int(holdout.sum())}
-        described["holdout_hospital"] = options.holdout_hospital
-        record_stage(options.artifacts, "folds", described, [FOLDS])
-    counts = table[table["fold"] != HOLDOUT].groupby("fold")[TARGET].agg(["size", "sum"])
-    log(
-        f"{path}: {options.folds} folds of {counts['size'].min():,} to {counts['size'].max():,} lesions "
-        f"({counts['sum'].min()} to {counts['sum'].max()} malignant), holdout {int(holdout.sum()):,} "
-        f"({int(table.loc[holdout, TARGET].sum())} malignant)"
-    )
-    return 0
+    return fold.loc[metadata[ID]].to_numpy("int64")
 
 
 if __name__ == "__main__":

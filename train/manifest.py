@@ -1,7 +1,7 @@
 """Writes the manifest: the index of the artifact folder that ``inference.artifacts`` reads.
 
-A stage replaces its own section whole and drops those of the stages that were made from what it has just replaced. So a
-manifest never describes models that do not belong together.
+A stage replaces its own section and drops the sections of later stages that were made from it. So a manifest never
+describes models that do not belong together.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def read_manifest(folder: Path) -> Manifest:
     return load_manifest(folder) if (folder / MANIFEST).is_file() else {}
 
 
-def record_stage(folder: Path, stage: str, content: dict, files: Sequence[str]) -> Manifest:
-    """Puts ``content`` into the manifest as section ``stage``, with the hashes of the ``files`` that the stage wrote.
+def record_stage(folder: Path, stage: str, section: dict, files: Sequence[str]) -> Manifest:
+    """Writes ``section`` into the manifest, with the hashes of the ``files`` that the stage wrote.
 
     Args:
         folder: the artifact folder; the files lie in it.
-        stage: a key of ``READS``.
-        content: the section, JSON values only.
+        stage: a key of ``READS``, the section's name.
+        section: JSON values only.
         files: names of the files that the stage wrote.
 
     Returns:
@@ -47,6 +47,6 @@ def record_stage(folder: Path, stage: str, content: dict, files: Sequence[str]) 
     hashes |= {name: sha256_of(folder / name) for name in files}
     owners |= dict.fromkeys(files, stage)
     renewed = {"format": FORMAT, "versions": versions(), "files": hashes, "owners": owners}
-    renewed |= {name: manifest[name] for name in kept} | {stage: content}
+    renewed |= {name: manifest[name] for name in kept} | {stage: section}
     write_json(folder / MANIFEST, renewed)
     return renewed
