@@ -1,9 +1,8 @@
-"""Small shared things of the local side: the metric, its bootstrap, seeding, logging.
+"""Shared by all packages: the metric, its bootstrap over patients, seeding, and what every command line needs.
 
-The metric is the one of the ISIC 2024 competition: the area of the ROC curve above 80 % true-positive rate, 0 to 0.20.
-Everything is computed from one idea. Walk through the distinct scores of the malignant lesions from the lowest up: every
-step gives away a share of the malignant lesions and is worth the share of benign lesions that lie below it. Weights of
-rows enter as plain sums, so a bootstrap resample costs one pass over rows that were sorted once.
+The metric is that of the ISIC 2024 competition: the area under the ROC curve above 80 % true-positive rate, 0 to 0.20. It
+is a sum over the distinct scores of malignant lesions: the share of malignant lesions at a score, times the share of benign
+lesions below it. Weights of rows enter as plain sums, so a bootstrap resample costs one pass over rows sorted once.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from numpy.typing import ArrayLike, NDArray
 
 MIN_TPR = 0.80  # the competition scores the ROC curve above this true-positive rate
 TOP_K = 15  # the competition's second measure looks at this many lesions of each patient
-INTERVAL = (2.5, 97.5)  # percentiles of the bootstrap: a 95 % interval
+INTERVAL = (2.5, 97.5)  # percentiles of a 95 % bootstrap interval
 
 
 class InputError(ValueError):
-    """Bad input, told in one sentence: the file, column or row, what was found there, and the mend.
+    """Bad input, in one sentence: the option, file, column or row, what was found there, and what to do.
 
     Commands print the sentence and exit with status 2.
     """
@@ -38,78 +37,77 @@ class InputError(ValueError):
 
 
 class _Ranking:
-    """Labelled scores, sorted once, from which the ROC area follows for any whole-number weights of the groups of rows."""
+    """Scores sorted once, from which the ROC area follows for any whole-number weights of the groups of rows."""
 
-    def __init__(self, labels: NDArray[np.bool_], scores: NDArray[np.float64], groups: NDArray[np.intp]) -> None:
-        malignant, benign = np.flatnonzero(labels), np.flatnonzero(~labels)
-        benign = benign[np.argsort(scores[benign], kind="stable")]
-        levels, self._level_of_malignant = np.unique(scores[malignant], return_inverse=True)
-        self._groups_of_malignant = groups[malignant]
-        self._groups_of_benign = groups[benign]
-        self._benign_below = np.searchsorted(scores[benign], levels, side="left")
-        self._benign_up_to = np.searchsorted(scores[benign], levels, side="right")
+    def __init__(self, y_true: NDArray[np.bool_], y_score: NDArray[np.float64], codes: NDArray[np.intp]) -> None:
+        malignant, benign = np.flatnonzero(y_true), np.flatnonzero(~y_true)
+        benign = benign[np.argsort(y_score[benign], kind="stable")]
+        levels, self._level_of_malignant = np.unique(y_score[malignant], return_inverse=True)
+        self._group_of_malignant = codes[malignant]
+        self._group_of_benign = codes[benign]
+        self._benign_below = np.searchsorted(y_score[benign], levels, side="left")
+        self._benign_up_to = np.searchsorted(y_score[benign], levels, side="right")
 
     def areas(self, weights: NDArray[np.int64], *min_tprs: float) -> list[float]:
         """Area above each of ``min_tprs``, where a row of group g counts ``weights[g]`` times."""
-        benign = np.concatenate(([0], np.cumsum(weights[self._groups_of_benign])))
-        malignant = np.bincount(self._level_of_malignant, weights[self._groups_of_malignant], len(self._benign_below))
-        step = malignant / malignant.sum()  # malignant share given away at this score: 1 - TPR grows by it
+        benign = np.concatenate(([0], np.cumsum(weights[self._group_of_benign])))
+        malignant = np.bincount(self._level_of_malignant, weights[self._group_of_malignant], len(self._benign_below))
+        step = malignant / malignant.sum()  # 1 - TPR grows by it at this score
         reached = (np.cumsum(malignant) - malignant) / malignant.sum()  # 1 - TPR before the step
         specificity = benign[self._benign_below] / benign[-1]
         rise = benign[self._benign_up_to] / benign[-1] - specificity  # benign lesions tied with malignant ones
         areas = []
         for min_tpr in min_tprs:
-            # The part of each step that lies in the scored region; ties are a straight line, as in scikit-learn.
+            # The part of each step in the scored region; ties are a straight line, as in scikit-learn.
             part = np.clip(np.divide(1.0 - min_tpr - reached, step, out=np.zeros_like(step), where=step > 0), 0.0, 1.0)
             areas.append(float(np.sum(step * part * (specificity + rise * part / 2.0))))
         return areas
 
 
-def _checked(labels: ArrayLike, scores: ArrayLike, name: str = "scores") -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Labels as booleans and scores as float64, both of shape (rows,), or an InputError in one sentence."""
-    labels, scores = np.asarray(labels), np.asarray(scores)
-    if labels.ndim != 1 or labels.shape != scores.shape:
-        raise InputError(f"labels have shape {labels.shape} and {name} {scores.shape}; give one of each per row.")
-    known = pd.Series(labels).isin((0, 1)).to_numpy()
+def _checked(y_true: ArrayLike, y_score: ArrayLike, name: str = "y_score") -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Labels as booleans and scores as float64, both of shape (rows,); raises InputError where they are no such thing."""
+    y_true, y_score = np.asarray(y_true), np.asarray(y_score)
+    if y_true.ndim != 1 or y_true.shape != y_score.shape:
+        raise InputError(f"y_true has shape {y_true.shape} and {name} {y_score.shape}; give one of each per row.")
+    known = pd.Series(y_true).isin((0, 1)).to_numpy()
     if not known.all():
         row = int(np.argmin(known))
-        raise InputError(f"labels must be 0 (benign) or 1 (malignant), but row {row} is {labels.tolist()[row]!r}; mend it.")
+        raise InputError(f"y_true must be 0 (benign) or 1 (malignant), row {row} is {y_true.tolist()[row]!r}; correct it.")
     try:
-        scores = scores.astype(np.float64)
+        y_score = y_score.astype(np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} must be numbers ({error}); give one number per row.") from error
-    broken = ~np.isfinite(scores)
+    broken = ~np.isfinite(y_score)
     if broken.any():
         row = int(np.argmax(broken))
-        raise InputError(
-            f"{name}: {int(broken.sum())} of {len(scores)} are not finite, the first ({scores[row]}) at row {row}."
-        )
-    labels = labels.astype(bool)
-    if labels.all() or not labels.any():
-        raise InputError(f"all {len(labels)} labels are of one class; a ROC curve needs malignant and benign rows.")
-    return labels, scores
+        count = f"{int(broken.sum())} of {len(y_score)}"
+        raise InputError(f"{name}: {count} are not finite, the first ({y_score[row]}) at row {row}; give finite scores.")
+    y_true = y_true.astype(bool)
+    if y_true.all() or not y_true.any():
+        raise InputError(f"all {len(y_true)} labels are of one class; a ROC curve needs malignant and benign rows.")
+    return y_true, y_score
 
 
-def _codes_of(patients: ArrayLike, rows: int) -> NDArray[np.intp]:
-    """Patients numbered 0, 1, ... in the order of their first rows, shape (rows,)."""
-    patients = np.asarray(patients)
-    if patients.shape != (rows,):
-        raise InputError(f"patients have shape {patients.shape} and labels ({rows},); give one patient per row.")
-    codes, _ = pd.factorize(patients)
+def _codes_of(groups: ArrayLike, rows: int) -> NDArray[np.intp]:
+    """Groups numbered 0, 1, ... in the order of their first rows, shape (rows,)."""
+    groups = np.asarray(groups)
+    if groups.shape != (rows,):
+        raise InputError(f"groups have shape {groups.shape} and y_true ({rows},); give one patient per row.")
+    codes, _ = pd.factorize(groups)
     if (codes < 0).any():
-        raise InputError(f"patients: row {int(np.argmin(codes))} is missing; give every row a patient.")
+        raise InputError(f"groups: row {int(np.argmin(codes))} is missing; give every row a patient.")
     return codes
 
 
-def partial_auc(labels: ArrayLike, scores: ArrayLike, min_tpr: float = MIN_TPR) -> float:
-    """The competition's metric: area of the ROC curve above ``min_tpr`` true-positive rate, 0 to ``1 - min_tpr``.
+def partial_auc(y_true: ArrayLike, y_score: ArrayLike, min_tpr: float = MIN_TPR) -> float:
+    """The competition's metric: area under the ROC curve above ``min_tpr`` true-positive rate, 0 to ``1 - min_tpr``.
 
     Equal to the official "ISIC pAUC-aboveTPR" (flip labels and scores, ``roc_curve``, straight line to the false-positive
     rate ``1 - min_tpr``, trapezoid), on ties too. A constant score has 0.02, guessing 0.02 on average, the best 0.20.
 
     Args:
-        labels: 0 benign, 1 malignant, shape (rows,).
-        scores: finite numbers, higher for more suspicious, any scale, shape (rows,).
+        y_true: 0 benign, 1 malignant, shape (rows,).
+        y_score: finite numbers, higher for more suspicious, any scale, shape (rows,).
         min_tpr: where the scored region begins, at least 0 and below 1.
 
     Raises:
@@ -117,31 +115,31 @@ def partial_auc(labels: ArrayLike, scores: ArrayLike, min_tpr: float = MIN_TPR) 
     """
     if not 0.0 <= min_tpr < 1.0:
         raise InputError(f"min_tpr is {min_tpr}; give a true-positive rate of at least 0 and below 1.")
-    labels, scores = _checked(labels, scores)
-    ranking = _Ranking(labels, scores, np.zeros(len(labels), np.intp))
+    y_true, y_score = _checked(y_true, y_score)
+    ranking = _Ranking(y_true, y_score, np.zeros(len(y_true), np.intp))
     return ranking.areas(np.ones(1, np.int64), min_tpr)[0]
 
 
-def auc(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Area of the whole ROC curve, 0 to 1; arguments and errors as in ``partial_auc``."""
-    return partial_auc(labels, scores, min_tpr=0.0)
+def auc(y_true: ArrayLike, y_score: ArrayLike) -> float:
+    """Area under the whole ROC curve, 0 to 1; arguments and errors as in ``partial_auc``."""
+    return partial_auc(y_true, y_score, min_tpr=0.0)
 
 
-def _retrieval_per_patient(
-    labels: NDArray[np.bool_], scores: NDArray[np.float64], codes: NDArray[np.intp], k: int
+def _retrieval_per_group(
+    y_true: NDArray[np.bool_], y_score: NDArray[np.float64], codes: NDArray[np.intp], k: int
 ) -> NDArray[np.float64]:
-    """Share of each patient's malignant lesions among the k highest scored, shape (patients,); NaN if there are none."""
-    order = np.lexsort((labels, -scores, codes))  # within a patient: highest first, and benign first among equals
+    """Share of each group's malignant lesions among its k highest scores, shape (groups,); NaN if there are none."""
+    order = np.lexsort((y_true, -y_score, codes))  # within a group: highest first, and benign first among equals
     counts = np.bincount(codes)
     first = np.cumsum(counts) - counts
     rank = np.arange(len(codes)) - first[codes[order]]
-    found = np.bincount(codes[order], labels[order] & (rank < k))
-    malignant = np.bincount(codes, labels)
+    found = np.bincount(codes[order], y_true[order] & (rank < k))
+    malignant = np.bincount(codes, y_true)
     return np.divide(found, malignant, out=np.full(len(counts), np.nan), where=malignant > 0)
 
 
-def top_k_retrieval(labels: ArrayLike, scores: ArrayLike, patients: ArrayLike, k: int = TOP_K) -> float:
-    """Share of a patient's malignant lesions among the patient's k highest scored, mean over patients who have any.
+def top_k_retrieval(y_true: ArrayLike, y_score: ArrayLike, groups: ArrayLike, k: int = TOP_K) -> float:
+    """Share of a patient's malignant lesions among the patient's k highest scores, mean over patients who have any.
 
     The competition's second measure (its k is 15). Equal scores are ordered benign first, so a constant score is not
     flattered by the order of the rows.
@@ -149,23 +147,23 @@ def top_k_retrieval(labels: ArrayLike, scores: ArrayLike, patients: ArrayLike, k
     Raises:
         InputError: as ``partial_auc``, or a row without a patient.
     """
-    labels, scores = _checked(labels, scores)
-    return float(np.nanmean(_retrieval_per_patient(labels, scores, _codes_of(patients, len(labels)), k)))
+    y_true, y_score = _checked(y_true, y_score)
+    return float(np.nanmean(_retrieval_per_group(y_true, y_score, _codes_of(groups, len(y_true)), k)))
 
 
-def fold_mean(labels: ArrayLike, scores: ArrayLike, folds: ArrayLike) -> tuple[float, float]:
+def fold_mean(y_true: ArrayLike, y_score: ArrayLike, folds: ArrayLike) -> tuple[float, float]:
     """Mean and standard deviation (n - 1; NaN for one fold) of the partial AUC of each fold, ``folds`` of shape (rows,).
 
     Raises:
         InputError: as ``partial_auc``, naming the fold.
     """
-    labels, scores, folds = np.asarray(labels), np.asarray(scores), np.asarray(folds)
-    if not labels.shape == scores.shape == folds.shape:
-        raise InputError(f"labels, scores and folds have the shapes {labels.shape}, {scores.shape} and {folds.shape}.")
+    y_true, y_score, folds = np.asarray(y_true), np.asarray(y_score), np.asarray(folds)
+    if not y_true.shape == y_score.shape == folds.shape:
+        raise InputError(f"y_true, y_score and folds have shapes {y_true.shape}, {y_score.shape}, {folds.shape}.")
     values = []
     for fold in np.unique(folds):
         try:
-            values.append(partial_auc(labels[folds == fold], scores[folds == fold]))
+            values.append(partial_auc(y_true[folds == fold], y_score[folds == fold]))
         except InputError as error:
             raise InputError(f"fold {fold}: {error}") from error
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
@@ -185,7 +183,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Scores:
-    """What one score reaches: partial AUC (0 to 0.20), AUC (0 to 1) and top-15 retrieval (0 to 1)."""
+    """Measures of one score: partial AUC (0 to 0.20), AUC (0 to 1) and top-15 retrieval (0 to 1)."""
 
     pauc: Estimate
     auc: Estimate
@@ -194,7 +192,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Scores by name, measured on the same rows and the same resamples of patients."""
+    """Measures by name of score, on the same rows and the same resamples of patients."""
 
     scores: Mapping[str, Scores]
     rows: int
@@ -214,17 +212,17 @@ def _estimate(value: float, draws: NDArray[np.float64]) -> Estimate:
     return Estimate(float(value), float(low), float(high))
 
 
-def resampled_weights(labels: ArrayLike, codes: ArrayLike, samples: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Draws as many patients as there are, with replacement, and yields how often each was drawn, shape (patients,).
+def resampled_weights(y_true: ArrayLike, codes: ArrayLike, samples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Draws as many groups as there are, with replacement, and yields how often each was drawn, shape (groups,).
 
     Args:
-        labels: 0 or 1 (or booleans), shape (rows,).
-        codes: the patient of each row as 0, 1, ..., shape (rows,).
+        y_true: 0 or 1 (or booleans), shape (rows,).
+        codes: the group of each row as 0, 1, ..., shape (rows,).
         samples: how many resamples to yield; one that lacks a class is drawn again.
         seed: same seed, same resamples.
     """
     rng = np.random.default_rng(seed)
-    malignant, lesions = np.bincount(codes, labels), np.bincount(codes)
+    malignant, lesions = np.bincount(codes, y_true), np.bincount(codes)
     for _ in range(samples):
         weights = np.zeros(len(lesions), np.int64)
         while not 0 < weights @ malignant < weights @ lesions:
@@ -233,47 +231,47 @@ def resampled_weights(labels: ArrayLike, codes: ArrayLike, samples: int, seed: i
 
 
 def bootstrap_scores(
-    labels: ArrayLike, patients: ArrayLike, scores: Mapping[str, ArrayLike], samples: int = 1000, seed: int = 0
+    y_true: ArrayLike, groups: ArrayLike, y_scores: Mapping[str, ArrayLike], samples: int = 1000, seed: int = 0
 ) -> ScoreTable:
     """Partial AUC, AUC and top-15 retrieval of each score with 95 % percentile intervals, resampling whole patients.
 
     Lesions of one patient resemble each other, so resampling rows would give intervals that are too narrow.
 
     Args:
-        labels: 0 benign, 1 malignant, shape (rows,).
-        patients: patient of each row, any type, shape (rows,).
-        scores: name -> finite numbers of shape (rows,). All are measured on one set of resamples.
+        y_true: 0 benign, 1 malignant, shape (rows,).
+        groups: patient of each row, any type, shape (rows,).
+        y_scores: name -> finite numbers of shape (rows,). All are measured on the same resamples.
         samples: resamples of the patients, at least 1.
         seed: same rows in the same order and same seed, same table.
 
     Raises:
         InputError: as ``partial_auc``, naming the score; a row without a patient; no score; no resample.
     """
-    if not scores or samples < 1:
-        raise InputError(f"{len(scores)} scores and {samples} resamples were asked for; give at least one of each.")
-    checked = {name: _checked(labels, values, f"scores of {name!r}") for name, values in scores.items()}
+    if not y_scores or samples < 1:
+        raise InputError(f"{len(y_scores)} scores and {samples} resamples were asked for; give at least one of each.")
+    checked = {name: _checked(y_true, y_score, f"scores of {name!r}") for name, y_score in y_scores.items()}
     truth = next(iter(checked.values()))[0]
-    codes = _codes_of(patients, len(truth))
-    rankings = {name: _Ranking(truth, values, codes) for name, (_, values) in checked.items()}
-    retrieved = {name: _retrieval_per_patient(truth, values, codes, TOP_K) for name, (_, values) in checked.items()}
+    codes = _codes_of(groups, len(truth))
+    rankings = {name: _Ranking(truth, y_score, codes) for name, (_, y_score) in checked.items()}
+    retrieved = {name: _retrieval_per_group(truth, y_score, codes, TOP_K) for name, (_, y_score) in checked.items()}
     with_malignant = np.flatnonzero(~np.isnan(next(iter(retrieved.values()))))
 
     def measures(name: str, weights: NDArray[np.int64]) -> list[float]:
         top15 = np.average(retrieved[name][with_malignant], weights=weights[with_malignant])
         return [*rankings[name].areas(weights, MIN_TPR, 0.0), float(top15)]
 
-    draws = {name: np.empty((samples, 3)) for name in scores}
+    draws = {name: np.empty((samples, 3)) for name in y_scores}
     for sample, weights in enumerate(resampled_weights(truth, codes, samples, seed)):
-        for name in scores:
+        for name in y_scores:
             draws[name][sample] = measures(name, weights)
     once = np.ones(int(codes.max()) + 1, np.int64)
     return ScoreTable(
-        scores={name: Scores(*map(_estimate, measures(name, once), draws[name].T)) for name in scores},
+        scores={name: Scores(*map(_estimate, measures(name, once), draws[name].T)) for name in y_scores},
         rows=len(truth),
         malignant=int(truth.sum()),
         patients=len(once),
         samples=samples,
-        paucs={name: draws[name][:, 0] for name in scores},
+        paucs={name: draws[name][:, 0] for name in y_scores},
     )
 
 
@@ -296,8 +294,8 @@ def format_table(table: ScoreTable) -> str:
 def set_seed(seed: int) -> None:
     """Seeds Python, NumPy and, where Keras is installed, Keras with its backend.
 
-    Keras is imported here and not above, because that takes seconds: a stage without a network need not call this, and
-    hands its seed to what it uses (CatBoost, ``numpy.random.default_rng``).
+    Importing Keras takes seconds: a stage without a network passes its seed to what it uses (CatBoost,
+    ``numpy.random.default_rng``) instead.
     """
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - libraries that draw from NumPy's global state must be repeatable too
@@ -308,7 +306,7 @@ def set_seed(seed: int) -> None:
 
 
 def log(text: str) -> None:
-    """One line on standard output, at once, without a time stamp: two runs can be compared line by line."""
+    """Prints one line at once, without a time stamp: the output of two runs can be compared line by line."""
     print(text, flush=True)
 
 

@@ -1,5 +1,5 @@
 import argparse
-import json
+import ast
 import math
 import random
 import sys
@@ -106,7 +106,7 @@ def test_only_the_order_of_scores_counts(rows):
         ([0, 1, math.nan], [0.1, 0.2, 0.3], "row 2 is nan"),
         (["0", "1"], [0.1, 0.2], "row 0 is '0'"),
         (pd.Series([0, 1, pd.NA], dtype="Int64"), [0.1, 0.2, 0.3], "row 2 is nan"),
-        ([0, 1], [0.1, 0.2, 0.3], r"shape \(2,\) and scores \(3,\)"),
+        ([0, 1], [0.1, 0.2, 0.3], r"shape \(2,\) and y_score \(3,\)"),
         ([0, 1], ["low", "high"], "must be numbers.*'low'"),
     ],
 )
@@ -141,7 +141,7 @@ def test_top_k_retrieval_gives_ties_to_the_benign_lesions():
 def test_top_k_retrieval_needs_every_patient():
     with pytest.raises(InputError, match="row 1 is missing"):
         utils.top_k_retrieval([1, 0], [1, 2], ["a", None])
-    with pytest.raises(InputError, match=r"patients have shape \(1,\)"):
+    with pytest.raises(InputError, match=r"groups have shape \(1,\)"):
         utils.top_k_retrieval([1, 0], [1, 2], ["a"])
 
 
@@ -202,7 +202,7 @@ def test_same_seed_same_table():
     assert (table.rows, table.malignant, table.patients, table.samples) == (240, 20, 30, 40)
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+def test_the_interval_covers_the_truth_as_often_as_its_level():
     truth = NormalDist().cdf(1.5 / math.sqrt(2))  # two normals 1.5 apart, one lesion in eight malignant
     covered = []
     for seed in range(1, 101):
@@ -236,8 +236,8 @@ def test_resamples_without_both_classes_are_drawn_again():
 
 
 def test_bootstrap_names_the_score_that_it_cannot_use():
-    with pytest.raises(InputError, match="scores of 'fusion': 1 of 2 are not finite"):
-        utils.bootstrap_scores([0, 1], ["a", "b"], {"tabular": [0, 1], "fusion": [0, math.nan]})
+    with pytest.raises(InputError, match="scores of 'network': 1 of 2 are not finite"):
+        utils.bootstrap_scores([0, 1], ["a", "b"], {"tabular": [0, 1], "network": [0, math.nan]})
     with pytest.raises(InputError, match="0 scores"):
         utils.bootstrap_scores([0, 1], ["a", "b"], {})
     with pytest.raises(InputError, match="0 resamples"):
@@ -315,30 +315,14 @@ def test_options_have_one_name_everywhere(capsys):
     assert "--artifacts" in capsys.readouterr().err
 
 
-def test_say_prints_the_line_and_nothing_else(capsys):
+def test_log_prints_the_line_and_nothing_else(capsys):
     utils.log("5 folds, 1,042 patients")
     assert capsys.readouterr().out == "5 folds, 1,042 patients\n"
 
 
-def test_csv_keeps_every_float32(tmp_path):
-    values = np.random.default_rng(0).normal(size=1000).astype(np.float32) * np.float32(1e-5)
-    utils.write_csv(tmp_path / "oof.csv", pd.DataFrame({"isic_id": [f"ISIC_{row:07d}" for row in range(1000)], "x": values}))
-    assert np.array_equal(pd.read_csv(tmp_path / "oof.csv")["x"].to_numpy(np.float32), values)
-    assert (tmp_path / "oof.csv").read_bytes().startswith(b"isic_id,x\nISIC_0000000,")
-    assert [path.name for path in tmp_path.iterdir()] == ["oof.csv"]
-
-
-def test_json_keeps_its_order_and_is_json(tmp_path):
-    content = {
-        "z": np.float32(0.5),
-        "a": np.arange(2),
-        "path": Path("x"),
-        "sd": math.nan,
-        "on": np.bool_(True),
-        3: (1, None),
-    }
-    utils.write_json(tmp_path / "new" / "run.json", content)
-    text = (tmp_path / "new" / "run.json").read_text()
-    assert text.startswith('{\n "z": 0.5,\n "a": [')
-    assert text.endswith("}\n")
-    assert json.loads(text) == {"z": 0.5, "a": [0, 1], "path": "x", "sd": None, "on": True, "3": [1, None]}
+def test_utils_imports_nothing_of_the_project():
+    modules = list(ast.walk(ast.parse(Path(utils.__file__).read_text(encoding="utf-8"))))
+    imported = {alias.name.split(".")[0] for node in modules if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module.split(".")[0] for node in modules if isinstance(node, ast.ImportFrom)}
+    root = Path(utils.__file__).parent
+    assert not {name for name in imported if (root / name).is_dir() or (root / f"{name}.py").is_file()}

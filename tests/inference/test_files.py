@@ -1,10 +1,15 @@
 import hashlib
+import json
+import math
 import os
 import stat
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from inference.files import replacing, sha256_of
+from inference.files import replacing, sha256_of, write_csv, write_json
 from utils import InputError
 
 
@@ -73,3 +78,27 @@ def test_sha256_is_that_of_the_bytes(tmp_path):
     assert sha256_of(tmp_path / "weights") == hashlib.sha256(content).hexdigest()
     (tmp_path / "empty").touch()
     assert sha256_of(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def test_csv_keeps_every_float32(tmp_path):
+    values = np.random.default_rng(0).normal(size=1000).astype(np.float32) * np.float32(1e-5)
+    write_csv(tmp_path / "oof.csv", pd.DataFrame({"isic_id": [f"ISIC_{row:07d}" for row in range(1000)], "x": values}))
+    assert np.array_equal(pd.read_csv(tmp_path / "oof.csv")["x"].to_numpy(np.float32), values)
+    assert (tmp_path / "oof.csv").read_bytes().startswith(b"isic_id,x\nISIC_0000000,")
+    assert [path.name for path in tmp_path.iterdir()] == ["oof.csv"]
+
+
+def test_json_keeps_its_order_and_is_json(tmp_path):
+    content = {
+        "z": np.float32(0.5),
+        "a": np.arange(2),
+        "path": Path("x"),
+        "sd": math.nan,
+        "on": np.bool_(True),
+        3: (1, None),
+    }
+    write_json(tmp_path / "new" / "run.json", content)
+    text = (tmp_path / "new" / "run.json").read_text()
+    assert text.startswith('{\n "z": 0.5,\n "a": [')
+    assert text.endswith("}\n")
+    assert json.loads(text) == {"z": 0.5, "a": [0, 1], "path": "x", "sd": None, "on": True, "3": [1, None]}
