@@ -14,7 +14,7 @@ from catboost import CatBoostClassifier, CatBoostError, Pool
 
 from inference.features import MODEL_CATEGORIES
 from inference.tabular import tabular_logits
-from scale.parallel import run_tasks, share_of_cores
+from scale.parallel import Progress, run_tasks, share_of_cores
 from train.config import TabularConfig
 from train.folds import HOLDOUT
 from utils import InputError
@@ -59,7 +59,7 @@ def cross_validate(
         (features.iloc[kept], labels[kept], config.parameters, config.seed + 1000 * number + seed)
         for (number, seed), (kept, _) in zip(tasks, samples, strict=True)
     )
-    trained = run_tasks(train_model, arguments, len(tasks), desc="CatBoost", unit="model", progress=progress)
+    trained = run_tasks(train_model, arguments, len(tasks), progress=Progress("CatBoost", "model", progress))
     models = [
         FoldModel(number, seed, model, float(np.log(share)))
         for (number, seed), (_, share), model in zip(tasks, samples, trained, strict=True)

@@ -6,7 +6,7 @@ import pytest
 from evaluation.studies.ablation import main, measure, steps
 from inference.features import build_features
 from inference.schema import HOSPITAL, TARGET
-from train.config import Recipe
+from train.config import TabularConfig
 from train.cross_validation import cross_validate
 from train.folds import assign_folds
 from utils import InputError
@@ -28,7 +28,7 @@ def table_of(text):
 
 def test_steps_add_columns_and_the_last_two_take_some_away(metadata):
     features = build_features(metadata)
-    columns = [[name for name in features if step.columns(name)] for step in steps(Recipe(SMALL))]
+    columns = [[name for name in features if step.columns(name)] for step in steps(TabularConfig(SMALL))]
     raw, engineered, context, sampled, recipe, without_hospital, without_context = map(set, columns)
     assert raw < engineered < context == sampled == recipe == set(features)
     assert recipe - without_hospital == {HOSPITAL}
@@ -37,7 +37,7 @@ def test_steps_add_columns_and_the_last_two_take_some_away(metadata):
 
 
 def test_only_the_sampling_and_the_seeds_differ_between_their_steps():
-    recipes = [step.recipe for step in steps(Recipe(SMALL, seeds=4, negatives_per_positive=7))]
+    recipes = [step.recipe for step in steps(TabularConfig(SMALL, seeds=4, negatives_per_positive=7))]
     assert [(each.seeds, each.negatives_per_positive) for each in recipes[:5]] == [(1, np.inf)] * 3 + [(1, 7), (4, 7)]
     assert recipes[5] == recipes[6] == recipes[4]
 
@@ -45,10 +45,11 @@ def test_only_the_sampling_and_the_seeds_differ_between_their_steps():
 def test_a_step_is_an_ordinary_cross_validation(metadata):
     features, labels = build_features(metadata), metadata[TARGET].to_numpy()
     folds = {seed: assign_folds(metadata, 2, np.zeros(len(labels), dtype=bool), seed) for seed in (0, 5)}
-    measured = measure(steps(Recipe(SMALL))[2], features, labels, folds)
+    measured = measure(steps(TabularConfig(SMALL))[2], features, labels, folds)
     assert measured.features == features.shape[1]
     for seed, logits in zip(folds, measured.logits, strict=True):
-        _, expected = cross_validate(features, labels, folds[seed], Recipe(SMALL, 1, np.inf, seed), progress=False)
+        config = TabularConfig(SMALL, 1, np.inf, seed)
+        expected = cross_validate(features, labels, folds[seed], config, progress=False).logits
         np.testing.assert_array_equal(logits, expected)
 
 
