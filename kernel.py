@@ -9,15 +9,15 @@ On Kaggle it is run without arguments:
 Contents (line numbers):
        59  utils.py
        70  inference/files.py
-      134  inference/schema.py
-      357  inference/features.py
-      656  inference/artifacts.py
-      714  inference/tabular.py
-      772  inference/images.py
-      953  inference/network.py
-     1212  inference/run_log.py
-     1336  inference/scoring.py
-     1502  inference/submission.py
+      140  inference/schema.py
+      384  inference/features.py
+      683  inference/artifacts.py
+      759  inference/tabular.py
+      817  inference/images.py
+      998  inference/network.py
+     1274  inference/run_log.py
+     1398  inference/scoring.py
+     1564  inference/submission.py
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import metadata as installed
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 # ===========================================================================================================================
 
 class InputError(ValueError):
-    """Bad input, told in one sentence: the file, column or row, what was found there, and the mend.
+    """Bad input, in one sentence: the option, file, column or row, what was found there, and what to do.
 
     Commands print the sentence and exit with status 2.
     """
@@ -105,10 +105,16 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_csv(path: Path, frame: pd.DataFrame) -> None:
-    """Writes ``frame`` without its index; nine digits carry a float32 without loss. Raises InputError if it cannot."""
+def write_csv(path: Path, frame: pd.DataFrame, float_format: str | None = "%.9g") -> None:
+    """Writes ``frame`` without its index. Raises InputError if it cannot.
+
+    Args:
+        path: the file.
+        frame: the table; a missing value becomes an empty cell.
+        float_format: nine digits carry a float32 without loss; None writes as many digits as a number has.
+    """
     with replacing(path) as temporary:
-        frame.to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
+        frame.to_csv(temporary, index=False, float_format=float_format, lineterminator="\n")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -239,7 +245,7 @@ def read_metadata(path: Path, *, labelled: bool) -> pd.DataFrame:
         InputError: the file is missing or is no CSV; a column is missing or renamed; an isic_id is duplicated; an isic_id
             or patient_id is empty; a number is no number; a label is not 0 or 1.
     """
-    frame = _read_csv(path)
+    frame = read_table(path)
     required = [ID, PATIENT] + ([TARGET] if labelled else [])
     _check_columns(frame, required, path.name)
     frame = frame[[name for name in TRAIN_COLUMNS if name in frame and (labelled or name != TARGET)]].copy()
@@ -265,7 +271,7 @@ def read_metadata_leniently(path: Path) -> tuple[pd.DataFrame, dict[str, int]]:
     Raises:
         InputError: the file is missing, is no CSV, or has no isic_id column.
     """
-    return repaired(_read_csv(path), path.name)
+    return repaired(read_table(path), path.name)
 
 
 def repaired(frame: pd.DataFrame, file_name: str) -> tuple[pd.DataFrame, dict[str, int]]:
@@ -307,13 +313,34 @@ def repaired(frame: pd.DataFrame, file_name: str) -> tuple[pd.DataFrame, dict[st
     return frame, {name: count for name, count in repairs.items() if count}
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    """The file as text in id and category columns, whatever pandas makes of the others."""
+def read_scores(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Reads ``columns`` of a table with one row per lesion: folds, out-of-fold logits, a submission, true scores.
+
+    Returns:
+        The columns in the order asked for, indexed by isic_id (str), rows in the order of the file.
+
+    Raises:
+        InputError: the file is missing or no CSV, lacks isic_id or a column, or has an isic_id twice.
+    """
+    frame = read_table(path)
+    for name in (ID, *columns):
+        if name not in frame:
+            raise InputError(f"{path} has no column {name!r}; its columns are {_listed(frame.columns)}.")
+    _refuse_rows(frame, frame[ID].duplicated(), ID, path.name, "occurs twice; keep one row per lesion")
+    return frame.set_index(ID)[list(columns)]
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Reads a CSV file, unchecked: ids and categories as text, other columns as pandas infers them.
+
+    Raises:
+        InputError: the file is missing or no CSV.
+    """
     text = {column.name: "str" for column in COLUMNS if column.kind in ("id", "category")}
     try:
         return pd.read_csv(path, dtype=text, low_memory=False, index_col=False)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise InputError(f"{path.name} is not in {path.parent}; give the folder of the competition's files.") from error
+        raise InputError(f"{path.name} is not in {path.parent}; give the folder that holds it.") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{path} cannot be read as CSV ({reason}); fetch it again.") from error
@@ -661,14 +688,32 @@ def neighbour_distances(points: np.ndarray, space: np.ndarray) -> np.ndarray:
 ``manifest.json`` is the folder's index. A file that it does not name, or whose SHA-256 differs, is never opened.
 """
 
+#: Raised by one whenever a kernel of the older format could not read the newer.
+FORMAT = "slice-3d-fusion/3"
 MANIFEST = "manifest.json"
 FOLDS = "folds.csv"
 OOF_TABULAR = "oof_tabular.csv"
 OOF_FUSION = "oof_fusion.csv"
-#: Raised by one whenever a kernel of the older format could not read the newer.
-FORMAT = "slice-3d-fusion/3"
+OOF_IMAGE_ONLY = "oof_image_only.csv"
+OOF_TABULAR_ONLY = "oof_tabular_only.csv"
 
 Manifest = dict[str, Any]
+
+
+def tabular_model_file(fold: int, seed: int) -> str:
+    """Name of a CatBoost model's file."""
+    return f"tabular_fold{fold}_seed{seed}.cbm"
+
+
+def fold_of_tabular_model(name: str) -> int | None:
+    """The fold in a name as ``tabular_model_file`` gives it; None for any other name."""
+    found = re.fullmatch(r"tabular_fold(\d+)_seed\d+\.cbm", name)
+    return int(found[1]) if found else None
+
+
+def fold_network_file(fold: int) -> str:
+    """Name of a fold network's weights file."""
+    return f"fusion_fold{fold}.weights.h5"
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -686,7 +731,7 @@ def load_manifest(folder: Path) -> Manifest:
         raise InputError(f"{path} is not JSON ({error}); train or copy the artifacts again.") from error
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
-        raise InputError(f"{path} is of format {found!r}, this code reads {FORMAT!r}; train again with this version.")
+        raise InputError(f"{path} has format {found!r}, this version reads {FORMAT!r}; train again.")
     return manifest
 
 
@@ -953,22 +998,21 @@ def cores() -> int:
 # inference/network.py
 # ===========================================================================================================================
 
-"""The fusion network: ResNet50 looks at the crop, and corrects CatBoost's opinion.
+"""The fusion network: ResNet50 on the crop, beside the tabular logit.
 
-    final logits = tabular logits + correction(crop, tabular logits)
+    final logit = tabular logit + correction(crop, tabular logit)
 
-The correction's last layer starts at zero, so before the first training step the network *is* the tabular model and can
-only move away from it where pixels say so. Its weights are loaded into this code, never a saved configuration: those break
-between Keras versions.
+The correction's last layer starts at zero: before the first training step the network is the tabular model. What is saved
+are weights, and the network is built by this code: saved Keras models break between versions.
 """
 
 # TensorFlow and Keras are imported where they are used: they take seconds, and the kernel must reach its tabular
 # submission even where they cannot be imported. These settings are read at that first import.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# By itself TensorFlow uses oneDNN only where the processor has AVX-512; it is several times faster without that, too.
+# TensorFlow's default is oneDNN only on processors with AVX-512; it is several times faster on others, too.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-# One network after another is traced, by design; TensorFlow would warn of it on every fold.
+# Each fold's network is traced anew, by design; TensorFlow would warn of it.
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 #: ResNet50 was trained on BGR pixels less the ImageNet mean (keras.applications, "caffe" mode).
@@ -979,28 +1023,46 @@ CPU = "/device:CPU:0"
 State = tuple[list, list]
 
 
-def build_network(
-    image_size: int,
-    *,
-    inputs: Sequence[str] = ("crop", "tabular"),
-    tabular_mean: float = 0.0,
-    tabular_std: float = 1.0,
-    head_units: int = 64,
-    head_dropout: float = 0.2,
-    base_logit: float = 0.0,
-    backbone_weights: str | None = None,
-) -> keras.Model:
-    """Builds the network, uncompiled.
+@dataclass(frozen=True)
+class NetworkConfig:
+    """What a network is built from; kept in the manifest as "settings".
 
     Args:
         image_size: width and height of the crops, pixels; at least 32.
-        inputs: ("crop", "tabular") for the fusion; ("crop",) for the image alone; ("tabular",) for the opinion alone.
-        tabular_mean: mean of the tabular logits in training, for the head's copy of it.
+        inputs: ("crop", "tabular") for the fusion; ("crop",) for the image alone; ("tabular",) for the tabular logit alone.
+        tabular_mean: mean of the tabular logits in training; the head gets standardised ones.
         tabular_std: their standard deviation.
         head_units: width of the head.
-        head_dropout: share of the head that rests in each training step.
-        base_logit: where the image alone starts: the logits of the prevalence. The fusion starts from the tabular
-            score and ignores it.
+        head_dropout: dropout rate of the head.
+        base_logit: initial logit of a network without the input "tabular": that of the prevalence. Otherwise ignored.
+    """
+
+    image_size: int
+    inputs: tuple[str, ...] = ("crop", "tabular")
+    tabular_mean: float = 0.0
+    tabular_std: float = 1.0
+    head_units: int = 64
+    head_dropout: float = 0.2
+    base_logit: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON keeps it."""
+        return asdict(self) | {"inputs": list(self.inputs)}
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any]) -> NetworkConfig:
+        """From what ``to_dict`` gave; raises InputError if it is anything else."""
+        try:
+            return cls(**settings | {"inputs": tuple(settings.get("inputs", cls.inputs))})
+        except TypeError as error:
+            raise InputError(f"the network settings {settings} are not of this version ({error}); train again.") from error
+
+
+def build_network(config: NetworkConfig, backbone_weights: str | None = None) -> keras.Model:
+    """Builds the network, uncompiled.
+
+    Args:
+        config: what to build.
         backbone_weights: None for random weights, "imagenet", or the path of a ResNet50 weights file without its top.
 
     Returns:
@@ -1008,17 +1070,18 @@ def build_network(
         float32 of shape (batch, 1).
 
     Raises:
-        InputError: image_size is below 32.
+        InputError: the image size is below 32.
     """
     import keras
     from keras import layers
 
-    if image_size < SMALLEST_IMAGE:
-        raise InputError(f"image size {image_size} is too small for ResNet50; use at least {SMALLEST_IMAGE}.")
-    asked, seen = {}, []
-    if "crop" in inputs:
-        asked["crop"] = keras.Input((image_size, image_size, 3), name="crop", dtype="uint8")
-        pixels = layers.Rescaling(1.0, name="float_pixels", dtype="float32")(asked["crop"])
+    if config.image_size < SMALLEST_IMAGE:
+        raise InputError(f"image size {config.image_size} is too small for ResNet50; use at least {SMALLEST_IMAGE}.")
+    inputs, features = {}, []
+    if "crop" in config.inputs:
+        shape = (config.image_size, config.image_size, 3)
+        inputs["crop"] = keras.Input(shape, name="crop", dtype="uint8")
+        pixels = layers.Rescaling(1.0, name="float_pixels", dtype="float32")(inputs["crop"])
         bgr = keras.ops.flip(pixels, axis=-1)
         mean = [-level for level in IMAGENET_MEAN_BGR]
         centred = layers.Rescaling(1.0, offset=mean, name="less_imagenet_mean", dtype="float32")(bgr)
@@ -1026,37 +1089,37 @@ def build_network(
             include_top=False,
             weights=backbone_weights,
             # Named here: Keras would count its inputs, and weights files keep the name.
-            input_tensor=keras.Input((image_size, image_size, 3), name="centred_pixels"),
+            input_tensor=keras.Input(shape, name="centred_pixels"),
             pooling="avg",
             name="resnet50",
         )
-        seen.append(backbone(centred))
-    if "tabular" in inputs:
-        asked["tabular"] = keras.Input((1,), name="tabular", dtype="float32")
-        offset = -tabular_mean / tabular_std
-        standardised = layers.Rescaling(1.0 / tabular_std, offset=offset, name="standardised_opinion", dtype="float32")
-        seen.append(standardised(asked["tabular"]))
+        features.append(backbone(centred))
+    if "tabular" in config.inputs:
+        inputs["tabular"] = keras.Input((1,), name="tabular", dtype="float32")
+        scale, offset = 1.0 / config.tabular_std, -config.tabular_mean / config.tabular_std
+        standardised = layers.Rescaling(scale, offset=offset, name="standardised_tabular_logit", dtype="float32")
+        features.append(standardised(inputs["tabular"]))
     # The head computes in float32 whatever the backbone does: its small corrections would drown in half precision.
-    joined = layers.Concatenate(name="crop_and_opinion", dtype="float32")(seen) if len(seen) > 1 else seen[0]
-    hidden = layers.Dense(head_units, activation="relu", name="head", dtype="float32")(joined)
-    hidden = layers.Dropout(head_dropout, name="head_dropout", dtype="float32")(hidden)
-    start = keras.initializers.Constant(0.0 if "tabular" in inputs else base_logit)
-    correction = layers.Dense(1, kernel_initializer="zeros", bias_initializer=start, dtype="float32", name="correction")(
-        hidden
-    )
-    if "tabular" not in inputs:
-        return keras.Model(asked, correction, name="image_only")
-    logits = layers.Add(dtype="float32", name="final_logits")([asked["tabular"], correction])
-    return keras.Model(asked, logits, name="fusion" if "crop" in inputs else "tabular_only")
+    join = layers.Concatenate(name="crop_and_tabular_logit", dtype="float32")
+    joined = join(features) if len(features) > 1 else features[0]
+    hidden = layers.Dense(config.head_units, activation="relu", name="head", dtype="float32")(joined)
+    hidden = layers.Dropout(config.head_dropout, name="head_dropout", dtype="float32")(hidden)
+    bias = keras.initializers.Constant(0.0 if "tabular" in config.inputs else config.base_logit)
+    last = layers.Dense(1, kernel_initializer="zeros", bias_initializer=bias, name="correction", dtype="float32")
+    correction = last(hidden)
+    if "tabular" not in config.inputs:
+        return keras.Model(inputs, correction, name="image_only")
+    logits = layers.Add(dtype="float32", name="final_logits")([inputs["tabular"], correction])
+    return keras.Model(inputs, logits, name="fusion" if "crop" in config.inputs else "tabular_only")
 
 
-def load_network(settings: dict, weights: Path) -> keras.Model:
-    """Rebuilds a trained network from the manifest's settings and loads its weights.
+def load_network(config: NetworkConfig, weights: Path) -> keras.Model:
+    """Rebuilds a trained network and loads its weights.
 
     Raises:
         InputError: the weights do not fit the network.
     """
-    network = build_network(**settings)
+    network = build_network(config)
     _load_weights(network, weights)
     return network
 
@@ -1075,7 +1138,7 @@ def _load_weights(network: keras.Model, weights: Path) -> None:
     try:
         try:
             network.load_weights(weights)
-        except OSError:  # locked, by somebody or by a file system that knows no locks: a copy of our own is not
+        except OSError:  # a lock of another process, or a file system without locks: a copy has neither problem
             with tempfile.TemporaryDirectory() as folder:
                 network.load_weights(shutil.copy(weights, folder))
     except (ValueError, OSError, KeyError) as error:
@@ -1102,16 +1165,15 @@ def devices() -> list[str]:
 
 
 class Ensemble:
-    """Fold networks as one function of a batch: each crop goes once to every network, shared out over all accelerators.
+    """Fold networks as one function of a batch: the mean of their logits, on all accelerators.
 
-    The networks are one network with the weights of each in turn: building and tracing a ResNet50 takes seconds, and what
-    differs between folds is numbers.
+    One network is built and traced, which takes seconds, and run with the weights of each fold in turn.
 
     Args:
         network: as ``build_network`` makes it.
         states: the weights of each fold, as ``load_state`` gives them; the network's own, if not given.
         places: logical devices that share a batch.
-        note: told, like ``Run.fall_back``, when memory does not suffice: what, how often, and a sentence.
+        note: called, as ``Run.fall_back`` is, when memory does not suffice: reason, count and a sentence.
     """
 
     def __init__(
@@ -1119,7 +1181,7 @@ class Ensemble:
         network: keras.Model,
         states: Sequence[State] | None = None,
         places: Sequence[str] = (CPU,),
-        note: Callable[[str, int, str], None] = lambda what, count, text: None,
+        note: Callable[[str, int, str], None] = lambda reason, count, text: None,
     ) -> None:
         import tensorflow as tf
 
@@ -1130,64 +1192,64 @@ class Ensemble:
         # Of any number of crops, so that the last, smaller batch is not traced anew.
         batch = tf.TensorSpec((None, *size), tf.uint8), tf.TensorSpec((None, 1), tf.float32)
         state = tuple([tf.TensorSpec(value.shape, value.dtype) for value in group] for group in _variables(network))
-        # Traced here: a tf.function that is called would compare hundreds of weights to what it knows, each time.
+        # Traced once: calling a tf.function would compare hundreds of weights with its signature each time.
         self._one = tf.function(self._logits_of_one).get_concrete_function(*batch, state)
         self._states = [_state_of(network)] if states is None else list(states)
         self.functions = {place: self._function_on(place) for place in places}
 
-    def _logits_of_one(self, crops, opinion, state: State):
-        batch = {name: {"crop": crops, "tabular": opinion}[name] for name in self._names}
+    def _logits_of_one(self, crops, tabular, state: State):
+        batch = {name: {"crop": crops, "tabular": tabular}[name] for name in self._names}
         return self._network.stateless_call(*state, batch, training=False)[0]
 
     def _function_on(self, place: str) -> Callable:
-        """The mean of all folds' logits of (crops, opinion), on a device; what it returns may still be under way."""
+        """The mean of all folds' logits of (crops, tabular) on a device; what it returns may not be computed yet."""
         import tensorflow as tf
 
         with tf.device(place):
             states = [tf.nest.map_structure(tf.identity, state) for state in self._states]
 
-        def mean(crops, opinion):
+        def mean(crops, tabular):
             with tf.device(place):
-                return tf.add_n([self._one(crops, opinion, state) for state in states]) / len(states)
+                return tf.add_n([self._one(crops, tabular, state) for state in states]) / len(states)
 
         return mean
 
-    def logits(self, crops, opinion) -> np.ndarray:
-        """Mean logits, float64 of shape (rows,), of crops uint8 (rows, size, size, 3) and opinions float32 (rows, 1).
+    def logits(self, crops, tabular) -> np.ndarray:
+        """Mean logits, float64 of shape (rows,), of crops uint8 (rows, size, size, 3) and tabular logits float32 (rows, 1).
 
-        Where memory does not suffice, by halves from then on, in the end one by one, at last on the CPU.
+        Where memory does not suffice, the batch is halved, down to one crop; then the CPU computes.
         """
         import tensorflow as tf
 
-        crops, opinion = tf.convert_to_tensor(crops), tf.convert_to_tensor(opinion)
+        crops, tabular = tf.convert_to_tensor(crops), tf.convert_to_tensor(tabular)
         found, start = [], 0
         while start < len(crops):
             rows = slice(start, start + (self._at_once or len(crops)))
             try:
-                found.append(self._shared(crops[rows], opinion[rows]))
+                found.append(self._shared(crops[rows], tabular[rows]))
                 start = rows.stop
             except tf.errors.ResourceExhaustedError:
                 self._take_less(len(crops[rows]))
         return np.concatenate(found).astype("float64")
 
-    def _shared(self, crops, opinion) -> np.ndarray:
+    def _shared(self, crops, tabular) -> np.ndarray:
         """A batch that fits into memory: a part on each device, all started before the first one is waited for."""
         parts = np.array_split(np.arange(len(crops)), len(self.functions))
         results = []
         for function, part in zip(self.functions.values(), parts, strict=True):
             if len(part):
                 rows = slice(part[0], part[-1] + 1)
-                results.append(function(crops[rows], opinion[rows]))
+                results.append(function(crops[rows], tabular[rows]))
         return np.concatenate([result.numpy() for result in results])[:, 0]
 
     def _take_less(self, tried: int) -> None:
-        """Half of what was tried from now on; of a single crop, the CPU."""
+        """Halves the number of crops computed at once; after a single crop, changes to the CPU."""
         if tried > 1:
             self._at_once = tried // 2
-            self._note("accelerator memory", 1, f"{tried} crops did not fit; {self._at_once} at a time from here on.")
+            self._note("accelerator_memory", 1, f"{tried} crops did not fit; {self._at_once} at a time from now on.")
         elif list(self.functions) != [CPU]:
             self.functions = {CPU: self._function_on(CPU)}
-            self._note("accelerator memory", 1, "a single crop did not fit; the CPU goes on.")
+            self._note("accelerator_memory", 1, "a single crop did not fit; the CPU computes from now on.")
         else:
             raise MemoryError("a single crop does not fit into the memory of the CPU")
 
@@ -1485,7 +1547,7 @@ def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> Ensembl
     places = devices()
     run.log("building the network")
     with tf.device(CPU):
-        network, states = build_network(**manifest["network"]["settings"]), []
+        network, states = build_network(NetworkConfig.from_dict(manifest["network"]["settings"])), []
         for name in manifest["network"]["weights"]:
             try:
                 states.append(load_state(network, checked_file(artifacts, manifest, name)))

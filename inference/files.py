@@ -50,10 +50,16 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_csv(path: Path, frame: pd.DataFrame) -> None:
-    """Writes ``frame`` without its index; nine digits carry a float32 without loss. Raises InputError if it cannot."""
+def write_csv(path: Path, frame: pd.DataFrame, float_format: str | None = "%.9g") -> None:
+    """Writes ``frame`` without its index. Raises InputError if it cannot.
+
+    Args:
+        path: the file.
+        frame: the table; a missing value becomes an empty cell.
+        float_format: nine digits carry a float32 without loss; None writes as many digits as a number has.
+    """
     with replacing(path) as temporary:
-        frame.to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
+        frame.to_csv(temporary, index=False, float_format=float_format, lineterminator="\n")
 
 
 def write_json(path: Path, content: Any) -> None:
