@@ -9,15 +9,15 @@ On Kaggle it is run without arguments:
 Contents (line numbers):
        59  utils.py
        70  inference/files.py
-      140  inference/schema.py
-      384  inference/features.py
-      683  inference/artifacts.py
-      759  inference/tabular.py
-      817  inference/images.py
-      998  inference/network.py
-     1274  inference/run_log.py
-     1398  inference/scoring.py
-     1564  inference/submission.py
+      139  inference/schema.py
+      383  inference/features.py
+      682  inference/artifacts.py
+      758  inference/tabular.py
+      816  inference/images.py
+      997  inference/network.py
+     1273  inference/run_log.py
+     1403  inference/scoring.py
+     1575  inference/submission.py
 """
 
 from __future__ import annotations
@@ -70,10 +70,9 @@ class InputError(ValueError):
 # inference/files.py
 # ===========================================================================================================================
 
-"""Whole files: one-sentence errors, replacing a file in one step, and SHA-256.
+"""Writing files as a whole or not at all, and their SHA-256.
 
-Nothing here knows what a file holds. Every room that reads or writes one says what went wrong through ``InputError`` and
-writes through ``replacing``, so that a reader never meets half a file.
+Every module writes through ``replacing``, so that a reader never gets half a file; what cannot be written is an InputError.
 """
 
 @contextmanager
@@ -142,7 +141,7 @@ def _plain(content: Any) -> Any:
 
 """The columns of the competition's files: names, kinds, units, and which exist only in train.
 
-The order is the one in which the competition ships them. ``TRAIN_ONLY`` columns tell the diagnosis or come from it
+The order is the one in which the competition ships them. ``TRAIN_ONLY`` columns hold the diagnosis or come from it
 (``lesion_id`` alone marks every malignant lesion and 5 % of the benign ones), so no feature may be made of them.
 """
 
@@ -260,13 +259,13 @@ def read_metadata(path: Path, *, labelled: bool) -> pd.DataFrame:
         if name in frame:
             numbers = pd.to_numeric(frame[name], errors="coerce")
             wrong = ~np.isfinite(numbers.astype("float64")) & frame[name].notna()
-            _refuse_rows(frame, wrong, name, path.name, "is no number; mend or empty it")
+            _refuse_rows(frame, wrong, name, path.name, "is no number; correct or empty it")
             frame[name] = numbers.astype("float64")
     return frame
 
 
 def read_metadata_leniently(path: Path) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Reads test metadata for the kernel, which must score whatever it is given: as ``repaired`` gives it.
+    """Reads test metadata for the kernel, which must score every file: as ``repaired`` gives it.
 
     Raises:
         InputError: the file is missing, is no CSV, or has no isic_id column.
@@ -275,7 +274,7 @@ def read_metadata_leniently(path: Path) -> tuple[pd.DataFrame, dict[str, int]]:
 
 
 def repaired(frame: pd.DataFrame, file_name: str) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Test metadata of which what cannot be used is repaired and counted.
+    """Test metadata, repaired where it cannot be used as it is, and the repairs counted.
 
     A cell that is no number becomes missing, a lesion without a patient_id becomes its own patient, of a duplicated isic_id
     the first row stays, a row without an isic_id is left out.
@@ -293,15 +292,15 @@ def repaired(frame: pd.DataFrame, file_name: str) -> tuple[pd.DataFrame, dict[st
     """
     if ID not in frame:
         raise InputError(f"{file_name} has no column {ID!r}; its columns are {_listed(frame.columns)}.")
-    repairs = {"columns missing": sum(name not in frame for name in TEST_COLUMNS)}
+    repairs = {"columns_missing": sum(name not in frame for name in TEST_COLUMNS)}
     frame = frame.reindex(columns=list(TEST_COLUMNS))
     keep = frame[ID].notna()
-    repairs["rows without isic_id"] = int((~keep).sum())
+    repairs["rows_without_isic_id"] = int((~keep).sum())
     duplicated = keep & frame[ID].duplicated()
-    repairs["duplicated isic_id"] = int(duplicated.sum())
+    repairs["duplicated_isic_id"] = int(duplicated.sum())
     frame = frame[keep & ~duplicated].reset_index(drop=True)
     alone = frame[PATIENT].isna()
-    repairs["rows without patient_id"] = int(alone.sum())
+    repairs["rows_without_patient_id"] = int(alone.sum())
     frame[PATIENT] = frame[PATIENT].astype(object).where(~alone, "alone:" + frame[ID].astype(str))
     cells = 0
     for name in NUMBERS:
@@ -309,7 +308,7 @@ def repaired(frame: pd.DataFrame, file_name: str) -> tuple[pd.DataFrame, dict[st
         numbers = numbers.where(np.isfinite(numbers))
         cells += int((numbers.isna() & frame[name].notna()).sum())
         frame[name] = numbers
-    repairs["cells that are no number"] = cells
+    repairs["cells_not_numeric"] = cells
     return frame, {name: count for name, count in repairs.items() if count}
 
 
@@ -357,9 +356,9 @@ def _check_columns(frame: pd.DataFrame, required: Iterable[str], file_name: str)
     strangers = [str(name) for name in frame.columns if name not in TRAIN_COLUMNS]
     by_lower = {name.lower(): name for name in strangers}
     lookalike = difflib.get_close_matches(absent[0].lower(), by_lower, n=1, cutoff=0.75)
-    mend = f"rename {by_lower[lookalike[0]]!r} to it" if lookalike else "restore it from the competition's file"
+    advice = f"rename {by_lower[lookalike[0]]!r} to it" if lookalike else "restore it from the competition's file"
     more = f" (and {len(absent) - 1} more: {_listed(absent[1:])})" if len(absent) > 1 else ""
-    raise InputError(f"{file_name} has no column {absent[0]!r}{more}; {mend}.")
+    raise InputError(f"{file_name} has no column {absent[0]!r}{more}; {advice}.")
 
 
 def _refuse_rows(frame: pd.DataFrame, bad: pd.Series, name: str, file_name: str, complaint: str) -> None:
@@ -1274,20 +1273,20 @@ def network_logits(ensemble: Ensemble, batches: Iterable, tabular: np.ndarray) -
 # inference/run_log.py
 # ===========================================================================================================================
 
-"""What happens in a run: said as it happens, counted for run.json, and timed against the hours that are left."""
+"""A run's log, its fall-backs counted for run.json, and its time against the time budget."""
 
 @dataclass
 class Run:
-    """What happened, for the log and for run.json; and how long it may take, in seconds."""
+    """What happened so far, and how long the run may take, in seconds."""
 
     time_budget: float = float("inf")
     started: float = field(default_factory=time.monotonic)
-    facts: dict = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
     fallbacks: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    #: Set from outside: why to come to an end now.
-    told_to_stop: str = ""
+    #: Why to stop now; set by a signal.
+    interrupted: str = ""
 
     @property
     def elapsed(self) -> float:
@@ -1295,43 +1294,48 @@ class Run:
         return time.monotonic() - self.started
 
     def reason_to_stop(self) -> str:
-        """Why no further image may be looked at; empty while there is none."""
-        if self.told_to_stop:
-            return self.told_to_stop
+        """Why no further image may be read; empty while there is no reason."""
+        if self.interrupted:
+            return self.interrupted
         return f"the time budget of {hours(self.time_budget)} is spent" if self.elapsed > self.time_budget else ""
 
     def log(self, text: str) -> None:
         """Prints one line with the seconds since the start."""
         print(f"[{self.elapsed:7.1f} s] {text}", flush=True)
 
-    def fall_back(self, what: str, count: int, note: str) -> None:
-        """Counts a step down and says so; never silent."""
-        self.fallbacks[what] = self.fallbacks.get(what, 0) + count
+    def fall_back(self, reason: str, count: int, note: str) -> None:
+        """Counts and logs a fall-back.
+
+        Args:
+            reason: its key in run.json, snake_case.
+            count: lesions, files or events.
+            note: a sentence on what was found and what is done instead.
+        """
+        self.fallbacks[reason] = self.fallbacks.get(reason, 0) + count
         self.notes.append(note)
-        self.log(f"FALL-BACK ({what}: {count}) {note}")
+        self.log(f"FALL-BACK ({reason}: {count}) {note}")
 
     def finish(self, stage: str) -> None:
-        """Notes the seconds that ``stage`` took since the last one ended."""
+        """Records the seconds since the end of the stage before."""
         self.seconds[stage] = round(self.elapsed - sum(self.seconds.values()), 3)
 
     def write(self, path: Path) -> None:
-        """Writes run.json; where that cannot be done, says so and goes on."""
-        held = peak_memory()
-        content = self.facts | ({"most memory, GB": held} if held else {})
+        """Writes run.json; a failure is logged only."""
+        peak = peak_memory()
+        content = self.facts | ({"peak_memory_gb": peak} if peak else {})
         content |= {"fallbacks": self.fallbacks, "notes": self.notes, "seconds": self.seconds}
         try:
-            with replacing(path) as temporary:
-                temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            write_json(path, content)
         except (InputError, OSError) as error:
             self.log(f"{path} could not be written ({error})")
 
 
 @contextmanager
-def listening(run: Run) -> Iterator[None]:
-    """Inside, SIGTERM does not kill: it is noted in ``run``, which then comes to its end with what it knows."""
+def stop_on_sigterm(run: Run) -> Iterator[None]:
+    """Inside, SIGTERM does not kill the process: it is noted in ``run``, which then stops with the scores it has."""
 
     def note(number: int, frame: Any) -> None:
-        run.told_to_stop = "SIGTERM was received"
+        run.interrupted = "SIGTERM was received"
 
     before = signal.signal(signal.SIGTERM, note)
     try:
@@ -1341,18 +1345,19 @@ def listening(run: Run) -> Iterator[None]:
 
 
 class Forecast:
-    """Says how long the images will still take: once that can be told, and at every further tenth of the way."""
+    """Logs how long the remaining images will take: after the first ``after`` images, and at every tenth of them."""
 
     def __init__(self, run: Run, images: int, after: int = 2_000) -> None:
         self._run, self._images, self._next, self._done = run, images, min(after, max(1, images // 2)), 0
         self._started = time.monotonic()
 
     def add(self, images: int) -> None:
-        """Notes that so many more have been scored."""
+        """Counts images that have been scored."""
         self._done += images
         if self._done < self._next:
             return
-        self._next = max(self._done + 1, self._done - self._done % max(1, self._images // 10) + max(1, self._images // 10))
+        tenth = max(1, self._images // 10)
+        self._next = max(self._done + 1, self._done - self._done % tenth + tenth)
         seconds = time.monotonic() - self._started
         left = seconds / self._done * max(0, self._images - self._done)
         budget = self._run.time_budget
@@ -1361,29 +1366,29 @@ class Forecast:
 
 
 def hours(seconds: float) -> str:
-    """A time in words, hours."""
+    """A duration in hours, two digits."""
     return f"{seconds / 3600:.2g} h"
 
 
 def minutes(seconds: float) -> str:
-    """A time in words, minutes, or seconds where it is short."""
+    """A duration in minutes, or in seconds below two minutes."""
     return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
 
 
 def peak_memory() -> float | None:
-    """The most memory that this process has held at once, in GB of 10^9 bytes; None where the system does not say.
+    """The most memory that this process has held at once, in GB of 10^9 bytes; None where the system does not report it.
 
-    From Linux' own account: ``resource.getrusage`` would also count what the process held that started this one.
+    Read from Linux's /proc: ``resource.getrusage`` would include the process that started this one.
     """
     try:
-        account = Path("/proc/self/status").read_text(encoding="utf-8")
-        return round(int(account.partition("VmHWM:")[2].split()[0]) * 1024 / 1e9, 3)
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return round(int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e9, 3)
     except (OSError, ValueError, IndexError):
         return None
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the scores."""
+    """Versions of Python and of the packages that the scores depend on."""
     names = ("tensorflow", "keras", "catboost", "numpy", "pandas", "h5py")
     found = {"python": platform.python_version()}
     for name in names:
@@ -1398,128 +1403,134 @@ def versions() -> dict[str, str]:
 # inference/scoring.py
 # ===========================================================================================================================
 
-"""From rows and images to logits: CatBoost first, then the networks where there is an image, as far as time allows."""
+"""From rows and images to logits: CatBoost for all lesions, then the networks for those with an image, while time lasts."""
 
-#: The fusion networks alone; the mean of both ranks; weights for both logits.
+#: The final logit is: the network's; the logit of the mean rank of both scores; a weighted sum of both logits.
 NETWORK_ALONE, RANK_AVERAGE, BLEND = "network", "rank_average", "blend"
 COMBINATIONS = (NETWORK_ALONE, RANK_AVERAGE, BLEND)
-#: How logits become the final ones where nothing else is said.
+#: Weights that leave the logits as they are.
 AS_THEY_ARE = {
     "with_image": {"intercept": 0.0, "tabular": 0.0, "network": 1.0},
     "without_image": {"intercept": 0.0, "tabular": 1.0},
 }
 
 
-def combine(how: dict[str, Any], tabular: np.ndarray, fusion: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """One score per lesion.
+def combine(how: dict[str, Any], tabular: np.ndarray, network: np.ndarray, image_scored: np.ndarray) -> np.ndarray:
+    """The final logit of each lesion.
 
     Args:
-        how: "kind" is one of ``COMBINATIONS``. For the fusion alone and for a blend, "with_image" has an intercept and weights of
-            the tabular and the fusion logits, "without_image" an intercept and the weight of the tabular ones for lesions whose
-            image no network has seen: both lead to logits on one scale. Where they are absent, ``AS_THEY_ARE``.
+        how: "kind" is one of ``COMBINATIONS``. The weights of the network alone and of a blend are "with_image" {intercept,
+            tabular, network} and "without_image" {intercept, tabular}: both lead to logits on one scale. Where they are
+            absent, ``AS_THEY_ARE``.
         tabular: tabular logits, shape (rows,).
-        fusion: mean logits of the fusion networks, shape (rows,); read where ``seen`` only.
-        seen: whether a network has seen the lesion's image, bool of shape (rows,).
+        network: mean logits of the fold networks, shape (rows,); read where ``image_scored`` only.
+        image_scored: whether a network scored the lesion's crop, bool of shape (rows,).
 
     Returns:
-        Shape (rows,), float64: logits, on one scale for lesions with and without an image. An average of ranks depends on
-        the rows that it is made of; it comes as the logit of the average rank.
+        Float64 of shape (rows,). Average ranks depend on all rows; they come as their logit.
 
     Raises:
-        InputError: ``how`` is none of these.
+        InputError: ``how`` is of an unknown kind.
     """
     kind = how.get("kind")
     if kind == RANK_AVERAGE:
-        single = np.where(seen, fusion, tabular)
+        single = np.where(image_scored, network, tabular)
         return logit((rankdata(tabular) + rankdata(single)) / (2 * (len(single) + 1)))
     if kind in (NETWORK_ALONE, BLEND):
-        given, ungiven = ((AS_THEY_ARE | how)[name] for name in ("with_image", "without_image"))
-        with_image = given["intercept"] + given["tabular"] * tabular + given["network"] * np.where(seen, fusion, 0.0)
-        return np.where(seen, with_image, ungiven["intercept"] + ungiven["tabular"] * tabular)
-    raise InputError(
-        f"the manifest combines the scores by {kind!r}, this code knows {', '.join(COMBINATIONS)}; train again."
-    )
+        given, absent = ((AS_THEY_ARE | how)[name] for name in ("with_image", "without_image"))
+        network = np.where(image_scored, network, 0.0)
+        with_image = given["intercept"] + given["tabular"] * tabular + given["network"] * network
+        return np.where(image_scored, with_image, absent["intercept"] + absent["tabular"] * tabular)
+    raise InputError(f"the manifest combines scores by {kind!r}, this version by {', '.join(COMBINATIONS)}; train again.")
 
 
 def score_tabular(rows: pd.DataFrame, artifacts: Path, manifest: Manifest, run: Run) -> np.ndarray:
-    """Tabular logits of every lesion, float64 of shape (rows,); says how they lie beside those of training."""
+    """Tabular logits of every lesion, float64 of shape (rows,); logs their median beside that of training."""
     models, complaints = load_tabular_models(artifacts, manifest)
     for complaint in complaints:
-        run.fall_back("tabular models left out", 1, complaint)
+        run.fall_back("tabular_models_left_out", 1, complaint)
     settings = manifest["tabular"]
     features = select_features(build_features(rows), settings["features"], settings["categories"])
     unseen = unseen_values(features, settings.get("known", {}))
     if unseen:
-        run.facts["values unseen in training"] = unseen
-        run.log(f"unseen in training, which CatBoost takes as they are: {unseen}")
+        run.facts["values_unseen_in_training"] = unseen
+        run.log(f"categories with values unseen in training, scored by CatBoost as they are: {unseen}")
     logits = tabular_logits(models, features, settings["categories"])
     if len(logits):
-        trained = settings["out_of_fold"]
-        run.facts["tabular logits"] = {"median": float(np.median(logits)), "in training": trained["median"]}
-        run.log(f"tabular logits: median {np.median(logits):.2f} (out of fold in training {trained['median']:.2f})")
+        median, trained = float(np.median(logits)), settings["out_of_fold"]["median"]
+        run.facts["tabular_logits"] = {"median": median, "training_median": trained}
+        run.log(f"tabular logits: median {median:.2f} (out of fold in training {trained:.2f})")
     return logits
 
 
 def correct_by_image(
     rows: pd.DataFrame,
     tabular: np.ndarray,
-    load_networks: Callable[[], Ensemble],
-    open_images: Callable[[], ImageStore],
+    load: Callable[[], tuple[Ensemble, ImageStore]],
     manifest: Manifest,
     batch_size: int,
     run: Run,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lets the fold networks correct the tabular score where there is a crop, until time is up.
+    """Scores each lesion with a readable crop by the fold networks, until the time is up.
 
-    Whatever ``load_networks`` and ``open_images`` raise becomes a fall-back, too.
+    Args:
+        rows: of the test metadata.
+        tabular: their logits, shape (rows,).
+        load: opens networks and images. Whatever it raises becomes a fall-back, too.
+        manifest: of the artifacts.
+        batch_size: crops at a time.
+        run: for the log.
 
     Returns:
-        Corrected logits, float64 of shape (rows,), and whether each row was scored by its image, bool.
+        Network logits, float64 of shape (rows,), the tabular ones where no network scored; and whether one did, bool.
     """
-    final, seen = tabular.copy(), np.zeros(len(rows), dtype=bool)
+    network, image_scored = tabular.copy(), np.zeros(len(rows), dtype=bool)
     if "network" not in manifest:
-        run.fall_back("no network", len(rows), "the artifacts hold no network; every lesion keeps its tabular score.")
-        return final, seen
-    reached, unusable = 0, 0
+        run.fall_back("no_network", len(rows), "the artifacts hold no network; every lesion keeps its tabular score.")
+        return network, image_scored
+    reached, not_finite = 0, 0
     try:
-        ensemble, image_size = load_networks(), manifest["network"]["settings"]["image_size"]
-        batches = image_batches(open_images(), rows[ID].tolist(), image_size, batch_size)
+        ensemble, store = load()
+        image_size = manifest["network"]["settings"]["image_size"]
+        batches = image_batches(store, rows[ID].tolist(), image_size, batch_size)
         forecast = Forecast(run, len(rows))
         for positions, logits in network_logits(ensemble, batches, tabular):
             if not reached:
                 run.log("first batch scored")
-                run.facts["seconds to first batch"] = round(run.elapsed, 1)
+                run.facts["seconds_to_first_batch"] = round(run.elapsed, 1)
             finite = np.isfinite(logits)
-            final[positions[finite]], seen[positions[finite]] = logits[finite], True
-            unusable += int((~finite).sum())
+            network[positions[finite]], image_scored[positions[finite]] = logits[finite], True
+            not_finite += int((~finite).sum())
             reached = int(positions[-1]) + 1
             forecast.add(len(positions))
             if reached < len(rows) and run.reason_to_stop():
                 left = len(rows) - reached
-                run.fall_back("images not reached", left, f"{run.reason_to_stop()}; no further image is read.")
+                run.fall_back("images_not_reached", left, f"{run.reason_to_stop()}; no further image is read.")
                 break
-    # Whatever breaks here, a tabular submission is better than none: this is the one place that catches everything.
+    # Whatever breaks here, a tabular submission is better than none: the only place that catches every exception.
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        run.fall_back("network stopped", 1, f"{type(error).__name__}: {reason}; the rest keeps its tabular score.")
-    if unusable:
-        run.fall_back("network output not finite", unusable, f"{unusable:,} lesions keep their tabular score.")
-    unseen = int((~seen).sum())
-    if unseen:
-        run.fall_back("lesions without image score", unseen, f"{unseen:,} of {len(rows):,} keep their tabular score.")
-    return final, seen
+        run.fall_back("network_stopped", 1, f"{type(error).__name__}: {reason}; the rest keeps its tabular score.")
+    if not_finite:
+        run.fall_back("network_output_not_finite", not_finite, f"{not_finite:,} lesions keep their tabular score.")
+    left = int((~image_scored).sum())
+    if left:
+        run.fall_back("lesions_without_image_score", left, f"{left:,} of {len(rows):,} keep their tabular score.")
+    return network, image_scored
 
 
-def combine_scores(tabular: np.ndarray, corrected: np.ndarray, seen: np.ndarray, manifest: Manifest, run: Run) -> np.ndarray:
-    """The final score of every lesion, float64 (rows,): tabular and corrected logits as the manifest combines them."""
-    if not seen.any():
+def combine_scores(
+    tabular: np.ndarray, network: np.ndarray, image_scored: np.ndarray, manifest: Manifest, run: Run
+) -> np.ndarray:
+    """The final logit of every lesion, float64 of shape (rows,), combined as the manifest says."""
+    if not image_scored.any():
         return tabular
     try:
         how = manifest["network"]["combination"]
-        final = combine(how, tabular, corrected, seen)
+        final = combine(how, tabular, network, image_scored)
     except (InputError, LookupError, TypeError) as error:
-        run.fall_back("networks alone", int(seen.sum()), f"the scores could not be combined: {error}")
-        return corrected
+        run.fall_back("scores_not_combined", int(image_scored.sum()), f"{error}; the network logits are the final ones.")
+        return network
     run.facts["combination"] = how["kind"]
     return final
 
@@ -1537,10 +1548,10 @@ def open_test_images(competition: Path) -> ImageStore:
 
 
 def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> Ensemble:
-    """The fold networks whose files check out, on every accelerator.
+    """The fold networks whose files match the manifest, on every accelerator.
 
     Raises:
-        InputError: none does.
+        InputError: there is none.
     """
     import tensorflow as tf
 
@@ -1552,11 +1563,11 @@ def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> Ensembl
             try:
                 states.append(load_state(network, checked_file(artifacts, manifest, name)))
             except InputError as error:
-                run.fall_back("fold networks left out", 1, str(error))
+                run.fall_back("fold_networks_left_out", 1, str(error))
     if not states:
         raise InputError("no fold network is usable")
     run.log(f"{len(states)} fold networks loaded, on {', '.join(places)}")
-    run.facts["fold networks"] = len(states)
+    run.facts["fold_networks"] = len(states)
     return Ensemble(network, states, places, run.fall_back)
 
 
@@ -1564,101 +1575,85 @@ def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> Ensembl
 # inference/submission.py
 # ===========================================================================================================================
 
-"""The story from test folder to submission.csv, with the fall-backs.
+"""From a test folder to submission.csv, with fall-backs.
 
-1. Find the competition folder and the artifact folder.   Without them there is nothing to do: exit 2.
-2. Score every lesion by its metadata (CatBoost).         Without one usable model: exit 2.
-3. Write that as submission.csv.                          From here on nothing can come home empty-handed.
-4. Let the networks correct the lesions whose crop can be read; the others keep the tabular score. Combine both scores.
-   Stop in time, or when told to (SIGTERM), with what is known.
-5. Write the final submission.csv, and run.json: what was scored how, what fell back and why, versions, seconds.
+1. Find the competition folder and the artifact folder.   Without them: exit status 2.
+2. Score every lesion by its metadata (CatBoost).         Without a usable model: exit status 2.
+3. Write these scores to submission.csv.                  From here on a valid submission exists.
+4. Score the lesions whose crop can be read by the networks and combine both scores; the others keep the tabular score.
+   Stop when the time is up or on SIGTERM, with the scores there are.
+5. Write the final submission.csv, and run.json: how lesions were scored, fall-backs, versions, seconds.
 """
-
-BATCH_SIZE = 64
-TIME_BUDGET = 11.0  # hours: Kaggle ends a run after 12
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the kernel; returns the exit status: 0 done, 2 bad input (one sentence on stderr)."""
-    parser = argparse.ArgumentParser(description="Scores a test folder of the ISIC 2024 challenge; no arguments on Kaggle.")
-    parser.add_argument("--competition", type=Path, help=f"folder with {TEST_METADATA} (default: found below --input-root)")
-    parser.add_argument("--artifacts", type=Path, help=f"folder with {MANIFEST} (default: found below --input-root)")
-    parser.add_argument("--output", type=Path, default=Path("submission.csv"), help="file to write (default: %(default)s)")
-    parser.add_argument("--scores", type=Path, help="also write each lesion's tabular and final logits to this CSV file")
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="crops at a time (default: %(default)s)")
-    parser.add_argument(
-        "--time-budget", type=float, default=TIME_BUDGET, metavar="HOURS", help="images until then (default: %(default)s)"
-    )
-    parser.add_argument("--input-root", type=Path, default=Path("/kaggle/input"), help="where Kaggle mounts inputs")
-    options = parser.parse_args(arguments)
-    try:
-        if options.batch_size < 1:
-            raise InputError(f"--batch-size {options.batch_size} is not a number of crops; give 1 or more.")
-        if not options.time_budget > 0:
-            raise InputError(f"--time-budget {options.time_budget} is no time; give hours above zero.")
-        run = Run(options.time_budget * 3600)
-        with listening(run):
-            score_folder(options, run)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def score_folder(options: argparse.Namespace, run: Run) -> None:
-    """From the options to the written submission."""
-    competition = options.competition or find_competition(options.input_root)
-    artifacts = options.artifacts or find_artifacts(options.input_root)
-    manifest = load_manifest(artifacts)
-    run.facts = {"competition": str(competition), "artifacts": str(artifacts), "versions": versions()}
-    told = ", ".join(f"{name} {version}" for name, version in versions().items())
-    run.log(f"test folder {competition}, artifacts {artifacts}, {told}, {hours(run.time_budget)}")
-
-    rows, repairs = read_metadata_leniently(competition / TEST_METADATA)
-    for what, count in repairs.items():
-        run.fall_back(what, count, f"{TEST_METADATA}: {what}: {count}, repaired.")
-    tabular = score_tabular(rows, artifacts, manifest, run)
-    order = submission_order(competition, rows, run)
-    write_submission(options.output, order, rows[ID], tabular, manifest)
-    run.log(f"{len(order):,} lesions have their tabular score; {options.output} is written and can only get better")
-    run.finish("tabular")
-
-    corrected, seen = correct_by_image(
-        rows,
-        tabular,
-        lambda: load_fold_networks(artifacts, manifest, run),
-        lambda: open_test_images(competition),
-        manifest,
-        options.batch_size,
-        run,
-    )
-    final = combine_scores(tabular, corrected, seen, manifest, run)
-    run.finish("images")
-    try:
-        write_submission(options.output, order, rows[ID], final, manifest)
-        if options.scores:
-            write_scores(options.scores, rows[ID], tabular, corrected, final, seen)
-    except (InputError, OSError) as error:
-        run.fall_back("final scores not written", len(order), f"{error}; {options.output} has the tabular scores.")
-    run.facts |= {"lesions": len(rows), "image_scored": int(seen.sum()), "submission_rows": len(order)}
-    run.finish("writing")
-    run.write(options.output.with_name("run.json"))
-    run.log(f"{options.output}: {len(order):,} rows, {int(seen.sum()):,} of {len(rows):,} lesions scored by image")
-
 
 COMPETITION = "isic-2024-challenge"
 TEST_METADATA = "test-metadata.csv"
-#: Folders below /kaggle/input that are looked into for the two inputs: the deepest mount known is models/*/*/*/*.
+SAMPLE = "sample_submission.csv"
+INPUT_ROOT = Path("/kaggle/input")
+BATCH_SIZE = 64
+TIME_BUDGET = 11.0  # hours: Kaggle ends a run after 12
+#: Levels below /kaggle/input that are searched for the two inputs: the deepest mount known is models/*/*/*/*.
 SEARCH_DEPTH = 5
-#: Folders of the competition's 401,059 separate images: nothing of ours is in them, and listing them takes long.
+#: Folders of the competition's 401,059 separate images: no input is in them, and listing them takes long.
 IMAGE_FOLDERS = ("train-image", "test-image")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run reads and writes; a competition or artifact folder that is None is searched below ``input_root``."""
+
+    competition: Path | None = None
+    artifacts: Path | None = None
+    output: Path = Path("submission.csv")
+    scores: Path | None = None
+    batch_size: int = BATCH_SIZE
+    input_root: Path = INPUT_ROOT
+
+
+def score_folder(settings: RunSettings, run: Run) -> None:
+    """Scores the lesions of the competition folder and writes the submission."""
+    competition = settings.competition or find_competition(settings.input_root)
+    artifacts = settings.artifacts or find_artifacts(settings.input_root)
+    manifest = load_manifest(artifacts)
+    run.facts = {"competition": str(competition), "artifacts": str(artifacts), "versions": versions()}
+    packages = ", ".join(f"{name} {version}" for name, version in versions().items())
+    run.log(f"test folder {competition}, artifacts {artifacts}, {packages}, {hours(run.time_budget)}")
+
+    rows = read_rows(competition, run)
+    order = submission_order(competition, rows, run)
+    scores = pd.DataFrame({"tabular": score_tabular(rows, artifacts, manifest, run)}, index=pd.Index(rows[ID]))
+    without_row = manifest["tabular"]["out_of_fold"]["median"]  # of ids that the metadata lacks: the file is complete
+    write_submission(settings.output, order, scores["tabular"], without_row)
+    run.log(f"{len(order):,} lesions have their tabular score; {settings.output} is written and valid")
+    run.finish("tabular")
+
+    def load():
+        return load_fold_networks(artifacts, manifest, run), open_test_images(competition)
+
+    tabular = scores["tabular"].to_numpy()
+    network, image_scored = correct_by_image(rows, tabular, load, manifest, settings.batch_size, run)
+    final = combine_scores(tabular, network, image_scored, manifest, run)
+    scores = scores.assign(network=network, final=final, image_scored=image_scored.astype(int))
+    run.finish("images")
+
+    try:
+        write_submission(settings.output, order, scores["final"], without_row)
+        if settings.scores:
+            write_csv(settings.scores, scores.reset_index(), float_format=None)
+    except (InputError, OSError) as error:
+        note = f"{error}; {settings.output} has the tabular scores."
+        run.fall_back("final_scores_not_written", len(order), note)
+    count = int(image_scored.sum())
+    run.facts |= {"lesions": len(rows), "image_scored": count, "submission_rows": len(order)}
+    run.finish("writing")
+    run.write(settings.output.with_name("run.json"))
+    run.log(f"{settings.output}: {len(order):,} rows, {count:,} of {len(rows):,} lesions scored by image")
 
 
 def find_competition(root: Path) -> Path:
     """The competition folder: Kaggle's classic mount, its new one, else wherever test-metadata.csv lies below ``root``.
 
     Raises:
-        InputError: it is nowhere; the sentence lists what is mounted.
+        InputError: it is nowhere, or in several folders; the sentence lists what is mounted.
     """
     for folder in (root / COMPETITION, root / "competitions" / COMPETITION):
         if (folder / TEST_METADATA).is_file():
@@ -1673,7 +1668,7 @@ def find_competition(root: Path) -> Path:
 
 
 def find_artifacts(root: Path) -> Path:
-    """The one folder below ``root`` that holds a manifest of our format: a dataset, or a training kernel's output.
+    """The only folder below ``root`` with a manifest of this format: a dataset, or a training kernel's output.
 
     Raises:
         InputError: there is none, or more than one.
@@ -1688,7 +1683,7 @@ def find_artifacts(root: Path) -> Path:
 
 
 def is_artifact_folder(folder: Path) -> bool:
-    """Whether the folder holds a manifest that this kernel can read."""
+    """Whether the folder holds a manifest that this version reads."""
     try:
         load_manifest(folder)
     except (InputError, OSError):
@@ -1696,8 +1691,8 @@ def is_artifact_folder(folder: Path) -> bool:
     return True
 
 
-def folders_below(root: Path) -> Iterable[Path]:
-    """The folders at most ``SEARCH_DEPTH`` levels below ``root``, in a fixed order; files are not walked one by one."""
+def folders_below(root: Path) -> Iterator[Path]:
+    """The folders at most ``SEARCH_DEPTH`` levels below ``root``, in a fixed order."""
     for folder, subfolders, _ in os.walk(root):
         depth = len(Path(folder).relative_to(root).parts)
         subfolders[:] = sorted(set(subfolders) - set(IMAGE_FOLDERS)) if depth < SEARCH_DEPTH else []
@@ -1711,7 +1706,12 @@ def mounted(root: Path) -> str:
     return "it holds " + (", ".join(sorted(path.name for path in root.iterdir())[:10]) or "nothing")
 
 
-SAMPLE = "sample_submission.csv"
+def read_rows(competition: Path, run: Run) -> pd.DataFrame:
+    """The test metadata, as ``read_metadata_leniently`` gives it; each repair is logged."""
+    rows, repairs = read_metadata_leniently(competition / TEST_METADATA)
+    for reason, count in repairs.items():
+        run.fall_back(reason, count, f"{TEST_METADATA}: {reason.replace('_', ' ')}: {count}, repaired.")
+    return rows
 
 
 def submission_order(competition: Path, rows: pd.DataFrame, run: Run) -> list[str]:
@@ -1719,34 +1719,56 @@ def submission_order(competition: Path, rows: pd.DataFrame, run: Run) -> list[st
     try:
         sample = pd.read_csv(competition / SAMPLE, dtype={ID: "str"})[ID].dropna().drop_duplicates().tolist()
     except (OSError, KeyError, ValueError) as error:
-        run.fall_back("no sample submission", 1, f"{SAMPLE} is not usable ({error}); the order is that of {TEST_METADATA}.")
+        run.fall_back("no_sample_submission", 1, f"{SAMPLE} is not usable ({error}); the order is that of {TEST_METADATA}.")
         return rows[ID].tolist()
-    unknown, unasked = len(set(sample) - set(rows[ID])), len(set(rows[ID]) - set(sample))
-    if unknown:
-        run.fall_back("ids only in sample submission", unknown, f"{TEST_METADATA} lacks them; they get a median score.")
-    if unasked:
-        run.fall_back("ids only in metadata", unasked, f"{SAMPLE} does not ask for them; they are not submitted.")
+    only_sample, only_rows = len(set(sample) - set(rows[ID])), len(set(rows[ID]) - set(sample))
+    if only_sample:
+        run.fall_back("ids_only_in_sample_submission", only_sample, f"{TEST_METADATA} lacks them; they get a median score.")
+    if only_rows:
+        run.fall_back("ids_only_in_metadata", only_rows, f"{SAMPLE} does not ask for them; they are not submitted.")
     return sample
 
 
-def write_submission(path: Path, order: list[str], isic_ids: pd.Series, logits: np.ndarray, manifest: Manifest) -> None:
-    """Probabilities in the given order; an id without metadata gets training's median, so that the file is complete."""
-    scores = pd.Series(logits, index=isic_ids.to_numpy()).reindex(order)
-    scores = scores.fillna(manifest["tabular"]["out_of_fold"]["median"]).to_numpy("float64")
-    probabilities = 1.0 / (1.0 + np.exp(-np.clip(scores, -700, 700)))
-    with replacing(path) as temporary:
-        pd.DataFrame({ID: order, TARGET: probabilities}).to_csv(temporary, index=False)
+def write_submission(path: Path, order: Sequence[str], logits: pd.Series, without_row: float) -> None:
+    """Writes probabilities in the given order.
+
+    Args:
+        path: submission.csv.
+        order: isic_ids.
+        logits: by isic_id.
+        without_row: logit of an id that ``logits`` lacks.
+    """
+    logits = logits.reindex(order).fillna(without_row).to_numpy("float64")
+    probabilities = 1.0 / (1.0 + np.exp(-np.clip(logits, -700, 700)))
+    write_csv(path, pd.DataFrame({ID: order, TARGET: probabilities}), float_format=None)
 
 
-def write_scores(
-    path: Path, isic_ids: pd.Series, tabular: np.ndarray, network: np.ndarray, final: np.ndarray, seen: np.ndarray
-) -> None:
-    """Each lesion's parts, for the dry run: logits, and whether the image was seen."""
-    with replacing(path) as temporary:
-        frame = pd.DataFrame(
-            {ID: isic_ids, "tabular": tabular, "network": network, "final": final, "image_scored": seen.astype(int)}
-        )
-        frame.to_csv(temporary, index=False)
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the kernel; returns the exit status: 0 done, 2 bad input (one sentence on stderr)."""
+    parser = argparse.ArgumentParser(description="Scores a test folder of the ISIC 2024 challenge; no arguments on Kaggle.")
+    parser.add_argument("--competition", type=Path, help=f"folder with {TEST_METADATA} (default: found below --input-root)")
+    parser.add_argument("--artifacts", type=Path, help=f"folder with {MANIFEST} (default: found below --input-root)")
+    parser.add_argument("--output", type=Path, default=Path("submission.csv"), help="file to write (default: %(default)s)")
+    parser.add_argument("--scores", type=Path, help="also write each lesion's logits to this CSV file")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="crops at a time (default: %(default)s)")
+    parser.add_argument("--input-root", type=Path, default=INPUT_ROOT, help="where Kaggle mounts inputs")
+    parser.add_argument(
+        "--time-budget", type=float, default=TIME_BUDGET, metavar="HOURS", help="images until then (default: %(default)s)"
+    )
+    options = vars(parser.parse_args(arguments))
+    run = Run(options.pop("time_budget") * 3600)
+    settings = RunSettings(**options)
+    try:
+        if settings.batch_size < 1:
+            raise InputError(f"--batch-size {settings.batch_size} is not a number of crops; give 1 or more.")
+        if not run.time_budget > 0:
+            raise InputError(f"--time-budget {run.time_budget / 3600:g} is no time; give hours above zero.")
+        with stop_on_sigterm(run):
+            score_folder(settings, run)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":

@@ -210,7 +210,7 @@ def measure_start(folder: Path, artifacts: Path, options: argparse.Namespace) ->
     told = {"lesions": 3, "unit": "s"}
     total = sum(facts["seconds"].values())
     name = f"inference start to first batch, {options.networks} networks"
-    report(name, facts["seconds to first batch"], told, "the whole run", total, TARGETS["start"])
+    report(name, facts["seconds_to_first_batch"], told, "the whole run", total, TARGETS["start"])
 
 
 def measure_growth(folder: Path, options: argparse.Namespace) -> None:
@@ -222,7 +222,7 @@ def measure_growth(folder: Path, options: argparse.Namespace) -> None:
     for rows in GROWTH:
         progress(f"the kernel on {rows:,} rows")
         facts = run_kernel(folder, artifacts, rows)
-        seconds.append(facts["seconds"]["images"] - facts["seconds to first batch"] + facts["seconds"]["tabular"])
+        seconds.append(facts["seconds"]["images"] - facts["seconds_to_first_batch"] + facts["seconds"]["tabular"])
         peaks.append(facts["peak"])
     told = {"lesions": GROWTH[-1], "unit": "exponent of images"}
     report("inference growth", growth_exponent(GROWTH, seconds), told, "exponent 1", 1.0, TARGETS["growth"])

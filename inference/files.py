@@ -1,7 +1,6 @@
-"""Whole files: one-sentence errors, replacing a file in one step, and SHA-256.
+"""Writing files as a whole or not at all, and their SHA-256.
 
-Nothing here knows what a file holds. Every room that reads or writes one says what went wrong through ``InputError`` and
-writes through ``replacing``, so that a reader never meets half a file.
+Every module writes through ``replacing``, so that a reader never gets half a file; what cannot be written is an InputError.
 """
 
 from __future__ import annotations

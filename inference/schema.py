@@ -1,6 +1,6 @@
 """The columns of the competition's files: names, kinds, units, and which exist only in train.
 
-The order is the one in which the competition ships them. ``TRAIN_ONLY`` columns tell the diagnosis or come from it
+The order is the one in which the competition ships them. ``TRAIN_ONLY`` columns hold the diagnosis or come from it
 (``lesion_id`` alone marks every malignant lesion and 5 % of the benign ones), so no feature may be made of them.
 """
 
@@ -131,13 +131,13 @@ def read_metadata(path: Path, *, labelled: bool) -> pd.DataFrame:
         if name in frame:
             numbers = pd.to_numeric(frame[name], errors="coerce")
             wrong = ~np.isfinite(numbers.astype("float64")) & frame[name].notna()
-            _refuse_rows(frame, wrong, name, path.name, "is no number; mend or empty it")
+            _refuse_rows(frame, wrong, name, path.name, "is no number; correct or empty it")
             frame[name] = numbers.astype("float64")
     return frame
 
 
 def read_metadata_leniently(path: Path) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Reads test metadata for the kernel, which must score whatever it is given: as ``repaired`` gives it.
+    """Reads test metadata for the kernel, which must score every file: as ``repaired`` gives it.
 
     Raises:
         InputError: the file is missing, is no CSV, or has no isic_id column.
@@ -146,7 +146,7 @@ def read_metadata_leniently(path: Path) -> tuple[pd.DataFrame, dict[str, int]]:
 
 
 def repaired(frame: pd.DataFrame, file_name: str) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Test metadata of which what cannot be used is repaired and counted.
+    """Test metadata, repaired where it cannot be used as it is, and the repairs counted.
 
     A cell that is no number becomes missing, a lesion without a patient_id becomes its own patient, of a duplicated isic_id
     the first row stays, a row without an isic_id is left out.
@@ -164,15 +164,15 @@ def repaired(frame: pd.DataFrame, file_name: str) -> tuple[pd.DataFrame, dict[st
     """
     if ID not in frame:
         raise InputError(f"{file_name} has no column {ID!r}; its columns are {_listed(frame.columns)}.")
-    repairs = {"columns missing": sum(name not in frame for name in TEST_COLUMNS)}
+    repairs = {"columns_missing": sum(name not in frame for name in TEST_COLUMNS)}
     frame = frame.reindex(columns=list(TEST_COLUMNS))
     keep = frame[ID].notna()
-    repairs["rows without isic_id"] = int((~keep).sum())
+    repairs["rows_without_isic_id"] = int((~keep).sum())
     duplicated = keep & frame[ID].duplicated()
-    repairs["duplicated isic_id"] = int(duplicated.sum())
+    repairs["duplicated_isic_id"] = int(duplicated.sum())
     frame = frame[keep & ~duplicated].reset_index(drop=True)
     alone = frame[PATIENT].isna()
-    repairs["rows without patient_id"] = int(alone.sum())
+    repairs["rows_without_patient_id"] = int(alone.sum())
     frame[PATIENT] = frame[PATIENT].astype(object).where(~alone, "alone:" + frame[ID].astype(str))
     cells = 0
     for name in NUMBERS:
@@ -180,7 +180,7 @@ def repaired(frame: pd.DataFrame, file_name: str) -> tuple[pd.DataFrame, dict[st
         numbers = numbers.where(np.isfinite(numbers))
         cells += int((numbers.isna() & frame[name].notna()).sum())
         frame[name] = numbers
-    repairs["cells that are no number"] = cells
+    repairs["cells_not_numeric"] = cells
     return frame, {name: count for name, count in repairs.items() if count}
 
 
@@ -228,9 +228,9 @@ def _check_columns(frame: pd.DataFrame, required: Iterable[str], file_name: str)
     strangers = [str(name) for name in frame.columns if name not in TRAIN_COLUMNS]
     by_lower = {name.lower(): name for name in strangers}
     lookalike = difflib.get_close_matches(absent[0].lower(), by_lower, n=1, cutoff=0.75)
-    mend = f"rename {by_lower[lookalike[0]]!r} to it" if lookalike else "restore it from the competition's file"
+    advice = f"rename {by_lower[lookalike[0]]!r} to it" if lookalike else "restore it from the competition's file"
     more = f" (and {len(absent) - 1} more: {_listed(absent[1:])})" if len(absent) > 1 else ""
-    raise InputError(f"{file_name} has no column {absent[0]!r}{more}; {mend}.")
+    raise InputError(f"{file_name} has no column {absent[0]!r}{more}; {advice}.")
 
 
 def _refuse_rows(frame: pd.DataFrame, bad: pd.Series, name: str, file_name: str, complaint: str) -> None:

@@ -1,4 +1,4 @@
-"""From rows and images to logits: CatBoost first, then the networks where there is an image, as far as time allows."""
+"""From rows and images to logits: CatBoost for all lesions, then the networks for those with an image, while time lasts."""
 
 from __future__ import annotations
 
@@ -20,126 +20,132 @@ from inference.schema import ID
 from inference.tabular import load_tabular_models, select_features, tabular_logits, unseen_values
 from utils import InputError
 
-#: The fusion networks alone; the mean of both ranks; weights for both logits.
+#: The final logit is: the network's; the logit of the mean rank of both scores; a weighted sum of both logits.
 NETWORK_ALONE, RANK_AVERAGE, BLEND = "network", "rank_average", "blend"
 COMBINATIONS = (NETWORK_ALONE, RANK_AVERAGE, BLEND)
-#: How logits become the final ones where nothing else is said.
+#: Weights that leave the logits as they are.
 AS_THEY_ARE = {
     "with_image": {"intercept": 0.0, "tabular": 0.0, "network": 1.0},
     "without_image": {"intercept": 0.0, "tabular": 1.0},
 }
 
 
-def combine(how: dict[str, Any], tabular: np.ndarray, fusion: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """One score per lesion.
+def combine(how: dict[str, Any], tabular: np.ndarray, network: np.ndarray, image_scored: np.ndarray) -> np.ndarray:
+    """The final logit of each lesion.
 
     Args:
-        how: "kind" is one of ``COMBINATIONS``. For the fusion alone and for a blend, "with_image" has an intercept and weights of
-            the tabular and the fusion logits, "without_image" an intercept and the weight of the tabular ones for lesions whose
-            image no network has seen: both lead to logits on one scale. Where they are absent, ``AS_THEY_ARE``.
+        how: "kind" is one of ``COMBINATIONS``. The weights of the network alone and of a blend are "with_image" {intercept,
+            tabular, network} and "without_image" {intercept, tabular}: both lead to logits on one scale. Where they are
+            absent, ``AS_THEY_ARE``.
         tabular: tabular logits, shape (rows,).
-        fusion: mean logits of the fusion networks, shape (rows,); read where ``seen`` only.
-        seen: whether a network has seen the lesion's image, bool of shape (rows,).
+        network: mean logits of the fold networks, shape (rows,); read where ``image_scored`` only.
+        image_scored: whether a network scored the lesion's crop, bool of shape (rows,).
 
     Returns:
-        Shape (rows,), float64: logits, on one scale for lesions with and without an image. An average of ranks depends on
-        the rows that it is made of; it comes as the logit of the average rank.
+        Float64 of shape (rows,). Average ranks depend on all rows; they come as their logit.
 
     Raises:
-        InputError: ``how`` is none of these.
+        InputError: ``how`` is of an unknown kind.
     """
     kind = how.get("kind")
     if kind == RANK_AVERAGE:
-        single = np.where(seen, fusion, tabular)
+        single = np.where(image_scored, network, tabular)
         return logit((rankdata(tabular) + rankdata(single)) / (2 * (len(single) + 1)))
     if kind in (NETWORK_ALONE, BLEND):
-        given, ungiven = ((AS_THEY_ARE | how)[name] for name in ("with_image", "without_image"))
-        with_image = given["intercept"] + given["tabular"] * tabular + given["network"] * np.where(seen, fusion, 0.0)
-        return np.where(seen, with_image, ungiven["intercept"] + ungiven["tabular"] * tabular)
-    raise InputError(
-        f"the manifest combines the scores by {kind!r}, this code knows {', '.join(COMBINATIONS)}; train again."
-    )
+        given, absent = ((AS_THEY_ARE | how)[name] for name in ("with_image", "without_image"))
+        network = np.where(image_scored, network, 0.0)
+        with_image = given["intercept"] + given["tabular"] * tabular + given["network"] * network
+        return np.where(image_scored, with_image, absent["intercept"] + absent["tabular"] * tabular)
+    raise InputError(f"the manifest combines scores by {kind!r}, this version by {', '.join(COMBINATIONS)}; train again.")
 
 
 def score_tabular(rows: pd.DataFrame, artifacts: Path, manifest: Manifest, run: Run) -> np.ndarray:
-    """Tabular logits of every lesion, float64 of shape (rows,); says how they lie beside those of training."""
+    """Tabular logits of every lesion, float64 of shape (rows,); logs their median beside that of training."""
     models, complaints = load_tabular_models(artifacts, manifest)
     for complaint in complaints:
-        run.fall_back("tabular models left out", 1, complaint)
+        run.fall_back("tabular_models_left_out", 1, complaint)
     settings = manifest["tabular"]
     features = select_features(build_features(rows), settings["features"], settings["categories"])
     unseen = unseen_values(features, settings.get("known", {}))
     if unseen:
-        run.facts["values unseen in training"] = unseen
-        run.log(f"unseen in training, which CatBoost takes as they are: {unseen}")
+        run.facts["values_unseen_in_training"] = unseen
+        run.log(f"categories with values unseen in training, scored by CatBoost as they are: {unseen}")
     logits = tabular_logits(models, features, settings["categories"])
     if len(logits):
-        trained = settings["out_of_fold"]
-        run.facts["tabular logits"] = {"median": float(np.median(logits)), "in training": trained["median"]}
-        run.log(f"tabular logits: median {np.median(logits):.2f} (out of fold in training {trained['median']:.2f})")
+        median, trained = float(np.median(logits)), settings["out_of_fold"]["median"]
+        run.facts["tabular_logits"] = {"median": median, "training_median": trained}
+        run.log(f"tabular logits: median {median:.2f} (out of fold in training {trained:.2f})")
     return logits
 
 
 def correct_by_image(
     rows: pd.DataFrame,
     tabular: np.ndarray,
-    load_networks: Callable[[], Ensemble],
-    open_images: Callable[[], ImageStore],
+    load: Callable[[], tuple[Ensemble, ImageStore]],
     manifest: Manifest,
     batch_size: int,
     run: Run,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lets the fold networks correct the tabular score where there is a crop, until time is up.
+    """Scores each lesion with a readable crop by the fold networks, until the time is up.
 
-    Whatever ``load_networks`` and ``open_images`` raise becomes a fall-back, too.
+    Args:
+        rows: of the test metadata.
+        tabular: their logits, shape (rows,).
+        load: opens networks and images. Whatever it raises becomes a fall-back, too.
+        manifest: of the artifacts.
+        batch_size: crops at a time.
+        run: for the log.
 
     Returns:
-        Corrected logits, float64 of shape (rows,), and whether each row was scored by its image, bool.
+        Network logits, float64 of shape (rows,), the tabular ones where no network scored; and whether one did, bool.
     """
-    final, seen = tabular.copy(), np.zeros(len(rows), dtype=bool)
+    network, image_scored = tabular.copy(), np.zeros(len(rows), dtype=bool)
     if "network" not in manifest:
-        run.fall_back("no network", len(rows), "the artifacts hold no network; every lesion keeps its tabular score.")
-        return final, seen
-    reached, unusable = 0, 0
+        run.fall_back("no_network", len(rows), "the artifacts hold no network; every lesion keeps its tabular score.")
+        return network, image_scored
+    reached, not_finite = 0, 0
     try:
-        ensemble, image_size = load_networks(), manifest["network"]["settings"]["image_size"]
-        batches = image_batches(open_images(), rows[ID].tolist(), image_size, batch_size)
+        ensemble, store = load()
+        image_size = manifest["network"]["settings"]["image_size"]
+        batches = image_batches(store, rows[ID].tolist(), image_size, batch_size)
         forecast = Forecast(run, len(rows))
         for positions, logits in network_logits(ensemble, batches, tabular):
             if not reached:
                 run.log("first batch scored")
-                run.facts["seconds to first batch"] = round(run.elapsed, 1)
+                run.facts["seconds_to_first_batch"] = round(run.elapsed, 1)
             finite = np.isfinite(logits)
-            final[positions[finite]], seen[positions[finite]] = logits[finite], True
-            unusable += int((~finite).sum())
+            network[positions[finite]], image_scored[positions[finite]] = logits[finite], True
+            not_finite += int((~finite).sum())
             reached = int(positions[-1]) + 1
             forecast.add(len(positions))
             if reached < len(rows) and run.reason_to_stop():
                 left = len(rows) - reached
-                run.fall_back("images not reached", left, f"{run.reason_to_stop()}; no further image is read.")
+                run.fall_back("images_not_reached", left, f"{run.reason_to_stop()}; no further image is read.")
                 break
-    # Whatever breaks here, a tabular submission is better than none: this is the one place that catches everything.
+    # Whatever breaks here, a tabular submission is better than none: the only place that catches every exception.
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        run.fall_back("network stopped", 1, f"{type(error).__name__}: {reason}; the rest keeps its tabular score.")
-    if unusable:
-        run.fall_back("network output not finite", unusable, f"{unusable:,} lesions keep their tabular score.")
-    unseen = int((~seen).sum())
-    if unseen:
-        run.fall_back("lesions without image score", unseen, f"{unseen:,} of {len(rows):,} keep their tabular score.")
-    return final, seen
+        run.fall_back("network_stopped", 1, f"{type(error).__name__}: {reason}; the rest keeps its tabular score.")
+    if not_finite:
+        run.fall_back("network_output_not_finite", not_finite, f"{not_finite:,} lesions keep their tabular score.")
+    left = int((~image_scored).sum())
+    if left:
+        run.fall_back("lesions_without_image_score", left, f"{left:,} of {len(rows):,} keep their tabular score.")
+    return network, image_scored
 
 
-def combine_scores(tabular: np.ndarray, corrected: np.ndarray, seen: np.ndarray, manifest: Manifest, run: Run) -> np.ndarray:
-    """The final score of every lesion, float64 (rows,): tabular and corrected logits as the manifest combines them."""
-    if not seen.any():
+def combine_scores(
+    tabular: np.ndarray, network: np.ndarray, image_scored: np.ndarray, manifest: Manifest, run: Run
+) -> np.ndarray:
+    """The final logit of every lesion, float64 of shape (rows,), combined as the manifest says."""
+    if not image_scored.any():
         return tabular
     try:
         how = manifest["network"]["combination"]
-        final = combine(how, tabular, corrected, seen)
+        final = combine(how, tabular, network, image_scored)
     except (InputError, LookupError, TypeError) as error:
-        run.fall_back("networks alone", int(seen.sum()), f"the scores could not be combined: {error}")
-        return corrected
+        run.fall_back("scores_not_combined", int(image_scored.sum()), f"{error}; the network logits are the final ones.")
+        return network
     run.facts["combination"] = how["kind"]
     return final
 
@@ -157,10 +163,10 @@ def open_test_images(competition: Path) -> ImageStore:
 
 
 def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> Ensemble:
-    """The fold networks whose files check out, on every accelerator.
+    """The fold networks whose files match the manifest, on every accelerator.
 
     Raises:
-        InputError: none does.
+        InputError: there is none.
     """
     import tensorflow as tf
 
@@ -172,9 +178,9 @@ def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> Ensembl
             try:
                 states.append(load_state(network, checked_file(artifacts, manifest, name)))
             except InputError as error:
-                run.fall_back("fold networks left out", 1, str(error))
+                run.fall_back("fold_networks_left_out", 1, str(error))
     if not states:
         raise InputError("no fold network is usable")
     run.log(f"{len(states)} fold networks loaded, on {', '.join(places)}")
-    run.facts["fold networks"] = len(states)
+    run.facts["fold_networks"] = len(states)
     return Ensemble(network, states, places, run.fall_back)

@@ -1,11 +1,11 @@
-"""The story from test folder to submission.csv, with the fall-backs.
+"""From a test folder to submission.csv, with fall-backs.
 
-1. Find the competition folder and the artifact folder.   Without them there is nothing to do: exit 2.
-2. Score every lesion by its metadata (CatBoost).         Without one usable model: exit 2.
-3. Write that as submission.csv.                          From here on nothing can come home empty-handed.
-4. Let the networks correct the lesions whose crop can be read; the others keep the tabular score. Combine both scores.
-   Stop in time, or when told to (SIGTERM), with what is known.
-5. Write the final submission.csv, and run.json: what was scored how, what fell back and why, versions, seconds.
+1. Find the competition folder and the artifact folder.   Without them: exit status 2.
+2. Score every lesion by its metadata (CatBoost).         Without a usable model: exit status 2.
+3. Write these scores to submission.csv.                  From here on a valid submission exists.
+4. Score the lesions whose crop can be read by the networks and combine both scores; the others keep the tabular score.
+   Stop when the time is up or on SIGTERM, with the scores there are.
+5. Write the final submission.csv, and run.json: how lesions were scored, fall-backs, versions, seconds.
 """
 
 from __future__ import annotations
@@ -13,104 +13,89 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from inference.artifacts import FORMAT, MANIFEST, Manifest, load_manifest
-from inference.files import replacing
-from inference.run_log import Run, hours, listening, versions
+from inference.artifacts import FORMAT, MANIFEST, load_manifest
+from inference.files import write_csv
+from inference.run_log import Run, hours, stop_on_sigterm, versions
 from inference.schema import ID, TARGET, read_metadata_leniently
 from inference.scoring import combine_scores, correct_by_image, load_fold_networks, open_test_images, score_tabular
 from utils import InputError
 
-BATCH_SIZE = 64
-TIME_BUDGET = 11.0  # hours: Kaggle ends a run after 12
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the kernel; returns the exit status: 0 done, 2 bad input (one sentence on stderr)."""
-    parser = argparse.ArgumentParser(description="Scores a test folder of the ISIC 2024 challenge; no arguments on Kaggle.")
-    parser.add_argument("--competition", type=Path, help=f"folder with {TEST_METADATA} (default: found below --input-root)")
-    parser.add_argument("--artifacts", type=Path, help=f"folder with {MANIFEST} (default: found below --input-root)")
-    parser.add_argument("--output", type=Path, default=Path("submission.csv"), help="file to write (default: %(default)s)")
-    parser.add_argument("--scores", type=Path, help="also write each lesion's tabular and final logits to this CSV file")
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="crops at a time (default: %(default)s)")
-    parser.add_argument(
-        "--time-budget", type=float, default=TIME_BUDGET, metavar="HOURS", help="images until then (default: %(default)s)"
-    )
-    parser.add_argument("--input-root", type=Path, default=Path("/kaggle/input"), help="where Kaggle mounts inputs")
-    options = parser.parse_args(arguments)
-    try:
-        if options.batch_size < 1:
-            raise InputError(f"--batch-size {options.batch_size} is not a number of crops; give 1 or more.")
-        if not options.time_budget > 0:
-            raise InputError(f"--time-budget {options.time_budget} is no time; give hours above zero.")
-        run = Run(options.time_budget * 3600)
-        with listening(run):
-            score_folder(options, run)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def score_folder(options: argparse.Namespace, run: Run) -> None:
-    """From the options to the written submission."""
-    competition = options.competition or find_competition(options.input_root)
-    artifacts = options.artifacts or find_artifacts(options.input_root)
-    manifest = load_manifest(artifacts)
-    run.facts = {"competition": str(competition), "artifacts": str(artifacts), "versions": versions()}
-    told = ", ".join(f"{name} {version}" for name, version in versions().items())
-    run.log(f"test folder {competition}, artifacts {artifacts}, {told}, {hours(run.time_budget)}")
-
-    rows, repairs = read_metadata_leniently(competition / TEST_METADATA)
-    for what, count in repairs.items():
-        run.fall_back(what, count, f"{TEST_METADATA}: {what}: {count}, repaired.")
-    tabular = score_tabular(rows, artifacts, manifest, run)
-    order = submission_order(competition, rows, run)
-    write_submission(options.output, order, rows[ID], tabular, manifest)
-    run.log(f"{len(order):,} lesions have their tabular score; {options.output} is written and can only get better")
-    run.finish("tabular")
-
-    corrected, seen = correct_by_image(
-        rows,
-        tabular,
-        lambda: load_fold_networks(artifacts, manifest, run),
-        lambda: open_test_images(competition),
-        manifest,
-        options.batch_size,
-        run,
-    )
-    final = combine_scores(tabular, corrected, seen, manifest, run)
-    run.finish("images")
-    try:
-        write_submission(options.output, order, rows[ID], final, manifest)
-        if options.scores:
-            write_scores(options.scores, rows[ID], tabular, corrected, final, seen)
-    except (InputError, OSError) as error:
-        run.fall_back("final scores not written", len(order), f"{error}; {options.output} has the tabular scores.")
-    run.facts |= {"lesions": len(rows), "image_scored": int(seen.sum()), "submission_rows": len(order)}
-    run.finish("writing")
-    run.write(options.output.with_name("run.json"))
-    run.log(f"{options.output}: {len(order):,} rows, {int(seen.sum()):,} of {len(rows):,} lesions scored by image")
-
-
 COMPETITION = "isic-2024-challenge"
 TEST_METADATA = "test-metadata.csv"
-#: Folders below /kaggle/input that are looked into for the two inputs: the deepest mount known is models/*/*/*/*.
+SAMPLE = "sample_submission.csv"
+INPUT_ROOT = Path("/kaggle/input")
+BATCH_SIZE = 64
+TIME_BUDGET = 11.0  # hours: Kaggle ends a run after 12
+#: Levels below /kaggle/input that are searched for the two inputs: the deepest mount known is models/*/*/*/*.
 SEARCH_DEPTH = 5
-#: Folders of the competition's 401,059 separate images: nothing of ours is in them, and listing them takes long.
+#: Folders of the competition's 401,059 separate images: no input is in them, and listing them takes long.
 IMAGE_FOLDERS = ("train-image", "test-image")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run reads and writes; a competition or artifact folder that is None is searched below ``input_root``."""
+
+    competition: Path | None = None
+    artifacts: Path | None = None
+    output: Path = Path("submission.csv")
+    scores: Path | None = None
+    batch_size: int = BATCH_SIZE
+    input_root: Path = INPUT_ROOT
+
+
+def score_folder(settings: RunSettings, run: Run) -> None:
+    """Scores the lesions of the competition folder and writes the submission."""
+    competition = settings.competition or find_competition(settings.input_root)
+    artifacts = settings.artifacts or find_artifacts(settings.input_root)
+    manifest = load_manifest(artifacts)
+    run.facts = {"competition": str(competition), "artifacts": str(artifacts), "versions": versions()}
+    packages = ", ".join(f"{name} {version}" for name, version in versions().items())
+    run.log(f"test folder {competition}, artifacts {artifacts}, {packages}, {hours(run.time_budget)}")
+
+    rows = read_rows(competition, run)
+    order = submission_order(competition, rows, run)
+    scores = pd.DataFrame({"tabular": score_tabular(rows, artifacts, manifest, run)}, index=pd.Index(rows[ID]))
+    without_row = manifest["tabular"]["out_of_fold"]["median"]  # of ids that the metadata lacks: the file is complete
+    write_submission(settings.output, order, scores["tabular"], without_row)
+    run.log(f"{len(order):,} lesions have their tabular score; {settings.output} is written and valid")
+    run.finish("tabular")
+
+    def load():
+        return load_fold_networks(artifacts, manifest, run), open_test_images(competition)
+
+    tabular = scores["tabular"].to_numpy()
+    network, image_scored = correct_by_image(rows, tabular, load, manifest, settings.batch_size, run)
+    final = combine_scores(tabular, network, image_scored, manifest, run)
+    scores = scores.assign(network=network, final=final, image_scored=image_scored.astype(int))
+    run.finish("images")
+
+    try:
+        write_submission(settings.output, order, scores["final"], without_row)
+        if settings.scores:
+            write_csv(settings.scores, scores.reset_index(), float_format=None)
+    except (InputError, OSError) as error:
+        note = f"{error}; {settings.output} has the tabular scores."
+        run.fall_back("final_scores_not_written", len(order), note)
+    count = int(image_scored.sum())
+    run.facts |= {"lesions": len(rows), "image_scored": count, "submission_rows": len(order)}
+    run.finish("writing")
+    run.write(settings.output.with_name("run.json"))
+    run.log(f"{settings.output}: {len(order):,} rows, {count:,} of {len(rows):,} lesions scored by image")
 
 
 def find_competition(root: Path) -> Path:
     """The competition folder: Kaggle's classic mount, its new one, else wherever test-metadata.csv lies below ``root``.
 
     Raises:
-        InputError: it is nowhere; the sentence lists what is mounted.
+        InputError: it is nowhere, or in several folders; the sentence lists what is mounted.
     """
     for folder in (root / COMPETITION, root / "competitions" / COMPETITION):
         if (folder / TEST_METADATA).is_file():
@@ -125,7 +110,7 @@ def find_competition(root: Path) -> Path:
 
 
 def find_artifacts(root: Path) -> Path:
-    """The one folder below ``root`` that holds a manifest of our format: a dataset, or a training kernel's output.
+    """The only folder below ``root`` with a manifest of this format: a dataset, or a training kernel's output.
 
     Raises:
         InputError: there is none, or more than one.
@@ -140,7 +125,7 @@ def find_artifacts(root: Path) -> Path:
 
 
 def is_artifact_folder(folder: Path) -> bool:
-    """Whether the folder holds a manifest that this kernel can read."""
+    """Whether the folder holds a manifest that this version reads."""
     try:
         load_manifest(folder)
     except (InputError, OSError):
@@ -148,8 +133,8 @@ def is_artifact_folder(folder: Path) -> bool:
     return True
 
 
-def folders_below(root: Path) -> Iterable[Path]:
-    """The folders at most ``SEARCH_DEPTH`` levels below ``root``, in a fixed order; files are not walked one by one."""
+def folders_below(root: Path) -> Iterator[Path]:
+    """The folders at most ``SEARCH_DEPTH`` levels below ``root``, in a fixed order."""
     for folder, subfolders, _ in os.walk(root):
         depth = len(Path(folder).relative_to(root).parts)
         subfolders[:] = sorted(set(subfolders) - set(IMAGE_FOLDERS)) if depth < SEARCH_DEPTH else []
@@ -163,7 +148,12 @@ def mounted(root: Path) -> str:
     return "it holds " + (", ".join(sorted(path.name for path in root.iterdir())[:10]) or "nothing")
 
 
-SAMPLE = "sample_submission.csv"
+def read_rows(competition: Path, run: Run) -> pd.DataFrame:
+    """The test metadata, as ``read_metadata_leniently`` gives it; each repair is logged."""
+    rows, repairs = read_metadata_leniently(competition / TEST_METADATA)
+    for reason, count in repairs.items():
+        run.fall_back(reason, count, f"{TEST_METADATA}: {reason.replace('_', ' ')}: {count}, repaired.")
+    return rows
 
 
 def submission_order(competition: Path, rows: pd.DataFrame, run: Run) -> list[str]:
@@ -171,34 +161,56 @@ def submission_order(competition: Path, rows: pd.DataFrame, run: Run) -> list[st
     try:
         sample = pd.read_csv(competition / SAMPLE, dtype={ID: "str"})[ID].dropna().drop_duplicates().tolist()
     except (OSError, KeyError, ValueError) as error:
-        run.fall_back("no sample submission", 1, f"{SAMPLE} is not usable ({error}); the order is that of {TEST_METADATA}.")
+        run.fall_back("no_sample_submission", 1, f"{SAMPLE} is not usable ({error}); the order is that of {TEST_METADATA}.")
         return rows[ID].tolist()
-    unknown, unasked = len(set(sample) - set(rows[ID])), len(set(rows[ID]) - set(sample))
-    if unknown:
-        run.fall_back("ids only in sample submission", unknown, f"{TEST_METADATA} lacks them; they get a median score.")
-    if unasked:
-        run.fall_back("ids only in metadata", unasked, f"{SAMPLE} does not ask for them; they are not submitted.")
+    only_sample, only_rows = len(set(sample) - set(rows[ID])), len(set(rows[ID]) - set(sample))
+    if only_sample:
+        run.fall_back("ids_only_in_sample_submission", only_sample, f"{TEST_METADATA} lacks them; they get a median score.")
+    if only_rows:
+        run.fall_back("ids_only_in_metadata", only_rows, f"{SAMPLE} does not ask for them; they are not submitted.")
     return sample
 
 
-def write_submission(path: Path, order: list[str], isic_ids: pd.Series, logits: np.ndarray, manifest: Manifest) -> None:
-    """Probabilities in the given order; an id without metadata gets training's median, so that the file is complete."""
-    scores = pd.Series(logits, index=isic_ids.to_numpy()).reindex(order)
-    scores = scores.fillna(manifest["tabular"]["out_of_fold"]["median"]).to_numpy("float64")
-    probabilities = 1.0 / (1.0 + np.exp(-np.clip(scores, -700, 700)))
-    with replacing(path) as temporary:
-        pd.DataFrame({ID: order, TARGET: probabilities}).to_csv(temporary, index=False)
+def write_submission(path: Path, order: Sequence[str], logits: pd.Series, without_row: float) -> None:
+    """Writes probabilities in the given order.
+
+    Args:
+        path: submission.csv.
+        order: isic_ids.
+        logits: by isic_id.
+        without_row: logit of an id that ``logits`` lacks.
+    """
+    logits = logits.reindex(order).fillna(without_row).to_numpy("float64")
+    probabilities = 1.0 / (1.0 + np.exp(-np.clip(logits, -700, 700)))
+    write_csv(path, pd.DataFrame({ID: order, TARGET: probabilities}), float_format=None)
 
 
-def write_scores(
-    path: Path, isic_ids: pd.Series, tabular: np.ndarray, network: np.ndarray, final: np.ndarray, seen: np.ndarray
-) -> None:
-    """Each lesion's parts, for the dry run: logits, and whether the image was seen."""
-    with replacing(path) as temporary:
-        frame = pd.DataFrame(
-            {ID: isic_ids, "tabular": tabular, "network": network, "final": final, "image_scored": seen.astype(int)}
-        )
-        frame.to_csv(temporary, index=False)
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the kernel; returns the exit status: 0 done, 2 bad input (one sentence on stderr)."""
+    parser = argparse.ArgumentParser(description="Scores a test folder of the ISIC 2024 challenge; no arguments on Kaggle.")
+    parser.add_argument("--competition", type=Path, help=f"folder with {TEST_METADATA} (default: found below --input-root)")
+    parser.add_argument("--artifacts", type=Path, help=f"folder with {MANIFEST} (default: found below --input-root)")
+    parser.add_argument("--output", type=Path, default=Path("submission.csv"), help="file to write (default: %(default)s)")
+    parser.add_argument("--scores", type=Path, help="also write each lesion's logits to this CSV file")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="crops at a time (default: %(default)s)")
+    parser.add_argument("--input-root", type=Path, default=INPUT_ROOT, help="where Kaggle mounts inputs")
+    parser.add_argument(
+        "--time-budget", type=float, default=TIME_BUDGET, metavar="HOURS", help="images until then (default: %(default)s)"
+    )
+    options = vars(parser.parse_args(arguments))
+    run = Run(options.pop("time_budget") * 3600)
+    settings = RunSettings(**options)
+    try:
+        if settings.batch_size < 1:
+            raise InputError(f"--batch-size {settings.batch_size} is not a number of crops; give 1 or more.")
+        if not run.time_budget > 0:
+            raise InputError(f"--time-budget {run.time_budget / 3600:g} is no time; give hours above zero.")
+        with stop_on_sigterm(run):
+            score_folder(settings, run)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":

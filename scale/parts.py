@@ -1,9 +1,8 @@
-"""An archive of any size in parts of whole patients, and the scores of a part: the tasks of ``scale.batch_scoring``.
+"""Parts of whole patients, and the scores of a part: the tasks of ``scale.batch_scoring``.
 
-Patient context compares a lesion with its patient's others, so a patient must never be divided. Each input file is split on
-its own into pieces, by a hash of the patient; the pieces of a part, of all files, are scored together by the kernel's own
-functions. Both are restartable: every file that a task writes is there as a whole or not at all, and is the same when the
-task runs again.
+Patient context compares a lesion with the patient's others, so a patient is never divided. Each input file is split on its
+own into pieces, by a hash of the patient; the pieces of a part, of all files, are scored together by the kernel's own
+functions. Both tasks can be repeated: every file that they write is whole or absent, and the same when a task runs again.
 """
 
 from __future__ import annotations
@@ -11,17 +10,17 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import time
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
 from inference.artifacts import Manifest, load_manifest
-from inference.files import replacing
+from inference.files import replacing, write_json
 from inference.images import ImageStore
 from inference.network import Ensemble
 from inference.run_log import Run, peak_memory
@@ -32,15 +31,13 @@ from utils import InputError
 
 #: Rows of an input file that are in memory at a time.
 CHUNK = 100_000
-#: What input files are called.
+#: Suffixes of input files.
 KINDS = (".parquet", ".csv")
 TEXT = {column.name: "str" for column in COLUMNS if column.kind in ("id", "category")}
-#: What happened in a part; how many rows an input file had, once all are dealt out.
-TOLD, DEALT = "told-{:05d}.json", "dealt-{:05d}.json"
 
 
 def input_files(source: Path) -> list[Path]:
-    """The Parquet or CSV files of an archive: ``source`` itself, or those in the folder, in the order of their names.
+    """The Parquet or CSV files of the input: ``source`` itself, or those in the folder, in the order of their names.
 
     Raises:
         InputError: there are none, or of both kinds.
@@ -48,8 +45,8 @@ def input_files(source: Path) -> list[Path]:
     files = [source] if source.is_file() else sorted(path for path in source.glob("*") if path.suffix in KINDS)
     kinds = sorted({path.suffix for path in files})
     if len(kinds) != 1 or kinds[0] not in KINDS:
-        found = f"files of the kinds {', '.join(kinds)}" if kinds else "no .parquet and no .csv file"
-        raise InputError(f"--input {source} has {found}; give a file or a folder of the one kind or the other.")
+        found = f"{' and '.join(kinds)} files" if kinds else "no .parquet and no .csv file"
+        raise InputError(f"--input {source} has {found}; give files of one of the two kinds.")
     return files
 
 
@@ -57,12 +54,12 @@ def chunks(path: Path) -> Iterator[pd.DataFrame]:
     """The test columns of an input file, ``CHUNK`` rows at a time: ids and categories as text.
 
     Raises:
-        InputError: it cannot be read, or lacks an id column.
+        InputError: it cannot be read, or has no id column.
     """
     try:
         if path.suffix == ".csv":
-            how = {"dtype": TEXT, "usecols": lambda name: name in TEST_COLUMNS, "low_memory": False}
-            frames = iter(pd.read_csv(path, chunksize=CHUNK, **how))
+            wanted = {"dtype": TEXT, "usecols": lambda name: name in TEST_COLUMNS, "low_memory": False}
+            frames = iter(pd.read_csv(path, chunksize=CHUNK, **wanted))
         else:
             file = pq.ParquetFile(path)
             columns = [name for name in TEST_COLUMNS if name in file.schema_arrow.names]
@@ -70,7 +67,7 @@ def chunks(path: Path) -> Iterator[pd.DataFrame]:
         for frame in frames:
             for name in (ID, PATIENT):
                 if name not in frame:
-                    raise InputError(f"{path} has no column {name!r}; its lesions cannot be told apart.")
+                    raise InputError(f"{path} has no column {name!r}; add it.")
             yield frame.assign(**{name: as_text(frame[name]) for name in TEXT if name in frame})
     except (OSError, ValueError, pd.errors.ParserError) as error:
         if isinstance(error, InputError):
@@ -90,8 +87,8 @@ def part_of(frame: pd.DataFrame, parts: int) -> np.ndarray:
 
 
 def split_file(files: Files, number: int, path: Path, parts: int) -> int:
-    """Deals the rows of input file ``number`` out to the folders of the parts; returns how many it has."""
-    done = files.folder / DEALT.format(number)
+    """Writes the rows of input file ``number`` into the folders of their parts; returns how many it has."""
+    done = files.folder / f"split-{number:05d}.json"
     if not done.is_file():
         rows = 0
         for chunk, frame in enumerate(chunks(files[path])):
@@ -99,41 +96,46 @@ def split_file(files: Files, number: int, path: Path, parts: int) -> int:
             for part, piece in frame.groupby(part_of(frame, parts)):
                 with replacing(folder_of(files.folder, part) / f"{number:05d}-{chunk:05d}.parquet") as temporary:
                     piece.to_parquet(temporary, index=False)
-        with replacing(done) as temporary:
-            temporary.write_text(json.dumps({"rows": rows}), encoding="utf-8")
+        write_json(done, {"rows": rows})
     return json.loads(done.read_text(encoding="utf-8"))["rows"]
 
 
 def score_part(files: Files, part: int, artifacts: Path, images: Path | None, batch_size: int) -> None:
-    """Scores the patients of a part; writes told-<part>.json, what happened, and scores-<part>.parquet, a row per lesion.
+    """Scores the patients of a part; writes report-<part>.json and scores-<part>.parquet, a row per lesion.
 
-    Columns: isic_id, patient_id, ``tabular``, ``network`` and ``final`` logits, ``image_scored``, ``probability``.
-    Where scores are combined by their ranks, the last two wait for all parts: ``scale.batch_scoring``.
+    Columns: isic_id, patient_id, ``tabular``, ``network`` and ``final`` logits, ``image_scored``, ``probability``. Where
+    scores are combined by their ranks, ``final`` and ``probability`` follow when all parts are there: ``needs_all_parts``.
     """
-    started = time.monotonic()
     manifest, run = load_manifest(files[artifacts]), Run()
     frame = pd.concat([pd.read_parquet(piece) for piece in pieces_of(files.folder, part)], ignore_index=True)
-    with contextlib.redirect_stdout(io.StringIO()):  # each part would tell what the kernel tells of a test folder
+    with contextlib.redirect_stdout(io.StringIO()):  # the kernel's log lines, once per part, would be too many
         rows, repairs = repaired(frame, f"part {part}")
         tabular = score_tabular(rows, files[artifacts], manifest, run)
-        fusion, seen = tabular.copy(), np.zeros(len(rows), dtype=bool)
+        network, image_scored = tabular.copy(), np.zeros(len(rows), dtype=bool)
         if images and "network" in manifest:
-            load, look = lambda: networks(files[artifacts]), lambda: ImageStore(files[images])
-            fusion, seen = correct_by_image(rows, tabular, load, look, manifest, batch_size, run)
-    scores = rows[[ID, PATIENT]].assign(tabular=tabular, network=fusion, image_scored=seen)
-    if not (images and waits_for_all(manifest)):
-        scores = with_final(scores, manifest, images is not None)
-    fallbacks = {what: count for what, count in run.fallbacks.items() if what != "lesions without image score"}
-    told = {"lesions": len(rows), "image_scored": int(seen.sum()), "seconds": round(time.monotonic() - started, 1)}
-    told |= {"fallbacks": fallbacks | repairs, "most memory, GB": peak_memory()}
-    with replacing(files.folder / TOLD.format(part)) as temporary:
-        temporary.write_text(json.dumps(told), encoding="utf-8")
+
+            def load():
+                return networks(files[artifacts]), ImageStore(files[images])
+
+            network, image_scored = correct_by_image(rows, tabular, load, manifest, batch_size, run)
+    scores = rows[[ID, PATIENT]].assign(tabular=tabular, network=network, image_scored=image_scored)
+    if not (images and needs_all_parts(manifest)):
+        scores = with_final(scores, manifest, with_images=images is not None)
+    fallbacks = {reason: count for reason, count in run.fallbacks.items() if reason != "lesions_without_image_score"}
+    report = {"lesions": len(rows), "image_scored": int(image_scored.sum()), "seconds": round(run.elapsed, 1)}
+    report |= {"fallbacks": fallbacks | repairs, "peak_memory_gb": peak_memory()}
+    write_json(files.folder / f"report-{part:05d}.json", report)
     with replacing(scores_of(files.folder, part)) as temporary:
         scores.to_parquet(temporary, index=False)
 
 
+def reports(folder: Path) -> list[dict[str, Any]]:
+    """The reports of all scored parts."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("report-*.json"))]
+
+
 def folder_of(folder: Path, part: int) -> Path:
-    """Where the pieces of a part lie: nothing else lies there, so that finding them takes as long however many parts are."""
+    """The folder of a part's pieces, and of nothing else: finding them takes the same time however many parts there are."""
     return folder / f"part-{part:05d}"
 
 
@@ -147,18 +149,18 @@ def scores_of(folder: Path, part: int) -> Path:
     return folder / f"scores-{part:05d}.parquet"
 
 
-def waits_for_all(manifest: Manifest) -> bool:
-    """Whether a lesion's final score depends on all lesions, and not on its own alone."""
+def needs_all_parts(manifest: Manifest) -> bool:
+    """Whether a lesion's final score depends on all lesions: an average of ranks does."""
     return manifest.get("network", {}).get("combination", {}).get("kind") == RANK_AVERAGE
 
 
-def with_final(scores: pd.DataFrame, manifest: Manifest, images: bool) -> pd.DataFrame:
-    """The scores with ``logits`` and ``probability``, combined as the kernel combines them; without images, tabular."""
-    logits = tabular = scores["tabular"].to_numpy()
-    if images and "network" in manifest:
-        how, seen = manifest["network"]["combination"], scores["image_scored"].to_numpy()
-        logits = combine(how, tabular, scores["network"].to_numpy(), seen)
-    return scores.assign(final=logits, probability=1.0 / (1.0 + np.exp(-np.clip(logits, -700, 700))))
+def with_final(scores: pd.DataFrame, manifest: Manifest, *, with_images: bool) -> pd.DataFrame:
+    """The scores with ``final`` and ``probability``, combined as the kernel does; tabular where there are no images."""
+    final = scores["tabular"].to_numpy()
+    if with_images and "network" in manifest:
+        how = manifest["network"]["combination"]
+        final = combine(how, final, scores["network"].to_numpy(), scores["image_scored"].to_numpy())
+    return scores.assign(final=final, probability=1.0 / (1.0 + np.exp(-np.clip(final, -700, 700))))
 
 
 @lru_cache(maxsize=1)

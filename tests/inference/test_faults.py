@@ -116,7 +116,7 @@ def test_a_lesion_whose_image_cannot_be_read_keeps_its_tabular_score(with_odd_im
     row = scores.loc[lesion_with[fault]]
     assert row["image_scored"] == 0
     assert row["final"] == row["tabular"]
-    assert facts["fallbacks"] == {"lesions without image score": len(BROKEN)}
+    assert facts["fallbacks"] == {"lesions_without_image_score": len(BROKEN)}
 
 
 @pytest.mark.parametrize("kind", UNUSUAL)
@@ -134,7 +134,7 @@ def test_a_cut_off_or_empty_image_file_leaves_the_tabular_submission(artifacts, 
     path.write_bytes(path.read_bytes()[:size])
     _, scores, facts = scored(competition, artifacts)
     assert (scores["final"] == scores["tabular"]).all()
-    assert facts["fallbacks"] == {"network stopped": 1, "lesions without image score": len(scores)}
+    assert facts["fallbacks"] == {"network_stopped": 1, "lesions_without_image_score": len(scores)}
     assert any("cannot be opened as HDF5" in note for note in facts["notes"])
 
 
@@ -145,7 +145,7 @@ def test_files_that_somebody_has_locked_are_read(artifacts, competition, eager):
             fcntl.flock(locks.enter_context(path.open("rb")), fcntl.LOCK_EX)
         _, scores, facts = scored(competition, artifacts)
     assert facts["fallbacks"] == {}
-    assert facts["fold networks"] == len(files) - 1
+    assert facts["fold_networks"] == len(files) - 1
     assert scores["image_scored"].all()
 
 
@@ -166,19 +166,19 @@ def first_rows(name, *values):
 
 #: Fault -> what is done to the table, and what run.json counts.
 TABLES = {
-    "a column is missing": (lambda table: table.drop(columns="tbp_lv_H"), {"columns missing": 1}),
+    "a column is missing": (lambda table: table.drop(columns="tbp_lv_H"), {"columns_missing": 1}),
     "a column too many": (lambda table: table.assign(stranger="1"), {}),
-    "a column renamed": (lambda table: table.rename(columns={"tbp_lv_H": "tbp_lv_h"}), {"columns missing": 1}),
+    "a column renamed": (lambda table: table.rename(columns={"tbp_lv_H": "tbp_lv_h"}), {"columns_missing": 1}),
     "another order": (lambda table: table[table.columns[::-1]], {}),
     "a column all empty": (all_of("tbp_lv_L", ""), {}),
     "every number empty": (lambda table: table.assign(**dict.fromkeys(NUMBERS, "")), {}),
     "NA strings": (first_rows("age_approx", "NA", "nan", "NULL", "None"), {}),
-    "words where numbers belong": (first_rows("tbp_lv_L", "dark", "1,5"), {"cells that are no number": 2}),
-    "infinite values": (first_rows("tbp_lv_A", "inf", "-inf", "1e400"), {"cells that are no number": 3}),
-    "a duplicated isic_id": (lambda table: pd.concat([table, table[:2]]), {"duplicated isic_id": 2}),
+    "words where numbers belong": (first_rows("tbp_lv_L", "dark", "1,5"), {"cells_not_numeric": 2}),
+    "infinite values": (first_rows("tbp_lv_A", "inf", "-inf", "1e400"), {"cells_not_numeric": 3}),
+    "a duplicated isic_id": (lambda table: pd.concat([table, table[:2]]), {"duplicated_isic_id": 2}),
     "a patient with one lesion": (first_rows(PATIENT, "IP_0000001"), {}),
-    "an empty patient_id": (first_rows(PATIENT, "", ""), {"rows without patient_id": 2}),
-    "no patient_id at all": (lambda table: table.drop(columns=PATIENT), {"columns missing": 1}),
+    "an empty patient_id": (first_rows(PATIENT, "", ""), {"rows_without_patient_id": 2}),
+    "no patient_id at all": (lambda table: table.drop(columns=PATIENT), {"columns_missing": 1}),
     "every lesion of one patient": (all_of(PATIENT, "IP_0000001"), {}),
 }
 
@@ -188,10 +188,10 @@ def test_a_table_in_disorder_is_scored_and_each_repair_counted(tabular_only, com
     change, counted = TABLES[fault]
     change(read_table(competition)).to_csv(competition / "test-metadata.csv", index=False)
     submission, scores, facts = scored(competition, tabular_only)
-    counts = {name: count for name, count in facts["fallbacks"].items() if name not in ("no network", "no images")}
-    counts.pop("lesions without image score", None)
+    counts = {name: count for name, count in facts["fallbacks"].items() if name not in ("no_network", "no_images")}
+    counts.pop("lesions_without_image_score", None)
     if fault == "no patient_id at all":
-        counted = counted | {"rows without patient_id": len(submission)}
+        counted = counted | {"rows_without_patient_id": len(submission)}
     assert counts == counted
     assert submission.nunique() > 1
     assert np.isfinite(scores["tabular"]).all()
@@ -202,7 +202,7 @@ def test_a_value_unseen_in_training_is_scored_and_told(tabular_only, competition
     table = read_table(competition)
     first_rows(name, "never met", "nor this")(table).to_csv(competition / "test-metadata.csv", index=False)
     _, _, facts = scored(competition, tabular_only)
-    assert facts["values unseen in training"][name] == 2
+    assert facts["values_unseen_in_training"][name] == 2
 
 
 def test_a_patient_with_nine_thousand_lesions_is_scored(tabular_only, competition):
@@ -213,7 +213,7 @@ def test_a_patient_with_nine_thousand_lesions_is_scored(tabular_only, competitio
     (competition / "sample_submission.csv").unlink()
     submission, _, facts = scored(competition, tabular_only)
     assert len(submission) == 9_000
-    assert facts["fallbacks"].pop("no sample submission") == 1
+    assert facts["fallbacks"].pop("no_sample_submission") == 1
 
 
 @pytest.mark.parametrize("rows", [0, 3])
@@ -232,7 +232,7 @@ def test_the_sample_submission_decides_the_order(tabular_only, competition):
     pd.read_csv(path, dtype="str")[::-1].to_csv(path, index=False)
     before, scores, facts = scored(competition, tabular_only)
     assert before.index.tolist() == read_table(competition)[ID].tolist()[::-1]
-    assert not {"ids only in metadata", "ids only in sample submission"} & set(facts["fallbacks"])
+    assert not {"ids_only_in_metadata", "ids_only_in_sample_submission"} & set(facts["fallbacks"])
     assert before.rank().reindex(scores.index).equals(scores["tabular"].rank())  # each score went to its own lesion
 
 
@@ -242,8 +242,8 @@ def test_ids_of_one_file_alone_are_counted(tabular_only, competition):
     strangers = pd.DataFrame({ID: ["ISIC_0000001", "ISIC_0000002"], "target": "0.3"})
     pd.concat([strangers, sample[3:]]).to_csv(path, index=False)
     submission, _, facts = scored(competition, tabular_only)
-    assert facts["fallbacks"]["ids only in sample submission"] == 2
-    assert facts["fallbacks"]["ids only in metadata"] == 3
+    assert facts["fallbacks"]["ids_only_in_sample_submission"] == 2
+    assert facts["fallbacks"]["ids_only_in_metadata"] == 3
     assert submission.iloc[0] == submission.iloc[1]
 
 
@@ -257,7 +257,7 @@ def test_without_a_usable_sample_submission_the_metadata_decides(tabular_only, c
     assert main(["--competition", str(competition), "--artifacts", str(tabular_only), "--output", str(output)]) == 0
     checked_submission(output, read_table(competition)[ID].tolist())
     facts = json.loads(output.with_name("run.json").read_text())
-    assert facts["fallbacks"]["no sample submission"] == 1
+    assert facts["fallbacks"]["no_sample_submission"] == 1
 
 
 # Artifacts
@@ -267,8 +267,8 @@ def test_a_network_whose_weights_do_not_fit_is_left_out(artifacts, competition, 
     build_network(NetworkConfig(32, head_units=3)).save_weights(artifacts / "fusion_fold1.weights.h5")
     sign(artifacts, "fusion_fold1.weights.h5")
     _, scores, facts = scored(competition, artifacts)
-    assert facts["fallbacks"] == {"fold networks left out": 1}
-    assert facts["fold networks"] == 1
+    assert facts["fallbacks"] == {"fold_networks_left_out": 1}
+    assert facts["fold_networks"] == 1
     assert scores["image_scored"].all()
 
 
@@ -277,7 +277,7 @@ def test_no_network_that_fits_leaves_the_tabular_submission(artifacts, competiti
         (artifacts / name).write_bytes(b"no HDF5")
         sign(artifacts, name)
     _, scores, facts = scored(competition, artifacts)
-    assert facts["fallbacks"]["fold networks left out"] == 2
+    assert facts["fallbacks"]["fold_networks_left_out"] == 2
     assert (scores["final"] == scores["tabular"]).all()
 
 
@@ -287,7 +287,7 @@ def test_a_corrupted_catboost_model_is_left_out(tabular_only, competition, tmp_p
     (folder / "tabular_fold0_seed0.cbm").write_bytes(content)
     sign(folder, "tabular_fold0_seed0.cbm")
     _, _, facts = scored(competition, folder)
-    assert facts["fallbacks"]["tabular models left out"] == 1
+    assert facts["fallbacks"]["tabular_models_left_out"] == 1
 
 
 # Hardware and time
@@ -308,7 +308,7 @@ def test_too_little_memory_takes_smaller_batches(artifacts, competition, eager, 
     monkeypatch.setattr(Ensemble, "_shared", small)
     _, scores, facts = scored(competition, artifacts, ["--batch-size", "32"])
     assert scores["image_scored"].all()
-    assert facts["fallbacks"] == {"accelerator memory": 2}  # 32, 16, 8
+    assert facts["fallbacks"] == {"accelerator_memory": 2}  # 32, 16, 8
 
 
 def test_where_not_even_one_crop_fits_the_tabular_scores_stay(artifacts, competition, eager, monkeypatch):
@@ -320,13 +320,13 @@ def test_where_not_even_one_crop_fits_the_tabular_scores_stay(artifacts, competi
     monkeypatch.setattr("inference.network.Ensemble._shared", never)
     _, scores, facts = scored(competition, artifacts)
     assert (scores["final"] == scores["tabular"]).all()
-    assert facts["fallbacks"]["network stopped"] == 1
+    assert facts["fallbacks"]["network_stopped"] == 1
 
 
 def test_a_time_budget_that_is_nearly_spent_leaves_the_rest_tabular(artifacts, competition, eager):
     _, scores, facts = scored(competition, artifacts, ["--batch-size", "4", "--time-budget", "0.000001"])
     assert scores["image_scored"].sum() == 4
-    assert facts["fallbacks"]["images not reached"] == len(scores) - 4
+    assert facts["fallbacks"]["images_not_reached"] == len(scores) - 4
     assert (scores["final"] == scores["tabular"])[scores["image_scored"] == 0].all()
 
 
@@ -344,4 +344,4 @@ def test_output_that_is_not_finite_is_not_submitted(artifacts, competition, eage
     _, scores, facts = scored(competition, artifacts)
     lost = int((scores["image_scored"] == 0).sum())
     assert 0 < lost < len(scores)
-    assert facts["fallbacks"] == {"network output not finite": lost, "lesions without image score": lost}
+    assert facts["fallbacks"] == {"network_output_not_finite": lost, "lesions_without_image_score": lost}

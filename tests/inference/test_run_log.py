@@ -13,14 +13,14 @@ from inference.run_log import Forecast, Run, listening, peak_memory, versions
 
 def test_a_step_down_is_counted_noted_and_said(capsys, tmp_path):
     run = Run()
-    run.fall_back("lesions without image score", 3, "3 of 9 keep their tabular score.")
-    run.fall_back("lesions without image score", 2, "2 more.")
+    run.fall_back("lesions_without_image_score", 3, "3 of 9 keep their tabular score.")
+    run.fall_back("lesions_without_image_score", 2, "2 more.")
     run.finish("tabular")
     run.facts["lesions"] = 9
     run.write(tmp_path / "run.json")
-    assert "FALL-BACK (lesions without image score: 3) 3 of 9 keep" in capsys.readouterr().out
+    assert "FALL-BACK (lesions_without_image_score: 3) 3 of 9 keep" in capsys.readouterr().out
     written = json.loads((tmp_path / "run.json").read_text())
-    assert written["fallbacks"] == {"lesions without image score": 5}
+    assert written["fallbacks"] == {"lesions_without_image_score": 5}
     assert written["notes"] == ["3 of 9 keep their tabular score.", "2 more."]
     assert written["lesions"] == 9
     assert written["seconds"]["tabular"] >= 0
@@ -53,7 +53,7 @@ Run().write(Path("run.json"))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True)
-    held = json.loads((tmp_path / "run.json").read_text())["most memory, GB"]
+    held = json.loads((tmp_path / "run.json").read_text())["peak_memory_gb"]
     assert 0.29 < held - float(done.stdout) < 0.4
 
 
@@ -62,7 +62,7 @@ def test_a_system_that_does_not_say_its_memory_stops_nothing(tmp_path, monkeypat
         patched.setattr("inference.run_log.Path.read_text", lambda *_, **__: "Name: python\n")
         assert peak_memory() is None
         Run().write(tmp_path / "run.json")
-    assert "most memory" not in (tmp_path / "run.json").read_text()
+    assert "peak_memory" not in (tmp_path / "run.json").read_text()
 
 
 def test_a_run_json_that_cannot_be_written_stops_nothing(tmp_path, capsys):

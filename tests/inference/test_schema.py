@@ -183,11 +183,11 @@ def test_every_repair_is_made_and_counted(tmp_path, synthetic_data):
     kept = rows.index[[2, 4, 5, 6, 7, 8, 9]]
     frame, repairs = read_metadata_leniently(write(tmp_path, rows, tbp_lv_A=None, tbp_lv_B=None))
     assert repairs == {
-        "columns missing": 2,
-        "rows without isic_id": 2,
-        "duplicated isic_id": 1,
-        "rows without patient_id": 3,
-        "cells that are no number": 4,
+        "columns_missing": 2,
+        "rows_without_isic_id": 2,
+        "duplicated_isic_id": 1,
+        "rows_without_patient_id": 3,
+        "cells_not_numeric": 4,
     }
     assert tuple(frame.columns) == TEST_COLUMNS
     assert frame[ID].tolist() == rows.loc[kept, ID].tolist()
@@ -207,17 +207,17 @@ def test_columns_may_be_reordered_missing_or_too_many(tmp_path, synthetic_data):
     frame, repairs = read_metadata_leniently(write(tmp_path, {ID: rows[ID]}))
     assert frame[ID].tolist() == rows[ID].tolist()
     assert frame[PATIENT].is_unique
-    assert repairs == {"columns missing": 43, "rows without patient_id": 3}
+    assert repairs == {"columns_missing": 43, "rows_without_patient_id": 3}
 
 
 @pytest.mark.parametrize("name", TEST_COLUMNS[1:])
 def test_no_single_missing_or_garbled_column_stops_the_lenient_reader(tmp_path, synthetic_data, name):
     rows = text_of(synthetic_data / "test-metadata.csv")
     frame, repairs = read_metadata_leniently(write(tmp_path, rows, **{name: None}))
-    assert (len(frame), repairs["columns missing"]) == (3, 1)
+    assert (len(frame), repairs["columns_missing"]) == (3, 1)
     frame, repairs = read_metadata_leniently(write(tmp_path, rows, **{name: ["?", "", "True"]}))
     assert tuple(frame.columns) == TEST_COLUMNS
-    assert repairs.get("cells that are no number", 0) == (2 if name in NUMBERS else 0)
+    assert repairs.get("cells_not_numeric", 0) == (2 if name in NUMBERS else 0)
 
 
 def test_a_file_of_a_header_only_has_no_rows(tmp_path):

@@ -37,20 +37,20 @@ def test_lesions_that_a_network_has_seen_are_corrected_and_the_others_keep_their
     final, seen, run = corrected([([0, 1, 2], [1.0, 2.0, 3.0]), ([4, 5, 6, 7, 8, 9], [5.0] * 6)])
     assert final.tolist() == [1, 2, 3, TABULAR[3], 5, 5, 5, 5, 5, 5]
     assert seen.tolist() == [True] * 3 + [False] + [True] * 6
-    assert run.fallbacks == {"lesions without image score": 1}
+    assert run.fallbacks == {"lesions_without_image_score": 1}
 
 
 def test_output_that_is_not_finite_is_not_taken(corrected):
     final, _, run = corrected([(range(10), [np.nan, np.inf, -np.inf, *range(7)])])
     assert final.tolist() == [*TABULAR[:3], *range(7)]
-    assert run.fallbacks == {"network output not finite": 3, "lesions without image score": 3}
+    assert run.fallbacks == {"network_output_not_finite": 3, "lesions_without_image_score": 3}
 
 
 @pytest.mark.parametrize("error", [RuntimeError("cuDNN is gone\nand more"), MemoryError("no memory"), InputError("broken")])
 def test_networks_that_stop_leave_what_they_have_done(corrected, error, capsys):
     final, _, run = corrected([([0, 1], [1.0, 2.0]), error])
     assert final.tolist() == [1, 2, *TABULAR[2:]]
-    assert run.fallbacks == {"network stopped": 1, "lesions without image score": 8}
+    assert run.fallbacks == {"network_stopped": 1, "lesions_without_image_score": 8}
     assert f"{type(error).__name__}: {str(error).splitlines()[0]}; the rest keeps" in capsys.readouterr().out
 
 
@@ -59,10 +59,10 @@ def test_networks_that_stop_leave_what_they_have_done(corrected, error, capsys):
 )
 def test_what_is_not_reached_in_time_keeps_its_tabular_score(corrected, told, budget, reason, capsys):
     run = Run(time_budget=budget)
-    run.told_to_stop = told
+    run.interrupted = told
     final, _, run = corrected([([0, 1], [1.0, 2.0]), AssertionError("a batch too many")], run)
     assert final.tolist() == [1, 2, *TABULAR[2:]]
-    assert run.fallbacks == {"images not reached": 8, "lesions without image score": 8}
+    assert run.fallbacks == {"images_not_reached": 8, "lesions_without_image_score": 8}
     assert reason in capsys.readouterr().out
 
 
@@ -75,7 +75,7 @@ def test_a_run_that_ends_just_in_time_has_missed_nothing(corrected):
 def test_without_a_network_every_lesion_keeps_its_score(corrected):
     final, _, run = corrected([], manifest={})
     assert final.tolist() == TABULAR.tolist()
-    assert run.fallbacks == {"no network": 10}
+    assert run.fallbacks == {"no_network": 10}
 
 
 # Combining
@@ -100,5 +100,5 @@ def test_a_combination_that_cannot_be_made_leaves_the_networks_alone(network, ca
     run = Run()
     found = combine_scores(TABULAR, TABULAR + 1, np.ones(10, dtype=bool), {"network": network}, run)
     assert found.tolist() == (TABULAR + 1).tolist()
-    assert run.fallbacks == {"networks alone": 10}
+    assert run.fallbacks == {"scores_not_combined": 10}
     assert "could not be combined" in capsys.readouterr().out

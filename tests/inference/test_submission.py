@@ -137,14 +137,14 @@ def test_a_lesion_without_a_readable_image_keeps_its_tabular_score(trained, comp
     assert (scores.loc[list(harm), "final"] == scores.loc[list(harm), "tabular"]).all()
     assert scores["image_scored"].sum() == len(ids) - 4
     assert (scores.loc[ids[4:], "final"] != scores.loc[ids[4:], "tabular"]).all()
-    assert facts["fallbacks"] == {"lesions without image score": 4}
+    assert facts["fallbacks"] == {"lesions_without_image_score": 4}
 
 
 def test_without_images_the_submission_is_tabular(trained, competition, tmp_path):
     (competition / "test-image.hdf5").unlink()
     submission, scores, facts = run_in_process(competition, trained.artifacts, tmp_path)
     assert (scores["final"] == scores["tabular"]).all()
-    assert facts["fallbacks"] == {"network stopped": 1, "lesions without image score": len(submission)}
+    assert facts["fallbacks"] == {"network_stopped": 1, "lesions_without_image_score": len(submission)}
 
 
 def test_a_changed_network_is_left_out_and_the_others_go_on(trained, mounted, tmp_path):
@@ -152,7 +152,7 @@ def test_a_changed_network_is_left_out_and_the_others_go_on(trained, mounted, tm
     weights = artifacts / "fusion_fold0.weights.h5"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     _, scores, facts = run_in_process(mounted, artifacts, tmp_path)
-    assert facts["fallbacks"] == {"fold networks left out": 1}
+    assert facts["fallbacks"] == {"fold_networks_left_out": 1}
     assert scores["image_scored"].all()
     assert any("fusion_fold0.weights.h5" in note and "SHA-256" in note for note in facts["notes"])
 
@@ -160,14 +160,14 @@ def test_a_changed_network_is_left_out_and_the_others_go_on(trained, mounted, tm
 def test_no_usable_network_leaves_the_tabular_submission(tabular_only, mounted, tmp_path):
     _, scores, facts = run_in_process(mounted, tabular_only, tmp_path)
     assert (scores["final"] == scores["tabular"]).all()
-    assert facts["fallbacks"]["no network"] == len(scores)
+    assert facts["fallbacks"]["no_network"] == len(scores)
 
 
 def test_one_changed_tabular_model_is_left_out(tabular_only, mounted, tmp_path):
     artifacts = shutil.copytree(tabular_only, tmp_path / "artifacts")
     (artifacts / "tabular_fold1_seed0.cbm").write_bytes(b"broken")
     submission, _, facts = run_in_process(mounted, artifacts, tmp_path)
-    assert facts["fallbacks"]["tabular models left out"] == 1
+    assert facts["fallbacks"]["tabular_models_left_out"] == 1
     assert np.isfinite(submission[TARGET]).all()
 
 
@@ -178,7 +178,7 @@ def test_the_sample_submission_decides_rows_and_order(tabular_only, competition,
     submission, _, facts = run_in_process(competition, tabular_only, tmp_path)
     assert submission[ID].tolist() == asked
     assert np.isfinite(submission[TARGET]).all()
-    assert facts["fallbacks"]["ids only in sample submission"] == 1
+    assert facts["fallbacks"]["ids_only_in_sample_submission"] == 1
 
 
 def test_metadata_in_disorder_is_repaired_and_counted(tabular_only, competition, tmp_path):
@@ -192,7 +192,7 @@ def test_metadata_in_disorder_is_repaired_and_counted(tabular_only, competition,
     rows[rows.columns[::-1]].to_csv(path, index=False)
     submission, _, facts = run_in_process(competition, tabular_only, tmp_path)
     assert np.isfinite(submission[TARGET]).all()
-    repairs = {"columns missing": 1, "cells that are no number": 2, "rows without patient_id": 1}
+    repairs = {"columns_missing": 1, "cells_not_numeric": 2, "rows_without_patient_id": 1}
     assert {name: facts["fallbacks"][name] for name in repairs} == repairs
 
 
@@ -230,7 +230,7 @@ def test_a_full_disk_leaves_the_tabular_submission(trained, mounted, tmp_path, m
     where = ["--competition", str(mounted), "--artifacts", str(trained.artifacts), "--output", str(output)]
     assert main(where) == 0
     run = json.loads((tmp_path / "run.json").read_text())
-    assert "final scores not written" in run["fallbacks"]
+    assert "final_scores_not_written" in run["fallbacks"]
     assert "No space left on device" in run["notes"][-1]
     assert pd.read_csv(output)[TARGET].between(0, 1).all()
 
@@ -248,7 +248,7 @@ def test_sigterm_ends_the_kernel_with_what_it_knows(trained, mounted, tmp_path):
         assert process.wait() == 0
     run = json.loads((tmp_path / "run.json").read_text())
     rows = len(pd.read_csv(mounted / "sample_submission.csv"))
-    assert run["fallbacks"] == {"images not reached": rows - 4, "lesions without image score": rows - 4}
+    assert run["fallbacks"] == {"images_not_reached": rows - 4, "lesions_without_image_score": rows - 4}
     assert "SIGTERM was received; no further image is read" in log
     assert pd.read_csv(output)[ID].tolist() == pd.read_csv(mounted / "sample_submission.csv")[ID].tolist()
 
