@@ -140,7 +140,7 @@ def score(folder: Path, size: int, images: Path, artifacts: Path) -> tuple[float
     run = json.loads((out / "run.json").read_text(encoding="utf-8"))
     if run["lesions"] != size:
         raise InputError(f"{run['lesions']:,} of {size:,} lesions were scored.")
-    return seconds, run["most memory of a process, GB"]
+    return seconds, run["peak_memory_gb"]
 
 
 def difference(folder: Path, size: int, images: Path, artifacts: Path) -> float:

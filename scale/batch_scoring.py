@@ -1,9 +1,9 @@
-"""Scores an archive of any size: in parts of whole patients, by the kernel's functions, here or on a cluster.
+"""Scores a table that is larger than memory: in parts of whole patients, by the kernel's functions, here or on a cluster.
 
-    python -m scale.batch_scoring --input archive --images images.hdf5 --artifacts artifacts --out scored --jobs 2
+    python -m scale.batch_scoring --input lesions --images images.hdf5 --artifacts artifacts --out scored --jobs 2
 
-Reads Parquet or CSV files with the columns of test-metadata.csv; writes scores-00000.parquet, ... with a row per lesion, and
-run.json. What is finished is kept, so the same command continues where it was stopped. A local tool.
+Reads Parquet or CSV files with the columns of test-metadata.csv. Writes scores-00000.parquet, ... with a row per lesion, and
+run.json. Finished files are kept, so the same command continues where it was stopped. Not part of the kernel.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ from inference.artifacts import MANIFEST, Manifest, load_manifest
 from inference.files import replacing, sha256_of, write_json
 from inference.images import ImageStore
 from inference.submission import BATCH_SIZE
-from scale.parallel import Files, add_worker_options, run_tasks, workers
+from scale.parallel import Files, Progress, add_worker_options, run_tasks, workers
 from scale.parts import (
     input_files,
+    needs_all_parts,
     pieces_of,
+    reports,
     score_part,
     scores_of,
     split_file,
-    waits_for_all,
     with_final,
 )
 from utils import InputError, log, run_command
 
-#: Lesions that a part is meant to have: their features fit into a part of a gigabyte.
+#: Lesions of a part: their features take less than a gigabyte.
 PART = 100_000
-#: A row of test-metadata.csv, in bytes.
+#: Bytes of a row of test-metadata.csv.
 CSV_ROW = 450
-#: In --out: what was asked for, and what happened.
+#: In --out: the settings of the run, and its summary.
 SETTINGS, RUN = "settings.json", "run.json"
 
 
@@ -47,28 +48,27 @@ def parts_for(files: list[Path]) -> int:
     return max(1, round(rows / PART))
 
 
-def begin(out: Path, settings: dict) -> None:
-    """Makes the folder ``out`` one of this run.
+def claim(out: Path, settings: dict) -> None:
+    """Makes ``out`` the folder of a run with these settings.
 
     Raises:
-        InputError: it holds what another one has begun.
+        InputError: it holds a run with other settings, or other files.
     """
     if (out / SETTINGS).is_file():
         known = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
-        other = [name for name in settings if known.get(name) != settings[name]]
+        other = [f"--{name}" for name in settings if known.get(name) != settings[name]]
         if other:
             raise InputError(f"{out} was begun with other {', '.join(other)}; give another --out, or remove it.")
     elif out.is_dir() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty and holds nothing of this command; give another --out.")
+        raise InputError(f"{out} is not empty and was not made by this command; give another --out.")
     write_json(out / SETTINGS, settings)
 
 
 def score_parts(files: Files, parts: int, artifacts: Path, images: Path | None, batch_size: int) -> None:
     """Scores the parts that have no scores yet."""
-    todo = [part for part in range(parts) if pieces_of(files.folder, part)]
-    todo = [part for part in todo if not scores_of(files.folder, part).is_file()]
+    todo = [part for part in range(parts) if pieces_of(files.folder, part) and not scores_of(files.folder, part).is_file()]
     tasks = ((part, artifacts, images, batch_size) for part in todo)
-    run_tasks(score_part, tasks, len(todo), files, desc="scoring", unit="part")
+    run_tasks(score_part, tasks, len(todo), files, Progress("scoring", "part"))
 
 
 def combine_all(paths: list[Path], manifest: Manifest) -> None:
@@ -77,7 +77,7 @@ def combine_all(paths: list[Path], manifest: Manifest) -> None:
         return
     names = ["tabular", "network", "image_scored"]  # without the ids, which would take most of the memory
     scores = pd.concat([pd.read_parquet(path, columns=names) for path in paths], ignore_index=True)
-    final, start = with_final(scores, manifest, images=True)[["final", "probability"]], 0
+    final, start = with_final(scores, manifest, with_images=True)[["final", "probability"]], 0
     for path in paths:
         table = pd.read_parquet(path)
         rows = final.iloc[start : start + len(table)].set_axis(table.index)
@@ -86,67 +86,58 @@ def combine_all(paths: list[Path], manifest: Manifest) -> None:
         start += len(table)
 
 
+def summarize(out: Path, rows: int) -> str:
+    """Writes run.json from the reports of all parts; returns one line of it."""
+    parts = reports(out)
+    fallbacks = sum((Counter(part["fallbacks"]) for part in parts), Counter())
+    lesions, image_scored = (sum(part[name] for part in parts) for name in ("lesions", "image_scored"))
+    memory = max((part["peak_memory_gb"] or 0 for part in parts), default=0)
+    content = {"rows": rows, "lesions": lesions, "image_scored": image_scored, "parts": len(parts)}
+    write_json(out / RUN, content | {"peak_memory_gb": memory, "fallbacks": fallbacks})
+    fallen = ", ".join(f"{reason} {count:,}" for reason, count in fallbacks.items())
+    return (
+        f"{out}: {lesions:,} lesions in {len(parts)} parts, {image_scored:,} image_scored, peak memory of a process "
+        f"{memory:.2f} GB, fall-backs: {fallen or 'none'}"
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Splits, scores, and sums up."""
+    """Splits the input into parts, scores them and writes run.json."""
     parser = argparse.ArgumentParser(
-        description="Archive of any size -> scores-*.parquet, part by part of whole patients. "
+        description="Parquet or CSV files of any size -> scores-*.parquet, in parts of whole patients. "
         "The same command continues where it was stopped."
     )
     parser.add_argument("--input", type=Path, required=True, metavar="PATH", help="Parquet or CSV file, or a folder of them")
     parser.add_argument("--images", type=Path, metavar="PATH", help="HDF5 file or folder of <isic_id>.jpg (default: none)")
     parser.add_argument("--artifacts", type=Path, required=True, metavar="DIR", help="artifact folder to score with")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the scores")
-    parser.add_argument("--parts", type=int, help=f"parts to divide into (default: of about {PART:,} lesions)")
+    parser.add_argument("--parts", type=int, help=f"number of parts (default: parts of about {PART:,} lesions)")
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="crops at a time (default: %(default)s)")
     add_worker_options(parser)
     options = parser.parse_args(arguments)
-    for name in ("parts", "batch_size"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)} must be 1 or more.")
+    for flag, number in (("--parts", options.parts), ("--batch-size", options.batch_size)):
+        if number is not None and number < 1:
+            raise InputError(f"{flag} {number} is too few; give 1 or more.")
     sources, manifest = input_files(options.input), load_manifest(options.artifacts)
     if options.images:
-        ImageStore(options.images).close()  # whatever is wrong with it is said before hours of scoring
+        ImageStore(options.images).close()  # an error in it is found now, not after hours of scoring
     parts = options.parts or parts_for(sources)
     settings = {
-        "--input": [[path.name, path.stat().st_size] for path in sources],
-        "--artifacts": sha256_of(options.artifacts / MANIFEST),
-        "--images": options.images and str(options.images.resolve()),
-        "--parts": parts,
+        "input": [[path.name, path.stat().st_size] for path in sources],
+        "artifacts": sha256_of(options.artifacts / MANIFEST),
+        "images": options.images and str(options.images.resolve()),
+        "parts": parts,
     }
-    begin(options.out, settings)
+    claim(options.out, settings)
+    files = Files.of([*sources, options.artifacts, *([options.images] if options.images else [])], options.out)
     with workers(options.jobs, options.cluster):
-        reads = [*sources, options.artifacts, *([options.images] if options.images else [])]
-        files = Files.of(reads, options.out)
-        inputs = ((number, path, parts) for number, path in enumerate(sources))
-        rows = run_tasks(split_file, inputs, len(sources), files, desc="splitting", unit="file")
+        tasks = ((number, path, parts) for number, path in enumerate(sources))
+        rows = run_tasks(split_file, tasks, len(sources), files, Progress("splitting", "file"))
         score_parts(files, parts, options.artifacts, options.images, options.batch_size)
-    paths = sorted(options.out.glob("scores-*.parquet"))
-    if options.images and waits_for_all(manifest):
-        combine_all(paths, manifest)
-    log(summed_up(options.out, sum(rows)))
+    if options.images and needs_all_parts(manifest):
+        combine_all(sorted(options.out.glob("scores-*.parquet")), manifest)
+    log(summarize(options.out, sum(rows)))
     return 0
-
-
-def summed_up(out: Path, rows: int) -> str:
-    """Writes run.json of all parts; one line of it."""
-    told = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("told-*.json"))]
-    fallbacks: Counter[str] = Counter()
-    for part in told:
-        fallbacks.update(part["fallbacks"])
-    content = {
-        "rows": rows,
-        "lesions": sum(part["lesions"] for part in told),
-        "image_scored": sum(part["image_scored"] for part in told),
-        "parts": len(told),
-        "most memory of a process, GB": max((part["most memory, GB"] or 0 for part in told), default=0),
-        "fallbacks": dict(fallbacks),
-    }
-    write_json(out / RUN, content)
-    return (
-        f"{out}: {content['lesions']:,} lesions in {len(told)} parts, {content['scored by image']:,} scored by image, "
-        f"{content['most memory of a process, GB']:.2f} GB in a process at most; "
-        f"fall-backs: {', '.join(f'{what} {count:,}' for what, count in fallbacks.items()) or 'none'}"
-    )
 
 
 if __name__ == "__main__":

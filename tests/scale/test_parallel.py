@@ -1,4 +1,3 @@
-import argparse
 import os
 import random
 import shutil
@@ -11,15 +10,12 @@ from pathlib import Path
 import pytest
 from dask_cluster import cluster
 
-from scale import parallel as tasks
-from scale.parallel import Files, add_worker_options, in_own_process, run_tasks, share_of_cores, workers
+from scale import parallel
+from scale.parallel import Files, Progress, in_own_process, run_tasks, share_of_cores, stream_tasks, workers
 from utils import InputError
 
-
-def options(*arguments):
-    parser = argparse.ArgumentParser()
-    add_worker_options(parser)
-    return parser.parse_args(arguments)
+pytestmark = pytest.mark.integration
+HIDDEN = Progress(show=False)
 
 
 # What tasks do here
@@ -34,7 +30,7 @@ def refuse(number):
 
 
 class Unsendable(Exception):
-    """What no other process can be told as it is."""
+    """An exception that cannot be sent to another process."""
 
     def __reduce__(self):
         raise TypeError("cannot be pickled")
@@ -94,71 +90,73 @@ def once(files, number):
 
 def test_results_come_in_the_order_of_the_tasks():
     assert in_own_process()
-    assert run_tasks(square, ((n,) for n in (3, 1, 2)), 3, progress=False) == [9, 1, 4]
+    assert list(stream_tasks(square, ((n,) for n in (3, 1, 2)))) == [9, 1, 4]
+    assert run_tasks(square, ((n,) for n in (3, 1, 2)), 3, progress=HIDDEN) == [9, 1, 4]
     assert run_tasks(square, (), 0) == []
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
-def test_a_refusal_passes(jobs):
-    with workers(options("--jobs", jobs)), pytest.raises(InputError, match=r"7 is refused\."):
-        run_tasks(refuse, [(7,)], 1, progress=False)
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_input_error_of_a_task_is_raised(jobs):
+    with workers(jobs), pytest.raises(InputError, match=r"7 is refused\."):
+        run_tasks(refuse, [(7,)], 1, progress=HIDDEN)
 
 
-def test_what_breaks_elsewhere_is_told_even_if_it_cannot_be_sent():
-    with workers(options("--jobs", "2")), pytest.raises(RuntimeError, match=r"(?s)where it ran.*break_down.*broken at 7"):
-        run_tasks(break_down, [(7,)], 1, progress=False)
+def test_an_exception_in_a_worker_is_raised_even_if_it_cannot_be_sent():
+    with workers(2), pytest.raises(RuntimeError, match=r"(?s)in a worker.*break_down.*broken at 7"):
+        run_tasks(break_down, [(7,)], 1, progress=HIDDEN)
 
 
 def test_a_seeded_task_draws_the_same_whatever_other_threads_draw():
     random.seed(7)
     expected = [random.randint(0, 10**9) for _ in range(5)]
-    with workers(options("--jobs", "2")):
-        assert run_tasks(draw, [(0.1,)], 1, progress=False) == [expected]
+    with workers(2):
+        assert run_tasks(draw, [(0.1,)], 1, progress=HIDDEN) == [expected]
 
 
 def test_each_process_has_a_gpu_and_its_share_of_the_cores(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    with workers(options("--jobs", "2")):
+    with workers(2):
         assert not in_own_process()
-        found = run_tasks(where, [(0.5,)] * 4, 4, progress=False)
+        assert list(stream_tasks(square, ((n,) for n in range(9)))) == [n * n for n in range(9)]
+        found = run_tasks(where, [(0.5,)] * 4, 4, progress=HIDDEN)
     by_process = {pid: settings for pid, settings, _ in found}
     assert len(by_process) == 2
     assert os.getpid() not in by_process
     assert sorted(settings["CUDA_VISIBLE_DEVICES"] for settings in by_process.values()) == ["3", "5"]
-    cores = max(1, tasks.joblib.cpu_count() // 2)
+    cores = max(1, parallel.joblib.cpu_count() // 2)
     assert {share for *_, share in found} == {cores}
     for settings in by_process.values():
         assert settings["TF_NUM_INTRAOP_THREADS"] == str(cores)
         assert settings["TQDM_DISABLE"] == "1"
     assert in_own_process()  # and outside all is as it was
-    assert run_tasks(where, [(0,)], 1, progress=False)[0][0] == os.getpid()
+    assert run_tasks(where, [(0,)], 1, progress=HIDDEN)[0][0] == os.getpid()
 
 
-def test_a_killed_process_is_told():
-    with workers(options("--jobs", "2")), pytest.raises(InputError, match=r"a process of --jobs 2 was killed"):
-        run_tasks(die, [(0,), (1,)], 2, progress=False)
+def test_a_killed_process_is_an_input_error():
+    with workers(2), pytest.raises(InputError, match=r"a process of --jobs 2 was killed"):
+        run_tasks(die, [(0,), (1,)], 2, progress=HIDDEN)
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--jobs", "0"], "--jobs 0 is no number of processes; give 1 or more"),
-        (["--jobs", "2", "--cluster", "tcp://h:1"], "--jobs 2 and --cluster tcp://h:1 exclude each other"),
-        (["--cluster", "tcp://127.0.0.1:1"], "--cluster tcp://127.0.0.1:1: no scheduler answers"),
-        (["--cluster", "nonsense://x"], "--cluster nonsense://x: no scheduler answers"),
+        ((0,), "--jobs 0"),
+        ((2, "tcp://h:1"), "--jobs 2 and --cluster tcp://h:1"),
+        ((1, "tcp://127.0.0.1:1"), "--cluster tcp://127.0.0.1:1: no scheduler"),
+        ((1, "nonsense://x"), "--cluster nonsense://x: no scheduler"),
     ],
 )
-def test_what_cannot_be_used_is_refused(arguments, sentence, monkeypatch):
-    monkeypatch.setattr(tasks, "PATIENCE", 1)
-    with pytest.raises(InputError, match=sentence), workers(options(*arguments)):
+def test_unusable_workers_are_refused(arguments, sentence, monkeypatch):
+    monkeypatch.setattr(parallel, "PATIENCE", 1)
+    with pytest.raises(InputError, match=sentence), workers(*arguments):
         pytest.fail("went on")
 
 
-def test_without_dask_one_is_told_what_to_install(monkeypatch):
+def test_without_dask_the_error_names_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "distributed", None)
     with (
         pytest.raises(InputError, match=r"needs dask\.distributed; run: pip install"),
-        workers(options("--cluster", "tcp://x")),
+        workers(cluster="tcp://x"),
     ):
         pytest.fail("went on")
 
@@ -166,24 +164,18 @@ def test_without_dask_one_is_told_what_to_install(monkeypatch):
 # On a cluster
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """The address of a cluster of two worker processes, and the processes."""
-    with cluster(2, tmp_path_factory.mktemp("cluster")) as (address, processes):
-        yield address, processes
-
-
-def test_a_cluster_gives_the_same_results_and_sees_the_files_from_another_directory(two, tmp_path, monkeypatch):
+def test_a_cluster_gives_the_same_results_and_finds_the_files_from_another_directory(two_workers, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    source = Path("source")  # as one types it
+    source = Path("source")  # a relative path
     source.write_bytes(b"abc")
-    with workers(options("--cluster", two[0])):
+    with workers(cluster=two_workers):
         assert not in_own_process()
-        assert run_tasks(square, [(n,) for n in range(5)], 5, progress=False) == [0, 1, 4, 9, 16]
+        assert run_tasks(square, [(n,) for n in range(5)], 5, progress=HIDDEN) == [0, 1, 4, 9, 16]
+        assert list(stream_tasks(square, [(n,) for n in range(5)])) == [0, 1, 4, 9, 16]
         files = Files.of([source], Path("out"))
-        found = run_tasks(copy_out, [(n, source) for n in (1, 2)], 2, files, progress=False)
+        found = run_tasks(copy_out, [(n, source) for n in (1, 2)], 2, files, progress=HIDDEN)
         with pytest.raises(InputError, match=r"7 is refused\."):
-            run_tasks(refuse, [(7,)], 1, progress=False)
+            run_tasks(refuse, [(7,)], 1, progress=HIDDEN)
     for place, elsewhere in found:
         assert place != Path.cwd()
         assert not elsewhere
@@ -191,7 +183,7 @@ def test_a_cluster_gives_the_same_results_and_sees_the_files_from_another_direct
     assert sorted(path.name for path in Path("out").iterdir()) == ["below"]
 
 
-def test_a_worker_that_does_not_see_the_files_is_sent_them_and_sends_back_what_it_writes(tmp_path):
+def test_a_worker_without_the_files_gets_copies_and_sends_back_what_it_writes(tmp_path):
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     alone = [
@@ -205,13 +197,13 @@ def test_a_worker_that_does_not_see_the_files_is_sent_them_and_sends_back_what_i
         "sh",
     ]
     if not shutil.which("unshare") or subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("no mount namespaces here, by which a worker could be kept from seeing the files")
+        pytest.skip("no mount namespaces here, by which the files could be hidden from a worker")
     (hidden / "source").write_bytes(b"abc" * 1000)
     files = Files.of([hidden / "source"], hidden / "out")
-    with cluster(1, tmp_path, prefix=alone) as (address, _), workers(options("--cluster", address)):
-        found = run_tasks(copy_out, [(n, hidden / "source") for n in (1, 2)], 2, files, progress=False)
-        with pytest.raises(InputError, match=r"hidden is no single file, and a worker does not see it; share the folder"):
-            run_tasks(copy_out, [(1, hidden)], 1, Files.of([hidden], hidden / "out"), progress=False)
+    with cluster(1, tmp_path, prefix=alone) as (address, _), workers(cluster=address):
+        found = run_tasks(copy_out, [(n, hidden / "source") for n in (1, 2)], 2, files, progress=HIDDEN)
+        with pytest.raises(InputError, match=r"hidden is not a file, and a worker cannot open it; share the folder"):
+            run_tasks(copy_out, [(1, hidden)], 1, Files.of([hidden], hidden / "out"), progress=HIDDEN)
     assert [elsewhere for _, elsewhere in found] == [True, True]
     assert [(hidden / "out" / "below" / f"copy{n}").read_bytes() for n in (1, 2)] == [b"abc" * 1000, b"abc" * 2000]
     assert sorted(path.name for path in (hidden / "out").iterdir()) == ["below"]
@@ -219,15 +211,15 @@ def test_a_worker_that_does_not_see_the_files_is_sent_them_and_sends_back_what_i
 
 def test_a_worker_with_several_threads_is_refused(tmp_path):
     refused = pytest.raises(InputError, match=r"has 2 threads, .* start it with --nthreads 1")
-    with cluster(1, tmp_path, threads=2) as (address, _), refused, workers(options("--cluster", address)):
+    with cluster(1, tmp_path, threads=2) as (address, _), refused, workers(cluster=address):
         pytest.fail("went on")
 
 
 def test_the_task_of_a_killed_worker_runs_again_elsewhere(tmp_path):
     """Kills one of two workers in the middle of its task."""
-    with cluster(2, tmp_path / "cluster") as (address, processes), workers(options("--cluster", address)):
+    with cluster(2, tmp_path / "cluster") as (address, processes), workers(cluster=address):
 
-        def tasks_and_a_murder():
+        def tasks_and_a_kill():
             yield (0,)
             yield (1,)
             while not (tmp_path / "out" / "trace0").is_file() or not (tmp_path / "out" / "trace0").read_text():
@@ -235,9 +227,9 @@ def test_the_task_of_a_killed_worker_runs_again_elsewhere(tmp_path):
             os.kill(int((tmp_path / "out" / "trace0").read_text()), signal.SIGKILL)
 
         files = Files.of([], tmp_path / "out")
-        (first, again), (second, _) = run_tasks(once, tasks_and_a_murder(), 2, files, progress=False)
+        (first, again), (second, _) = run_tasks(once, tasks_and_a_kill(), 2, files, progress=HIDDEN)
         dead = [process.pid for process in processes if process.poll() is not None]
-    assert again  # somebody had been there before
+    assert again  # another worker had begun it
     assert len(dead) == 1
     assert first not in dead
     assert second not in dead
