@@ -1,10 +1,10 @@
-"""Measures the scoring of an archive on a cluster of two worker processes: growth of time, memory, and whether it is right.
+"""Measures batch scoring on a cluster of two worker processes: growth of time and memory, and equality with the kernel.
 
-    python -m benchmarks.scale                        500,000 and 5,000,000 made lesions
+    python -m benchmarks.scale                        500,000 and 5,000,000 synthetic lesions
 
-The lesions are those of one twin over and over, each time as other patients; 2,000 of them have an image. Dask kills workers
-of more than 3 GB. Prints one JSON line per figure; the last is the largest difference of some patients' scores to those
-of the built kernel.
+The lesions are those of one synthetic dataset over and over, each time as other patients; 2,000 of them have an image. Dask
+kills workers of more than 3 GB. Prints one JSON line per figure; the last is the largest difference of some patients' scores
+to those of the built kernel.
 """
 
 from __future__ import annotations
@@ -12,102 +12,106 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 
-from benchmarks.report import progress, report
-from benchmarks.tabular import growth_exponent
-from inference.build_kernel import ROOT
-from inference.network import NetworkConfig, build_network
-from inference.schema import ID, PATIENT, TEST_COLUMNS
-from scale.batch_scoring import main as score_archive
-from train.folds import make_folds
-from train.manifest import record_stage
-from train.synthetic.__main__ import make_tables, write_images, write_scalar, write_table
-from train.tabular import train_tabular
+from benchmarks.report import add_networks, growth_exponent, progress, report, run_kernel, timed, train_small
+from inference.files import write_csv
+from inference.images import ImageStore
+from inference.network import NetworkConfig
+from inference.schema import ID, PATIENT, TEST_COLUMNS, read_scores
+from scale.batch_scoring import main as score_batch
+from scale.parallel import workers
+from train.synthetic.dataset import DatasetConfig, make_tables, write_images
 from utils import InputError, add_seed_option, run_command
 
-SIZES = (500_000, 5_000_000)
-#: Patients and lesions of the twin; lesions of a file; lesions with an image; patients that the kernel scores, too.
-PATIENTS, LESIONS, FILE, IMAGES, COMPARED = 640, 250_000, 250_000, 2_000, 12
+#: Lesions of the dataset for each of its patients; patients that the kernel scores, too.
+LESIONS_PER_PATIENT, COMPARED = 390, 12
 WORKERS, MEMORY = 2, "3GB"
-#: The twin that the artifacts are trained on: how long scoring takes hangs on the number of models and trees.
+#: Lesions that the artifacts are trained on: the time of scoring depends on the number of models and trees only.
 TRAINED_ON = 3_000
 IMAGE_SIZE = 64
 TARGETS = {"growth": 1.05, "memory": 3.0, "difference": 10.0}
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured: tables of ``sizes`` lesions; lesions of the dataset, and of a file; how many have an image."""
+
+    sizes: tuple[int, ...] = (500_000, 5_000_000)
+    lesions: int = 250_000
+    images: int = 2_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.sizes) < 2 or any(size < self.lesions or size % self.lesions for size in self.sizes):
+            raise InputError(f"--sizes {self.sizes} must be two or more multiples of --lesions {self.lesions}.")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is scored: test rows, their images, and the artifact folder to score with."""
+
+    rows: pd.DataFrame
+    images: Path
+    artifacts: Path
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="lesions (default: 500000 5000000)")
-    parser.add_argument("--lesions", type=int, default=LESIONS, help="of the twin, and of a file (default: %(default)s)")
+    parser.add_argument("--sizes", type=int, nargs="+", default=Sizes.sizes, help="lesions (default: 500000 5000000)")
+    parser.add_argument("--lesions", type=int, default=Sizes.lesions, help="of the dataset, and of a file (%(default)s)")
     add_seed_option(parser)
     options = parser.parse_args(arguments)
-    if len(options.sizes) < 2 or any(size < options.lesions or size % options.lesions for size in options.sizes):
-        raise InputError(f"--sizes {options.sizes} must be two or more multiples of --lesions {options.lesions}.")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        progress(f"making {options.lesions:,} lesions and the artifacts")
-        rows, images = make_twin(folder, options)
-        artifacts = make_artifacts(folder, options)
-        seconds, peaks = [], []
-        for size in options.sizes:
-            write_archive(folder / f"archive{size}", rows, size // options.lesions)
-            progress(f"scoring {size:,} lesions by {WORKERS} workers")
-            took, peak = score(folder, size, images, artifacts)
-            seconds.append(took)
-            peaks.append(peak)
-            told = {"lesions": size, "unit": "lesions/s"}
-            first = f"{options.sizes[0]:,} lesions"
-            report("scale speed", size / took, told, first, options.sizes[0] / seconds[0], None)
-        told = {"lesions": size, "unit": "exponent of lesions"}
-        report("scale growth", growth_exponent(options.sizes, seconds), told, "exponent 1", 1.0, TARGETS["growth"])
-        report("scale memory", peaks[-1], told | {"unit": "GB"}, f"that of {first}", peaks[0], TARGETS["memory"])
-        progress(f"the kernel on {COMPARED} patients")
-        found = difference(folder, size, images, artifacts)
-        told = {"lesions": size, "unit": "1e-6 logits"}
-        report(
-            "scale difference to the kernel", 1e6 * found, told, "the target", TARGETS["difference"], TARGETS["difference"]
-        )
+    sizes = Sizes(tuple(options.sizes), options.lesions, seed=options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        progress(f"making {sizes.lesions:,} lesions and the artifacts")
+        measure(Path(folder), make_inputs(Path(folder), sizes), sizes)
     return 0
 
 
-def make_twin(folder: Path, options: argparse.Namespace) -> tuple[pd.DataFrame, Path]:
-    """Test rows of made lesions, and the file with the images of the first ``IMAGES`` of them."""
-    rows, _, _, texture = make_tables(max(1, PATIENTS * options.lesions // LESIONS), options.lesions, 0.001, options.seed)
-    pictured, images = rows.sort_values([PATIENT, ID]).head(IMAGES), folder / "images.hdf5"
-    write_images(images, pictured, texture[pictured.index], options.seed, jobs=WORKERS)
-    return rows[list(TEST_COLUMNS)], images
+def make_inputs(folder: Path, sizes: Sizes, tabular_options: tuple[str, ...] = ()) -> Inputs:
+    """Test rows of synthetic lesions, some with an image; fifteen default CatBoost models, and one network."""
+    made = make_tables(DatasetConfig(max(1, sizes.lesions // LESIONS_PER_PATIENT), sizes.lesions, 0.001, sizes.seed))
+    with_image, images = made.train.sort_values([PATIENT, ID]).head(sizes.images), folder / "images.hdf5"
+    with workers(WORKERS if sizes.images > WORKERS else 1):
+        write_images(images, with_image, made.train_texture[with_image.index], sizes.seed)
+    trained_on = make_tables(DatasetConfig(30, TRAINED_ON, 0.1, sizes.seed + 1)).train
+    write_csv(folder / "data" / "train-metadata.csv", trained_on, float_format=None)
+    artifacts = folder / "artifacts"
+    train_small(folder / "data", artifacts, 5, tabular_options)
+    add_networks(artifacts, NetworkConfig(IMAGE_SIZE), 1)
+    return Inputs(made.train[list(TEST_COLUMNS)], images, artifacts)
 
 
-def make_artifacts(folder: Path, options: argparse.Namespace) -> Path:
-    """Fifteen CatBoost models by the recipe, and one network of random weights that corrects by chance."""
-    rows, *_ = make_tables(30, TRAINED_ON, 0.1, options.seed + 1)
-    write_table(folder / "data" / "train-metadata.csv", rows)
-    where = ["--data", str(folder / "data"), "--artifacts", str(folder / "artifacts")]
-    with contextlib.redirect_stdout(sys.stderr):
-        make_folds([*where, "--folds", "5", "--holdout", "0"])
-        train_tabular(where)
-    network = build_network(NetworkConfig(IMAGE_SIZE))
-    network.get_layer("correction").set_weights([np.linspace(-0.5, 0.6, 64)[:, None], np.array([0.3])])
-    network.save_weights(folder / "artifacts" / "fusion_fold0.weights.h5")
-    settings = NetworkConfig(IMAGE_SIZE).to_dict()
-    content = {"weights": ["fusion_fold0.weights.h5"], "settings": settings, "combination": {"kind": "network"}}
-    record_stage(folder / "artifacts", "network", content, content["weights"])
-    return folder / "artifacts"
+def measure(folder: Path, inputs: Inputs, sizes: Sizes) -> None:
+    """Scores a table of each size; reports speed, growth, memory, and the difference to the kernel."""
+    seconds, peaks = [], []
+    for size in sizes.sizes:
+        write_parts(folder / f"lesions{size}", inputs.rows, size // sizes.lesions)
+        progress(f"scoring {size:,} lesions by {WORKERS} workers")
+        took, peak = score(folder, size, inputs)
+        seconds.append(took)
+        peaks.append(peak)
+        beside = (f"{sizes.sizes[0]:,} lesions", sizes.sizes[0] / seconds[0])
+        report("scale speed", size / took, "lesions/s", size, beside)
+    exponent = growth_exponent(sizes.sizes, seconds)
+    report("scale growth", exponent, "exponent of lesions", size, ("exponent 1", 1.0), TARGETS["growth"])
+    report("scale memory", peaks[-1], "GB", size, (f"that of {sizes.sizes[0]:,} lesions", peaks[0]), TARGETS["memory"])
+    progress(f"the kernel on {COMPARED} patients")
+    target = TARGETS["difference"]
+    found = 1e6 * difference(folder, size, inputs)
+    report("scale difference to the kernel", found, "1e-6 logits", size, ("the target", target), target)
 
 
-def write_archive(folder: Path, rows: pd.DataFrame, times: int) -> None:
+def write_parts(folder: Path, rows: pd.DataFrame, times: int) -> None:
     """The rows ``times`` over in as many Parquet files; each time but the first they are other lesions of other patients."""
     folder.mkdir()
     for number in range(times):
@@ -125,49 +129,38 @@ def cluster() -> Iterator[str]:
         yield local.scheduler_address
 
 
-def score(folder: Path, size: int, images: Path, artifacts: Path) -> tuple[float, float]:
-    """Scores an archive on a cluster; its seconds, and the most memory of a worker in GB.
+def score(folder: Path, size: int, inputs: Inputs) -> tuple[float, float]:
+    """Scores a table on a cluster; its seconds, and the most memory of a worker in GB.
 
     Raises:
-        InputError: not all lesions have come out.
+        InputError: not all lesions were scored.
     """
     out = folder / f"scored{size}"
-    where = ["--input", str(folder / f"archive{size}"), "--images", str(images), "--artifacts", str(artifacts)]
+    command = ["--input", str(folder / f"lesions{size}"), "--images", str(inputs.images), "--out", str(out)]
     with cluster() as address, contextlib.redirect_stdout(sys.stderr):  # standard output is for figures
-        started = time.monotonic()
-        score_archive([*where, "--out", str(out), "--cluster", address])
-        seconds = time.monotonic() - started
+        command += ["--artifacts", str(inputs.artifacts), "--cluster", address]
+        seconds, _ = timed(lambda: score_batch(command))
     run = json.loads((out / "run.json").read_text(encoding="utf-8"))
     if run["lesions"] != size:
         raise InputError(f"{run['lesions']:,} of {size:,} lesions were scored.")
     return seconds, run["peak_memory_gb"]
 
 
-def difference(folder: Path, size: int, images: Path, artifacts: Path) -> float:
-    """The largest difference of logits between the archive's scores and the kernel's, of some patients with images."""
-    rows = pd.read_parquet(folder / f"archive{size}" / "000.parquet")
-    with h5py.File(images) as source:
-        pictured = rows[ID].isin(set(source))
-        patients = [*rows[PATIENT][pictured].unique()[: COMPARED // 2], *rows[PATIENT].unique()[: COMPARED // 2]]
-        rows = rows[rows[PATIENT].isin(patients)]
-        competition = folder / "competition"
-        competition.mkdir()
-        rows.to_csv(competition / "test-metadata.csv", index=False)
-        with h5py.File(competition / "test-image.hdf5", "w") as file:
-            for isic_id in rows[ID][rows[ID].isin(set(source))]:
-                write_scalar(file, isic_id, source[isic_id][()])
-    rows[[ID]].assign(target=0.3).to_csv(competition / "sample_submission.csv", index=False)
-    command = [sys.executable, "-I", str(ROOT / "kernel.py"), "--competition", str(competition)]
-    command += ["--artifacts", str(artifacts), "--scores", str(folder / "scores.csv")]
-    command += ["--output", str(folder / "submission.csv")]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    kernel = pd.read_csv(folder / "scores.csv").set_index(ID)["final"]
-    parts = [
-        pd.read_parquet(path, columns=[ID, "final"]) for path in sorted((folder / f"scored{size}").glob("scores-*.parquet"))
-    ]
-    ours = pd.concat([part[part[ID].isin(kernel.index)] for part in parts]).set_index(ID)["final"]
-    shutil.rmtree(competition)
-    return float((ours.loc[kernel.index] - kernel).abs().max())
+def difference(folder: Path, size: int, inputs: Inputs) -> float:
+    """The largest difference of final logits between batch scoring and the kernel, of some patients with images."""
+    rows, store = pd.read_parquet(folder / f"lesions{size}" / "000.parquet"), ImageStore(inputs.images)
+    with_image = rows[ID].map(store.__contains__)
+    some = [table[PATIENT].unique()[: COMPARED // 2] for table in (rows[with_image], rows)]
+    rows = rows[rows[PATIENT].isin(np.concatenate(some))]
+    images = ((isic_id, store.read(isic_id)) for isic_id in rows[ID][with_image])
+    run_kernel(folder / "kernel", rows, images, inputs.artifacts)
+    store.close()
+    kernel = read_scores(folder / "kernel" / "scores.csv", ["final"])["final"]
+    scored = pd.concat(
+        part[part[ID].isin(kernel.index)]
+        for part in (pd.read_parquet(path, columns=[ID, "final"]) for path in (folder / f"scored{size}").glob("scores-*"))
+    )
+    return float((scored.set_index(ID)["final"].loc[kernel.index] - kernel).abs().max())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measures the tabular way on made rows: seconds and memory of the features, seconds of the fold models' scores, growth.
+"""Measures the tabular model on synthetic rows: time and memory of the features, time of the fold models' scores, growth.
 
     python -m benchmarks.tabular                      511,474 lesions, as many as the hidden test has
     python -m benchmarks.tabular --growth             and how time grows from 50,000 to 1,000,000 lesions
@@ -10,12 +10,11 @@ busy or slow machine changes less than the seconds.
 from __future__ import annotations
 
 import argparse
-import resource
-import sys
+import math
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.report import progress, report
+from benchmarks.report import growth_exponent, progress, report, timed
 from inference.features import (
     CONTEXT,
     SITE,
@@ -33,59 +32,93 @@ from inference.features import (
     percentile_ranks,
     standard_scores,
 )
+from inference.run_log import peak_memory
 from inference.schema import NUMBERS, PATIENT, TARGET, TEST_COLUMNS
 from inference.tabular import tabular_logits
 from train.config import PARAMETERS
 from train.cross_validation import categories_of, train_model
-from train.synthetic.__main__ import LESIONS, PATIENTS, PREVALENCE, make_tables
+from train.synthetic.dataset import LESIONS, PATIENTS, PREVALENCE, DatasetConfig, make_tables
 from utils import InputError, add_seed_option, run_command
 
 TEST_LESIONS = 511_474
-#: Rows that the models are trained on: how long a model takes to score hangs on its trees, not on what they have seen.
+#: Benign rows that the models are trained on: the time of scoring depends on a model's trees, not on its training rows.
 SAMPLE = 2_000
 GROWTH = (50_000, 100_000, 200_000, 400_000, 1_000_000)
 TARGETS = {"features": 15.0, "memory": 3.0, "scores": 30.0, "growth": 1.1}
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured: rows, fold models that score them, and trees of each model."""
+
+    lesions: int = TEST_LESIONS
+    models: int = 15
+    trees: int = PARAMETERS["iterations"]
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.lesions // 500, self.models, self.trees) < 1:
+            raise InputError("--lesions must be 500 or more, --models and --trees 1 or more.")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--lesions", type=int, default=TEST_LESIONS, help="rows (default: %(default)s)")
-    parser.add_argument("--models", type=int, default=15, help="fold models that score (default: %(default)s)")
-    parser.add_argument("--trees", type=int, default=PARAMETERS["iterations"], help="of each model (default: %(default)s)")
+    parser.add_argument("--lesions", type=int, default=Sizes.lesions, help="rows (default: %(default)s)")
+    parser.add_argument("--models", type=int, default=Sizes.models, help="fold models that score (default: %(default)s)")
+    parser.add_argument("--trees", type=int, default=Sizes.trees, help="of each model (default: %(default)s)")
     parser.add_argument("--growth", action="store_true", help=f"also time the features of {GROWTH[0]} to {GROWTH[-1]} rows")
     add_seed_option(parser)
-    options = parser.parse_args(arguments)
-    if min(options.lesions // 500, options.models, options.trees) < 1:
-        raise InputError("--lesions must be 500 or more, --models and --trees 1 or more.")
+    options = vars(parser.parse_args(arguments))
+    with_growth = options.pop("growth")
+    sizes = Sizes(**options)
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.pkl"
-        progress(f"making {options.lesions} lesions")
-        _alone(write_rows, rows, options.lesions, options.seed)
-        progress("features")
-        features = _alone(measure_features, rows)
-        progress("standard scores and ranks, here and by pandas")
-        context = _alone(measure_context, rows)
-        _report("features", features["seconds"], "s", "pandas scores and ranks", context["pandas"], options.lesions)
-        _report("scores and ranks", context["arrays"], "s", "pandas scores and ranks", context["pandas"], options.lesions)
-        _report("memory", features["peak"], "GB", "the metadata in memory", features["metadata"], options.lesions)
-        progress(f"training {options.models} models, then their scores")
-        scores = _alone(measure_scores, rows, options.models, options.trees)
-        _report("scores", scores["seconds"], "s", "features", scores["features"], options.lesions)
-        if options.growth:
-            seconds = []
-            for lesions in GROWTH:
-                progress(f"features of {lesions} lesions")
-                _alone(write_rows, rows, lesions, options.seed)
-                seconds.append(_alone(measure_features, rows)["seconds"])
-            exponent = growth_exponent(GROWTH, seconds)
-            _report("growth", exponent, "exponent of rows", "exponent 1", 1.0, GROWTH[-1])
+        measure(rows, sizes)
+        if with_growth:
+            measure_growth(rows, GROWTH, sizes.seed)
     return 0
 
 
+def measure(rows: Path, sizes: Sizes) -> None:
+    """Time and memory of the features, beside pandas; then the time of the models' scores, beside the features."""
+    progress(f"making {sizes.lesions} lesions")
+    alone(write_rows, rows, sizes.lesions, sizes.seed)
+    progress("features")
+    features = alone(measure_features, rows)
+    progress("standard scores and ranks, here and by pandas")
+    context = alone(measure_context, rows)
+    pandas = ("pandas scores and ranks", context["pandas"])
+    report("tabular features", features["seconds"], "s", sizes.lesions, pandas, TARGETS["features"])
+    report("tabular scores and ranks", context["arrays"], "s", sizes.lesions, pandas)
+    metadata = ("the metadata in memory", features["metadata"])
+    report("tabular memory", features["peak"], "GB", sizes.lesions, metadata, TARGETS["memory"])
+    progress(f"training {sizes.models} models, then their scores")
+    scores = alone(measure_scores, rows, sizes.models, sizes.trees)
+    report("tabular scores", scores["seconds"], "s", sizes.lesions, ("features", scores["features"]), TARGETS["scores"])
+
+
+def measure_growth(rows: Path, growth: tuple[int, ...], seed: int) -> None:
+    """How the time of the features grows with the lesions."""
+    seconds = []
+    for lesions in growth:
+        progress(f"features of {lesions} lesions")
+        alone(write_rows, rows, lesions, seed)
+        seconds.append(alone(measure_features, rows)["seconds"])
+    exponent = growth_exponent(growth, seconds)
+    report("tabular growth", exponent, "exponent of rows", growth[-1], ("exponent 1", 1.0), TARGETS["growth"])
+
+
+def alone(work: Callable, *arguments: Any) -> Any:
+    """What the work returns in a process of its own, whose memory nothing else has raised."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
 def write_rows(path: Path, lesions: int, seed: int) -> None:
-    """Writes the twin's metadata, as many patients to the lesions as the competition has, with the label beside it."""
-    table = make_tables(max(2, round(lesions * PATIENTS / LESIONS)), lesions, max(PREVALENCE, 50 / lesions), seed)[0]
+    """Writes a synthetic dataset's metadata with its labels, as many patients to the lesions as the competition has."""
+    patients, prevalence = max(2, round(lesions * PATIENTS / LESIONS)), max(PREVALENCE, 50 / lesions)
+    table = make_tables(DatasetConfig(patients, lesions, prevalence, seed)).train
     table[[*TEST_COLUMNS, TARGET]].to_pickle(path)
 
 
@@ -93,9 +126,8 @@ def measure_features(path: Path) -> dict[str, float]:
     """Seconds of ``build_features``, the peak memory of the process and the size of its metadata, both in GB."""
     metadata = pd.read_pickle(path)
     seconds, _ = timed(lambda: build_features(metadata))
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes, or kilobytes
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"seconds": seconds, "peak": peak / 1e9, "metadata": int(metadata.memory_usage(deep=True).sum()) / 1e9}
+    size = int(metadata.memory_usage(deep=True).sum()) / 1e9
+    return {"seconds": seconds, "peak": peak_memory() or math.nan, "metadata": size}
 
 
 def measure_context(path: Path) -> dict[str, float]:
@@ -141,28 +173,6 @@ def measure_scores(path: Path, models: int, trees: int) -> dict[str, float]:
     if not np.isfinite(scores).all():
         raise InputError("a score is not finite; these figures measure nothing.")
     return {"seconds": seconds, "features": seconds_of_features}
-
-
-def growth_exponent(rows: tuple[int, ...], seconds: list[float]) -> float:
-    """The power of ``rows`` that ``seconds`` grow with: the slope of a straight line through their logarithms."""
-    return float(np.polyfit(np.log(rows), np.log(seconds), 1)[0])
-
-
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds by the clock on the wall, and what the work returned."""
-    start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
-
-
-def _alone(work: Callable, *arguments: Any) -> Any:
-    """What the work returns in a fresh process, whose memory nothing else has raised."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(work, *arguments).result()
-
-
-def _report(name: str, value: float, unit: str, ratio_to: str, reference: float, lesions: int) -> None:
-    report(f"tabular {name}", value, {"lesions": lesions, "unit": unit}, ratio_to, reference, TARGETS.get(name))
 
 
 if __name__ == "__main__":

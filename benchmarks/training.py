@@ -30,7 +30,7 @@ from train.network.fit import (
     starting_network,
     unfreeze,
 )
-from train.synthetic.__main__ import write_twin
+from train.synthetic.dataset import DatasetConfig, write_dataset
 from utils import InputError, add_seed_option, run_command, set_seed
 
 TARGETS = {"feed": 0.95, "optimizer": 1.0}
@@ -53,9 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
         data = options.data or Path(folder)
         if options.data is None:
             progress("making a twin")
-            write_twin(
-                data, patients=8, lesions=max(60, options.steps * options.batch_size), prevalence=0.1, seed=options.seed
-            )
+            lesions = max(60, options.steps * options.batch_size)
+            write_dataset(data, DatasetConfig(8, lesions, 0.1, options.seed))
         measure(data, options)
     return 0
 

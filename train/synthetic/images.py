@@ -1,7 +1,8 @@
-"""Renders one lesion of the SLICE-3D twin: a crop of 15 x 15 mm of skin with the lesion in its middle, as JPEG bytes.
+"""Renders one synthetic lesion: a crop of 15 x 15 mm of skin with the lesion in its middle, as JPEG bytes.
 
-The lesion has the size, shape, border, colours and colour variation of its metadata. One thing in the picture is told by
-no column: the contrast of fine furrows of the skin, which cover lesion and skin alike so that they survive shrinking.
+The lesion has the size, shape, border, colours and colour variation of its metadata. One thing in the picture
+depends on no column: the contrast of fine furrows of the skin. They cover lesion and skin alike, so that they survive
+shrinking.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Floats = NDArray[np.float32]
 Colour = tuple[float, float, float]  # red, green, blue in grey levels, 0 to 255
 
 FIELD_MM = 15.0  # width and height of the skin in every crop of the competition
-#: What ``render`` wants to know of a lesion, by its column.
+#: The columns of a lesion that ``render`` reads.
 RENDER_COLUMNS = (
     *(f"tbp_lv_{name}" for name in ("L", "A", "B", "Lext", "Aext", "Bext")),
     *(f"tbp_lv_{name}" for name in ("areaMM2", "eccentricity", "norm_border", "symm_2axis_angle", "color_std_mean")),
@@ -30,13 +31,13 @@ SIZES_PX = (61.0, 91.0, 107.0, 125.0, 131.0, 139.0, 155.0, 169.0, 239.0)
 JPEG_QUALITY = 75  # gives the quantisation tables of the competition's files
 
 #: Furrows: wavelength in mm, and standard deviation in grey levels FURROW_CONTRAST * exp(FURROW_GROWTH * texture). The
-#: competition's crops have 2.3 to 5.5 grey levels (10 to 90 %, 197 crops) near these wavelengths; the twin's mostly have
-#: more, so that a network learns to see them from a few thousand crops, random weights and four epochs.
+#: competition's crops have 2.3 to 5.5 grey levels (10 to 90 %, 197 crops) near these wavelengths; these mostly have
+#: more, so that a network learns them from a few thousand crops, random weights and four epochs.
 FURROW_MM = (2.4, 3.2)
 FURROW_CONTRAST, FURROW_GROWTH = 8.0, 0.6
-COLOUR_LIMITS = (24.0, 230.0)  # grey levels of skin and lesion, leaving room for the furrows on both sides
+COLOUR_LIMITS = (24.0, 230.0)  # grey levels of skin and lesion; the furrows need a margin on both sides
 #: Smooth random fields, by their knots across the crop, and fine ones, which lack what is coarser than a few knots. None has
-#: much to say at the wavelengths of the furrows, 5 to 6 to a crop, whose contrast must stay readable.
+#: much power at the wavelengths of the furrows, 5 to 6 to a crop, whose contrast must stay readable.
 BLOTCH_KNOTS, BORDER_KNOTS = 4, 10
 PATCH_KNOTS, GRAIN_KNOTS = 24, 48
 SHADE_GAIN = (0.85, 1.0, 1.05)  # red, green, blue: what is darker is browner
@@ -49,7 +50,7 @@ def render(lesion: Mapping[str, float], texture: float, rng: np.random.Generator
     Args:
         lesion: the columns of ``RENDER_COLUMNS``.
         texture: latent strength of the furrows, standard normal over lesions.
-        rng: the source of everything that is drawn for this image.
+        rng: source of all random numbers of this image.
     """
     size = _draw_size(rng)
     blotches, *folds = _smooth_fields(size, BLOTCH_KNOTS, 3, rng)
@@ -111,7 +112,7 @@ def _lesion_mask(lesion: Mapping[str, float], wobble: Floats) -> Floats:
 
 
 def _furrows(texture: float, folds: list[Floats], rng: np.random.Generator) -> Floats:
-    """Crossing furrows of random direction in grey levels around 0, bent by ``folds``; texture sets their contrast."""
+    """Crossing furrows of random direction in grey levels around 0, bent by ``folds``; ``texture`` sets their contrast."""
     deviation = FURROW_CONTRAST * math.exp(FURROW_GROWTH * texture)
     axis = _axis(len(folds[0]))
     direction = rng.uniform(0.0, math.pi)
@@ -184,7 +185,7 @@ def _smooth_fields(size: int, knots: int, count: int, rng: np.random.Generator) 
 
 
 def _fine_field(size: int, knots: int, rng: np.random.Generator) -> Floats:
-    """A random field of mean 0 and variance about 1 in which every knot is set off against its neighbours."""
+    """A random field of mean 0 and variance about 1, high-pass filtered: every knot less a quarter of its neighbours."""
     values = rng.standard_normal((knots + 2, knots + 2), dtype=np.float32)
     around = values[:-2, 1:-1] + values[2:, 1:-1] + values[1:-1, :-2] + values[1:-1, 2:]
     weights = _knot_weights(size, knots)
@@ -194,7 +195,7 @@ def _fine_field(size: int, knots: int, rng: np.random.Generator) -> Floats:
 def _colours(lesion: Mapping[str, float]) -> tuple[Colour, Colour]:
     """Skin and lesion in grey levels, from their CIELAB columns.
 
-    The crops are lighter, less yellow and richer in contrast than the scanner's columns say; the numbers are fits to the
+    The crops are lighter, less yellow and richer in contrast than the scanner's columns; the numbers are fits to the
     pixels of 197 of the competition's crops.
     """
     delta = {name: lesion[f"tbp_lv_{name}"] - lesion[f"tbp_lv_{name}ext"] for name in "LAB"}
@@ -205,7 +206,7 @@ def _colours(lesion: Mapping[str, float]) -> tuple[Colour, Colour]:
 
 
 def _grey_levels(lightness: float, a: float, b: float) -> Colour:
-    """CIELAB (D65) to sRGB in grey levels, cut off at COLOUR_LIMITS."""
+    """CIELAB (D65) to sRGB in grey levels, clipped at COLOUR_LIMITS."""
     y = (lightness + 16.0) / 116.0
     x, y, z = (
         white * (t**3 if t > 6.0 / 29.0 else (t - 4.0 / 29.0) * 108.0 / 841.0)

@@ -1,4 +1,4 @@
-"""The synthetic_data's images: form, likeness to their metadata, and the texture that only they show."""
+"""The synthetic images: form, likeness to their metadata, and the texture that only they show."""
 
 import io
 
@@ -80,7 +80,7 @@ def test_more_columns_than_needed_are_fine_and_fewer_are_not():
 
 
 @pytest.mark.parametrize("look", LOOKS)
-def test_texture_is_seen_in_every_lesion_after_shrinking(look):
+def test_texture_shows_in_every_lesion_after_shrinking(look):
     contrasts = [
         [furrow_contrast(shown(LOOKS[look], texture, seed)) for seed in range(12)] for texture in (-2.5, -1.0, 0.0, 1.0, 2.5)
     ]

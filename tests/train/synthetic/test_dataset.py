@@ -1,7 +1,8 @@
-"""The synthetic_data's files: form, identity of two runs, known best score, and refusal of bad arguments."""
+"""The files of a synthetic dataset: form, equal bytes of two runs, known best score, and refusal of bad arguments."""
 
 import io
 import resource
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import h5py
@@ -11,16 +12,19 @@ import pytest
 from PIL import Image
 
 from inference.schema import TEST_COLUMNS, TRAIN_COLUMNS, read_metadata
-from train.synthetic import __main__ as synthetic
+from scale.parallel import workers
+from train.synthetic import dataset
+from train.synthetic.__main__ import main
+from train.synthetic.dataset import DatasetConfig, make_tables, write_dataset, write_images
 from utils import InputError, partial_auc
 
-SMALL = {"patients": 8, "lesions": 40, "prevalence": 0.2}
+SMALL = DatasetConfig(patients=8, lesions=40, prevalence=0.2)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    out = tmp_path_factory.mktemp("synthetic_data")
-    synthetic.write_twin(out, **SMALL)
+    out = tmp_path_factory.mktemp("dataset")
+    write_dataset(out, SMALL)
     return out
 
 
@@ -46,7 +50,7 @@ def test_files_and_columns_are_the_competitions(folder):
     assert (sample["target"] == 0.3).all()
 
 
-def test_test_patients_are_new_and_alone_and_one_hospital_is_unseen(folder):
+def test_test_patients_have_one_lesion_and_one_hospital_is_not_in_train(folder):
     train = read_metadata(folder / "train-metadata.csv", labelled=True)
     test = read_metadata(folder / "test-metadata.csv", labelled=False)
     assert len(test) == test["patient_id"].nunique() == 3
@@ -104,33 +108,34 @@ def test_hdf5_form_equals_the_real_files(folder):
 
 
 def test_same_arguments_give_same_bytes_whatever_the_jobs(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(synthetic, "CHUNK", 16)
-    synthetic.write_twin(tmp_path, **SMALL, jobs=2)
+    monkeypatch.setattr(dataset, "CHUNK", 16)
+    with workers(2):
+        write_dataset(tmp_path, SMALL)
     again = contents(tmp_path)
     assert again == contents(folder)
-    synthetic.write_twin(tmp_path, **SMALL, seed=1)
+    write_dataset(tmp_path, replace(SMALL, seed=1))
     other = contents(tmp_path)
     assert all(other[name] != again[name] for name in other)
 
 
 def test_metadata_alone(tmp_path):
-    summary = synthetic.write_twin(tmp_path, patients=3, lesions=3, images="none")
+    summary = write_dataset(tmp_path, DatasetConfig(patients=3, lesions=3), images=False)
     assert not list(tmp_path.glob("*.hdf5"))
     assert "3 lesions of 3 patients" in summary
     truth = pd.read_csv(tmp_path / "truth.csv")
-    assert (truth["context_part"] == 0.0).all()  # a lone lesion has nothing to be compared with
+    assert (truth["context_part"] == 0.0).all()  # no other lesion to compare with
 
 
 def test_truth_fits_the_labels_and_bounds_every_score():
-    train, truth, _, texture = synthetic.make_tables(patients=200, lesions=20_000, prevalence=0.05, seed=0)
-    target = train["target"].to_numpy()
+    tables = make_tables(DatasetConfig(patients=200, lesions=20_000, prevalence=0.05))
+    truth, texture, target = tables.truth, tables.train_texture, tables.train["target"].to_numpy()
     assert truth["probability"].mean() == pytest.approx(0.05)
     assert target.mean() == pytest.approx(0.05, abs=0.005)
     parts = truth[["lesion_part", "context_part", "texture_part"]]
     intercept = truth["logit"] - parts.sum(axis=1)
     assert np.ptp(intercept) < 1e-9
     assert np.allclose(1.0 / (1.0 + np.exp(-truth["logit"])), truth["probability"])
-    assert np.allclose(truth["texture_part"] / texture[:20_000], truth["texture_part"].iloc[0] / texture[0])
+    assert np.allclose(truth["texture_part"] / texture, truth["texture_part"].iloc[0] / texture[0])
     best = partial_auc(target, truth["logit"])
     metadata = partial_auc(target, truth["lesion_part"] + truth["context_part"])
     lesion = partial_auc(target, truth["lesion_part"])
@@ -140,12 +145,12 @@ def test_truth_fits_the_labels_and_bounds_every_score():
     assert np.allclose(by_decile.mean(), expected, atol=0.03)
 
 
-def test_texture_is_told_by_no_column():
-    train, _, _, texture = synthetic.make_tables(patients=100, lesions=20_000, prevalence=0.05, seed=0)
-    strength = pd.Series(texture[:20_000])
-    numbers = train[list(TEST_COLUMNS)].select_dtypes("number")
+def test_texture_is_independent_of_every_column():
+    tables = make_tables(DatasetConfig(patients=100, lesions=20_000, prevalence=0.05))
+    strength = pd.Series(tables.train_texture)
+    numbers = tables.train[list(TEST_COLUMNS)].select_dtypes("number")
     assert numbers.corrwith(strength).abs().max() < 0.03
-    by_patient = strength.groupby(train["patient_id"]).agg(["mean", "size"])
+    by_patient = strength.groupby(tables.train["patient_id"]).agg(["mean", "size"])
     assert (by_patient["mean"].abs() * np.sqrt(by_patient["size"])).max() < 5.0
 
 
@@ -163,18 +168,18 @@ def test_texture_is_told_by_no_column():
     ],
 )
 def test_bad_arguments_are_refused_by_name(tmp_path, bad, word):
-    arguments = SMALL | bad
+    arguments = asdict(SMALL) | {"jobs": 1} | bad
     with pytest.raises(InputError, match=word):
-        synthetic.main(["--out", str(tmp_path / "new"), *(f"--{name}={value}" for name, value in arguments.items())])
+        main(["--out", str(tmp_path / "new"), *(f"--{name}={value}" for name, value in arguments.items())])
     assert not (tmp_path / "new").exists()
 
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("here")
     with pytest.raises(InputError, match="is a file"):
-        synthetic.main(["--out", str(tmp_path / "file"), "--patients=3", "--lesions=9"])
+        main(["--out", str(tmp_path / "file"), "--patients=3", "--lesions=9"])
     with pytest.raises(InputError, match="file"):
-        synthetic.main(["--out", str(tmp_path / "file" / "below"), "--patients=3", "--lesions=9"])
+        main(["--out", str(tmp_path / "file" / "below"), "--patients=3", "--lesions=9"])
     assert (tmp_path / "file").read_text() == "here"
 
 
@@ -182,24 +187,24 @@ def test_nothing_half_written_when_rendering_fails(tmp_path, monkeypatch):
     def broken(*_):
         raise RuntimeError("no")
 
-    monkeypatch.setattr(synthetic, "render", broken)
+    monkeypatch.setattr(dataset, "render", broken)
     with pytest.raises(RuntimeError):
-        synthetic.write_twin(tmp_path, **SMALL)
+        write_dataset(tmp_path, SMALL)
     assert not list(tmp_path.glob("*.hdf5"))
     assert not list(tmp_path.glob(".*"))
 
 
 def test_memory_does_not_grow_with_the_images(tmp_path, monkeypatch):
-    monkeypatch.setattr(synthetic, "render", lambda *_: bytes([255]) * 100_000)
-    train, _, _, texture = synthetic.make_tables(patients=20, lesions=2_000, prevalence=0.05, seed=0)
+    monkeypatch.setattr(dataset, "render", lambda *_: bytes([255]) * 100_000)
+    tables = make_tables(DatasetConfig(patients=20, lesions=2_000, prevalence=0.05))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    synthetic.write_images(tmp_path / "train-image.hdf5", train, texture[:2_000], seed=0, jobs=1)  # 200 MB of images
+    write_images(tmp_path / "train-image.hdf5", tables.train, tables.train_texture, seed=0)  # 200 MB of images
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert (after - before) / 1024 < 80  # MiB
 
 
 def test_command_prints_one_line(tmp_path, capsys):
-    assert synthetic.main(["--out", str(tmp_path), "--patients=8", "--lesions=40", "--prevalence=0.2", "--jobs=1"]) == 0
+    assert main(["--out", str(tmp_path), "--patients=8", "--lesions=40", "--prevalence=0.2", "--jobs=1"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1
     assert "best possible pAUC" in printed

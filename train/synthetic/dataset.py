@@ -1,0 +1,163 @@
+"""The files of a synthetic dataset: tables, labels drawn from known probabilities, rendered images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from inference.files import write_csv
+from inference.schema import ID, TARGET, TEST_COLUMNS
+from scale.parallel import stream_tasks
+from train.image_files import write_image_file
+from train.synthetic.images import RENDER_COLUMNS, render
+from train.synthetic.malignancy import malignancy
+from train.synthetic.metadata import (
+    add_diagnoses,
+    choose_hospitals,
+    choose_lesion_counts,
+    draw_ids,
+    make_patients,
+    make_rows,
+)
+from train.synthetic.published import TEST_HOSPITALS
+from utils import InputError, partial_auc
+
+PATIENTS, LESIONS, PREVALENCE = 1_042, 401_059, 0.00098  # the competition's train file
+SAMPLE_SCORE = 0.3  # in the competition's sample_submission.csv
+CHUNK = 128  # lesions that a process renders at a time
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """Size of the train file, mean probability of malignancy, and start of all random numbers."""
+
+    patients: int = PATIENTS
+    lesions: int = LESIONS
+    prevalence: float = PREVALENCE
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The train rows (55 columns) with their truth, the three test rows, and the images' texture strength.
+
+    Rows are in the order of their ids, as the competition's are, so that a patient's lesions are scattered. The texture,
+    standard normal and independent of every column, has one value per row.
+    """
+
+    train: pd.DataFrame
+    truth: pd.DataFrame
+    test: pd.DataFrame
+    train_texture: NDArray[np.float64]
+    test_texture: NDArray[np.float64]
+
+
+def write_dataset(out: Path, config: DatasetConfig, images: bool = True) -> str:
+    """Writes the folder and returns a line that sums it up.
+
+    The same configuration gives the same bytes in every CSV file and image, whichever workers render them.
+
+    Raises:
+        InputError: the configuration is out of range, or ``out`` cannot be written to.
+    """
+    check_config(out, config)
+    start = time.perf_counter()
+    tables = make_tables(config)
+    train, test = tables.train, tables.test
+    write_csv(out / "train-metadata.csv", train, float_format=None)
+    write_csv(out / "test-metadata.csv", test[list(TEST_COLUMNS)], float_format=None)
+    write_csv(out / "sample_submission.csv", test[[ID]].assign(**{TARGET: SAMPLE_SCORE}), float_format=None)
+    write_csv(out / "truth.csv", tables.truth, float_format=None)
+    rendering = time.perf_counter()
+    if images:
+        write_images(out / "train-image.hdf5", train, tables.train_texture, config.seed)
+        write_images(out / "test-image.hdf5", test, tables.test_texture, config.seed)
+    end = time.perf_counter()
+    target = train[TARGET].to_numpy()
+    best = f"{partial_auc(target, tables.truth['logit']):.4f}" if 0 < target.sum() < len(target) else "undefined (one class)"
+    speed = f", {len(train) / (end - rendering):.0f} images/s" if images else ""
+    return (
+        f"{out}: {len(train)} lesions of {config.patients} patients, {target.sum()} malignant, best possible pAUC {best}, "
+        f"{end - start:.1f} s{speed}"
+    )
+
+
+def make_tables(config: DatasetConfig) -> Tables:
+    """All rows, their truth and their images' texture strength, drawn from ``config.seed``."""
+    rng = np.random.default_rng(config.seed)
+    lesions = config.lesions
+    ids = draw_ids("ISIC_", lesions + len(TEST_HOSPITALS), rng)
+    counts = choose_lesion_counts(config.patients, lesions, rng)
+    patients = make_patients(
+        np.append(counts, [1] * len(TEST_HOSPITALS)), [*choose_hospitals(counts, rng), *TEST_HOSPITALS], rng
+    )
+    rows = make_rows(patients, rng)
+    texture = rng.standard_normal(len(rows))
+    order = np.append(rng.permutation(lesions), np.arange(lesions, len(rows)))
+    rows = rows.iloc[order].reset_index(drop=True)
+    train, test = rows[:lesions], rows[lesions:].reset_index(drop=True)
+    train_ids = np.sort(ids[:lesions])
+    truth = malignancy(train, texture[:lesions], config.prevalence)
+    target = (rng.random(lesions) < truth["probability"]).to_numpy(np.int64)
+    return Tables(
+        train=add_diagnoses(train.assign(**{ID: train_ids}), target, rng),
+        truth=truth.assign(**{ID: train_ids})[[ID, *truth]],
+        test=test.assign(**{ID: np.sort(ids[lesions:])}),
+        train_texture=texture[:lesions],
+        test_texture=texture[lesions:],
+    )
+
+
+def write_images(path: Path, rows: pd.DataFrame, texture: NDArray[np.float64], seed: int) -> None:
+    """Renders one image per row into an HDF5 file, wherever ``scale.parallel.workers`` says.
+
+    Args:
+        path: the HDF5 file.
+        rows: metadata, with isic_id and the columns of ``RENDER_COLUMNS``.
+        texture: latent strength of the texture in each image, shape (rows,).
+        seed: with a row's isic_id, the source of all random numbers of its image.
+    """
+
+    def chunks() -> Iterator[tuple]:
+        for start in range(0, len(ids), CHUNK):
+            part = slice(start, start + CHUNK)
+            yield ids[part], numbers[part], texture[part], seed
+
+    ids, numbers = rows[ID].tolist(), rows[list(RENDER_COLUMNS)].to_numpy(np.float32)
+    jpegs = (jpeg for chunk in stream_tasks(render_chunk, chunks()) for jpeg in chunk)
+    write_image_file(path, zip(ids, jpegs, strict=True), len(ids))
+
+
+def render_chunk(ids: list[str], numbers: NDArray[np.float32], texture: NDArray[np.float64], seed: int) -> list[bytes]:
+    """JPEG bytes of some rows; each has its own random numbers, so that chunks and processes do not change them."""
+    jpegs = []
+    with threadpool_limits(1):  # more threads make the small matrix products slower
+        for isic_id, row, strength in zip(ids, numbers, texture, strict=True):
+            rng = np.random.default_rng([seed, int(isic_id.removeprefix("ISIC_"))])
+            jpegs.append(render(dict(zip(RENDER_COLUMNS, row.tolist(), strict=True)), float(strength), rng))
+    return jpegs
+
+
+def check_config(out: Path, config: DatasetConfig) -> None:
+    """Raises InputError for a value out of its range, and where ``out`` cannot be a folder."""
+    patients, lesions = config.patients, config.lesions
+    for folder in (out, *out.parents):
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"--out is {out}, but {folder} is a file; name a folder.")
+    if patients < 1:
+        raise InputError(f"--patients is {patients}; give at least 1.")
+    if lesions < patients:
+        raise InputError(f"--lesions is {lesions}, but each of the {patients} patients has at least one; give more lesions.")
+    if lesions > 5_000_000:
+        raise InputError(f"--lesions is {lesions}; ids have seven digits, so give at most 5000000.")
+    if not 0.0 < config.prevalence < 0.5:
+        raise InputError(f"--prevalence is {config.prevalence}; give a share above 0 and below 0.5.")
+    if config.seed < 0:
+        raise InputError(f"--seed is {config.seed}; give 0 or a positive whole number.")
