@@ -10,7 +10,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -63,6 +64,19 @@ ENVIRONMENT = _environment()
 def render(template: str, **context: Any) -> Markup:
     """A template of ``TEMPLATES`` filled in; other templates do not escape it again."""
     return Markup(ENVIRONMENT.get_template(template).render(**context))
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page: its heading, its template and what the template names."""
+
+    heading: str
+    template: str
+    context: Mapping[str, Any]
+
+    def html(self) -> Markup:
+        """What stands below the heading."""
+        return render(self.template, **self.context)
 
 
 def write_page(path: Path, template: str, body: str = "", width: str = "62rem", **context: Any) -> None:

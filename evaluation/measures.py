@@ -1,6 +1,6 @@
 """What the report's page measures beside the score table: operating points, the ROC curve's band, calibration.
 
-All intervals come of the resamples of whole patients that ``utils.bootstrap_scores`` draws: same rows, same seed, same
+All intervals are of the resamples of whole patients that ``utils.bootstrap_scores`` draws: same rows, same seed, same
 resamples. Scores are sorted once; a resample then costs one pass over the benign rows.
 """
 
@@ -18,19 +18,19 @@ from tqdm import tqdm
 
 from utils import INTERVAL, MIN_TPR, Estimate, resampled_weights
 
-# What a dry run can score. The fusion is what was submitted.
+# The scores of a dry run, as tables name them; "final" is the submission.
 TABULAR = "tabular"
 IMAGE = "image only"
 FINAL = "final"
 BEST = "best possible"
 
-SAMPLES = 1000  # resamples where nothing else is said, as in utils.bootstrap_scores
-SENSITIVITIES = (0.8, 0.9)  # at which lesions are counted that must be examined
+SAMPLES = 1000  # default resamples, as in utils.bootstrap_scores
+SENSITIVITIES = (0.8, 0.9)  # at which the number needed to examine is measured
 #: True-positive rates at which the band is measured: finely where the competition scores.
 RATES = np.concatenate([np.linspace(0.01, MIN_TPR, 80), np.linspace(MIN_TPR, 1, 101)[1:]])
 BINS = 10  # of a calibration curve, at most
 IN_A_BIN = 5  # malignant lesions in a bin on average, at least
-SLOW = 5  # seconds after which a bar is shown
+SLOW = 5  # seconds after which a progress bar is shown
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,14 @@ class Calibration:
     observed_to_expected: Estimate
 
 
-class _Ladder:
-    """Labelled scores, sorted once: whom a falling threshold flags, for any whole-number weights of the patients."""
+def estimate(value: float, draws: ArrayLike) -> Estimate:
+    """A value with the 95 % interval of what it is on the resamples, shape (samples,)."""
+    low, high = np.percentile(draws, INTERVAL)
+    return Estimate(float(value), float(low), float(high))
+
+
+class _SortedScores:
+    """Labelled scores, sorted once: what a falling threshold flags, for any whole-number weights of the patients."""
 
     def __init__(self, labels: NDArray[np.bool_], scores: NDArray[np.float64], codes: NDArray[np.intp]) -> None:
         malignant, benign = np.flatnonzero(labels), np.flatnonzero(~labels)
@@ -89,16 +95,16 @@ class _Ladder:
         self._above = np.searchsorted(-scores[benign], falling, side="left")
         self._down_to = np.searchsorted(-scores[benign], falling, side="right")
 
-    def climb(self, weights: NDArray[np.int64]) -> _Steps:
-        """What is flagged at each distinct score of a malignant lesion, the highest first, rows of patient c counting
-        ``weights[c]`` times."""
+    def flagged(self, weights: NDArray[np.int64]) -> _Flagged:
+        """Counts at each distinct score of a malignant lesion, the highest first; rows of patient c count ``weights[c]``
+        times."""
         benign = np.concatenate(([0], np.cumsum(weights[self._codes_of_benign])))
         step = np.bincount(self._step_of_malignant, weights[self._codes_of_malignant], len(self.levels))
-        return _Steps(np.cumsum(step), benign[self._above], benign[self._down_to], benign[-1])
+        return _Flagged(np.cumsum(step), benign[self._above], benign[self._down_to], benign[-1])
 
 
 @dataclass(frozen=True)
-class _Steps:
+class _Flagged:
     """Malignant lesions found down to each level, benign ones flagged above it and down to it, and all benign ones."""
 
     found: NDArray[np.float64]
@@ -108,7 +114,7 @@ class _Steps:
 
     def at(self, rates: ArrayLike) -> NDArray[np.intp]:
         """The first level that finds each share of the malignant lesions, shape (rates,)."""
-        # A billionth less, because 0.9 * 10 may come out above 9.
+        # Less a billionth, because 0.9 * 10 may be above 9 in floating point.
         return np.searchsorted(self.found, np.asarray(rates) * self.found[-1] - 1e-9)
 
     def false_positive_rates(self, rates: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -119,7 +125,7 @@ class _Steps:
         return (self.above[at] + part * (self.down_to[at] - self.above[at])) / self.benign
 
     def examined(self, rates: ArrayLike) -> NDArray[np.float64]:
-        """Lesions flagged for each malignant one found; whoever has the threshold's score is flagged."""
+        """Lesions flagged for each malignant one found; a lesion whose score is the threshold is flagged."""
         at = self.at(rates)
         return 1 + self.down_to[at] / self.found[at]
 
@@ -146,41 +152,39 @@ def operating_points(
         Name -> a point for each of ``SENSITIVITIES``; and the band at ``RATES``.
     """
     labels, codes = np.asarray(labels).astype(bool), pd.factorize(np.asarray(patients))[0]
-    ladders = {name: _Ladder(labels, np.asarray(values, np.float64), codes) for name, values in scores.items()}
+    ranked = {name: _SortedScores(labels, np.asarray(values, np.float64), codes) for name, values in scores.items()}
     examined = {name: np.empty((samples, len(SENSITIVITIES))) for name in scores}
     rates = np.empty((samples, len(RATES)))
     resamples = tqdm(
         resampled_weights(labels, codes, samples, seed), desc="operating points", total=samples, unit="resample", delay=SLOW
     )
     for sample, weights in enumerate(resamples):
-        for name, ladder in ladders.items():
-            steps = ladder.climb(weights)
-            examined[name][sample] = steps.examined(SENSITIVITIES)
+        for name, score in ranked.items():
+            flagged = score.flagged(weights)
+            examined[name][sample] = flagged.examined(SENSITIVITIES)
             if name == banded:
-                rates[sample] = steps.false_positive_rates(RATES)
-    points = {name: _points(ladder, examined[name], len(np.unique(codes))) for name, ladder in ladders.items()}
+                rates[sample] = flagged.false_positive_rates(RATES)
+    points = {name: _points(score, examined[name], len(np.unique(codes))) for name, score in ranked.items()}
     return points, Band(RATES, *np.percentile(rates, INTERVAL, axis=0))
 
 
-def _points(ladder: _Ladder, draws: NDArray[np.float64], patients: int) -> list[OperatingPoint]:
+def _points(score: _SortedScores, draws: NDArray[np.float64], patients: int) -> list[OperatingPoint]:
     """A score's points on the rows as they are; ``draws`` are theirs on the resamples, shape (samples, sensitivities)."""
-    steps = ladder.climb(np.ones(patients, np.int64))
-    points = []
-    for number, at in enumerate(steps.at(SENSITIVITIES)):
-        found, flagged = int(steps.found[at]), int(steps.found[at] + steps.down_to[at])
-        interval = np.percentile(draws[:, number], INTERVAL)
-        examined = Estimate(flagged / found, *map(float, interval))
-        points.append(OperatingPoint(float(ladder.levels[at]), flagged, found, examined))
+    counts, points = score.flagged(np.ones(patients, np.int64)), []
+    for number, at in enumerate(counts.at(SENSITIVITIES)):
+        found, flagged = int(counts.found[at]), int(counts.found[at] + counts.down_to[at])
+        examined = estimate(flagged / found, draws[:, number])
+        points.append(OperatingPoint(float(score.levels[at]), flagged, found, examined))
     return points
 
 
 def calibration(
     labels: ArrayLike, patients: ArrayLike, logits: ArrayLike, samples: int = SAMPLES, seed: int = 0
 ) -> Calibration:
-    """How often lesions are malignant that the score gives a probability.
+    """Observed rates of malignant lesions against predicted probabilities.
 
-    The bins are quantiles not of the lesions but of the malignant ones that the score itself expects: of a rare class, ten
-    bins of equally many lesions would have nine without any. There are fewer bins where there are few malignant lesions.
+    The bins are quantiles not of the lesions but of the malignant ones that the score itself expects: of ten bins of equally
+    many lesions, nine would hold none of a rare class. There are fewer bins where there are few malignant lesions.
 
     Args:
         labels: 0 benign, 1 malignant, both there, shape (rows,).
@@ -192,31 +196,25 @@ def calibration(
     labels, codes = np.asarray(labels).astype(bool), pd.factorize(np.asarray(patients))[0]
     probability = expit(np.asarray(logits, np.float64))
     place = _bins(probability, max(1, min(BINS, int(labels.sum()) // IN_A_BIN)))
-    count, people = int(place.max()) + 1, int(codes.max()) + 1
+    count, patient_count = int(place.max()) + 1, int(codes.max()) + 1
     cell = codes * count + place
     # Of each patient in each bin: lesions, malignant ones, expected ones. A resample is then a product with them.
     rows, malignant, expected = (
-        np.bincount(cell, weights, people * count).reshape(people, count) for weights in (None, labels, probability)
+        np.bincount(cell, weights, patient_count * count).reshape(patient_count, count)
+        for weights in (None, labels, probability)
     )
     rates, ratios = np.empty((samples, count)), np.empty(samples)
     for sample, weights in enumerate(resampled_weights(labels, codes, samples, seed)):
         drawn_rows, drawn_malignant, drawn_expected = weights @ rows, weights @ malignant, weights @ expected
-        # A resample without a lesion in a bin says nothing of it.
+        # A resample without a lesion in a bin does not count for it.
         rates[sample] = np.divide(drawn_malignant, drawn_rows, out=np.full(count, np.nan), where=drawn_rows > 0)
         ratios[sample] = drawn_malignant.sum() / drawn_expected.sum()
     low, high = np.nanpercentile(rates, INTERVAL, axis=0)
     rows, malignant, expected = (each.sum(axis=0) for each in (rows, malignant, expected))
-    bins = [
-        CalibrationBin(
-            rows=int(rows[place]),
-            malignant=int(malignant[place]),
-            predicted=float(expected[place] / rows[place]),
-            observed=Estimate(float(malignant[place] / rows[place]), float(low[place]), float(high[place])),
-        )
-        for place in range(count)
-    ]
-    ratio = Estimate(float(malignant.sum() / expected.sum()), *map(float, np.percentile(ratios, INTERVAL)))
-    return Calibration(bins, ratio)
+    observed = map(Estimate, (malignant / rows).tolist(), low.tolist(), high.tolist())
+    counts = rows.astype(int).tolist(), malignant.astype(int).tolist(), (expected / rows).tolist()
+    bins = list(map(CalibrationBin, *counts, observed))
+    return Calibration(bins, estimate(malignant.sum() / expected.sum(), ratios))
 
 
 def _bins(probability: NDArray[np.float64], count: int) -> NDArray[np.intp]:

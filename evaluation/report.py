@@ -1,38 +1,35 @@
-"""One HTML page about a dry run: what the submission scores, where it fails, and how it was made. A local tool.
+"""The report of a dry run: one HTML page on what the submission scores, where it fails, and how it was made. A local tool.
 
-The page needs no network and no script, and its policy forbids both. The plots are SVG by Matplotlib, set into the page.
+The page needs no network and no script, and its policy forbids both. Each section has a template in templates/report/.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from evaluation.curves import REGION, calibration_section, distribution_figure, examined_section, roc_figure
+from evaluation.curves import REGION, calibration_charts, class_charts, roc_charts
 from evaluation.groups import divide, group_section, measure_groups
-from evaluation.html import table_of, write_page
-from evaluation.measures import BEST, FINAL, calibration, operating_points
+from evaluation.html import Section, write_page
+from evaluation.measures import BEST, FINAL, SENSITIVITIES, calibration, operating_points
 from inference.schema import PATIENT, TARGET
 from inference.scoring import RANK_AVERAGE
-from utils import TOP_K, Estimate, ScoreTable
-
-WIDTH = "68rem"  # of the page: the tables of the groups are wide
+from utils import TOP_K, ScoreTable
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What was scored and how.
+    """The rows and their scores.
 
     Attributes:
         rows: labelled rows, as ``read_metadata`` gives them; ``target`` and ``patient_id`` must be there.
-        scores: name -> finite numbers of shape (rows,). "final" is the submission, the score of the headline, or the first
-            one where there is no such name; "best possible" is drawn dashed and grey.
-        logits: those of ``scores`` that tell logits of being malignant, in that scale, shape (rows,).
+        scores: name -> finite numbers of shape (rows,). The headline is of "final", the submission, or of the first score
+            where there is none of that name; "best possible" is dashed and grey in charts.
+        logits: those of ``scores`` that are logits of being malignant, in that scale, shape (rows,).
         combination: how the submission was combined; an average of ranks is no probability.
         warning: stands above all figures.
     """
@@ -49,113 +46,66 @@ class Scored:
         return FINAL if FINAL in self.scores else next(iter(self.scores))
 
 
-def write_report(path: Path, title: str, table: ScoreTable, scored: Scored, sections: Mapping[str, str]) -> None:
+def write_report(path: Path, title: str, table: ScoreTable, scored: Scored, sections: Sequence[Section]) -> None:
     """Writes the page to ``path``.
 
     Args:
         path: the HTML file; it is replaced in one step.
         title: heading of the page.
         table: what ``utils.bootstrap_scores`` measured of ``scored.scores``, with its seed 0; other intervals on the page
-            come of as many resamples.
+            are of as many resamples.
         scored: the rows and their scores.
-        sections: heading -> HTML of further sections, which follow in this order; empty ones are left out.
+        sections: follow those on the scores.
 
     Raises:
         InputError: ``path`` cannot be written.
     """
-    parts = {name: html for name, html in (_measured(table, scored) | dict(sections)).items() if html}
-    links = "\n".join(f'<a href="#part-{number}">{escape(name)}</a>' for number, name in enumerate(parts))
-    told = [f'<h2 id="part-{number}">{escape(name)}</h2>\n{html}' for number, (name, html) in enumerate(parts.items())]
-    warning = f'<p class="warning">{escape(scored.warning)}</p>\n' if scored.warning else ""
-    body = f"""{warning}<p class="headline">{_headline(table, scored.headline)}</p>
-<nav class="controls" aria-label="Parts of this page">
-{links}
-</nav>
-"""
-    write_page(path, title, body + "\n".join(told), WIDTH)
+    write_page(
+        path,
+        "report/page.html",
+        title=title,
+        table=table,
+        headline=scored.headline,
+        warning=scored.warning,
+        names={"final": FINAL, "best": BEST},
+        sections=[*score_sections(table, scored), *sections],
+    )
 
 
-def _measured(table: ScoreTable, scored: Scored) -> dict[str, str]:
-    """Heading -> HTML of the sections on what the scores reach."""
+def score_sections(table: ScoreTable, scored: Scored) -> list[Section]:
+    """The sections on the scores; one without content is left out."""
     rows, headline, samples = scored.rows, scored.headline, table.samples
     labels, patients = rows[TARGET].to_numpy(), rows[PATIENT].to_numpy()
     points, band = operating_points(labels, patients, scored.scores, headline, samples)
     divisions, absent = divide(rows)
     groups = measure_groups(rows, scored.scores[headline], divisions, samples)
-    whole = table.scores[headline]
-    return {
-        "Scores": _score_table(table, headline) + _note(table),
-        "Paired differences": _difference_table(table, headline),
-        "ROC curves": roc_figure(table, labels, scored.scores, headline, band),
-        "Number needed to examine": examined_section(points, headline, table.rows, table.malignant),
-        "Groups": group_section(groups, absent, whole.pauc, whole.top15),
-        "Calibration": _calibrated(scored, samples),
-        "Scores by class": distribution_figure(labels, scored.logits, scored.scores, points) if scored.logits else "",
-    }
+    common = {"headline": headline, "region": REGION, "sensitivities": SENSITIVITIES, "samples": samples}
+    differences = {name: table.difference(headline, name) for name in table.scores if name != headline}
+    curves = roc_charts(table, labels, scored.scores, headline, band)
+    counts = {"points": points, "rows": table.rows, "malignant": table.malignant}
+    sections = [Section("Scores", "report/scores.html", common | {"table": table, "top": TOP_K})]
+    if differences:
+        sections.append(Section("Paired differences", "report/differences.html", common | {"differences": differences}))
+    sections += [
+        Section("ROC curves", "report/roc.html", common | {"charts": curves}),
+        Section("Number needed to examine", "report/examined.html", common | counts),
+        group_section(groups, absent, table.scores[headline].pauc, table.scores[headline].top15),
+        *_calibration_section(scored, samples),
+    ]
+    if scored.logits:
+        charts = class_charts(labels, scored.logits, scored.scores, points)
+        sections.append(Section("Scores by class", "report/classes.html", common | {"charts": charts}))
+    return sections
 
 
-def _calibrated(scored: Scored, samples: int) -> str:
-    """The section on calibration: of every score that is logits; empty where none is."""
-    named = {name: values for name, values in scored.logits.items() if name != BEST}
-    note = ""
-    if scored.combination == RANK_AVERAGE and named.pop(FINAL, None) is not None:
+def _calibration_section(scored: Scored, samples: int) -> list[Section]:
+    """The section on every score that is logits; none where there is no such score."""
+    logits, note = {name: values for name, values in scored.logits.items() if name != BEST}, ""
+    if scored.combination == RANK_AVERAGE and logits.pop(FINAL, None) is not None:
         note = "The submission is an average of ranks, which is no probability: it is left out."
     labels, patients = scored.rows[TARGET].to_numpy(), scored.rows[PATIENT].to_numpy()
-    measured = {name: calibration(labels, patients, values, samples) for name, values in named.items()}
-    return calibration_section(measured, note) if measured else ""
-
-
-def _note(table: ScoreTable) -> str:
-    """What the numbers of the score table mean."""
-    return f"""
-<p class="note">pAUC is the competition's metric, the area of the ROC curve {REGION}: the best
-is 0.20, guessing 0.02. AUC is the whole area. Top-{TOP_K} is the share of a patient's malignant lesions among the patient's
-{TOP_K} highest scored, mean over patients who have any. Intervals: {table.samples:,} resamples of whole patients.</p>"""
-
-
-def _headline(table: ScoreTable, name: str) -> str:
-    pauc = table.scores[name].pauc
-    best = f"; the best possible on these rows is {table.scores[BEST].pauc.value:.4f}" if BEST in table.scores else ""
-    whole = f"{table.rows:,} lesions of {table.patients:,} patients, {table.malignant:,} of them malignant"
-    who = "The submission" if name == FINAL else f"The score <em>{escape(name)}</em>"
-    reached = f"<strong>{pauc.value:.4f}</strong> (95&nbsp;% interval {pauc.low:.4f} to {pauc.high:.4f})"
-    return f"{who} reaches a pAUC of {reached} on {whole}{best}."
-
-
-def _score_table(table: ScoreTable, headline: str) -> str:
-    rows = []
-    for name, row in table.scores.items():
-        cells = ""
-        for estimate in (row.pauc, row.auc, row.top15):
-            cells += f"<td>{estimate.value:.4f}</td><td>{estimate.low:.4f} to {estimate.high:.4f}</td>"
-        first = ' class="first"' if name == headline else ""
-        rows.append(f'<tr{first}><th scope="row">{escape(name)}</th>{cells}</tr>')
-    heads = ["score"]
-    for head in ("pAUC", "AUC", f"top-{TOP_K}"):
-        heads += [head, "95 % interval"]
-    return table_of("Scores with their intervals", heads, rows, "numbers")
-
-
-def _difference_table(table: ScoreTable, headline: str) -> str:
-    """The headline's score against every other; empty where there is one score only."""
-    pairs = [(headline, name) for name in table.scores if name != headline]
-    if not pairs:
-        return ""
-    rows = []
-    for a, b in pairs:
-        apart = table.difference(a, b)
-        rows.append(
-            f'<tr><th scope="row">{escape(a)} &minus; {escape(b)}</th><td>{apart.value:+.4f}</td>'
-            f'<td>{apart.low:+.4f} to {apart.high:+.4f}</td><td class="words">{_reading(apart)}</td></tr>'
-        )
-    heads = ("pAUC of", "difference", "95 % interval", "reading")
-    return table_of("Paired differences of pAUC", heads, rows, "numbers last-words")
-
-
-def _reading(apart: Estimate) -> str:
-    """A difference in words; the two scores were measured on the same resamples, so an interval beside zero tells."""
-    if apart.low == apart.high == 0:
-        return "the same in every resample"
-    if apart.low > 0 or apart.high < 0:
-        return "higher" if apart.low > 0 else "lower"
-    return "not told apart by these rows"
+    measured = {name: calibration(labels, patients, values, samples) for name, values in logits.items()}
+    if not measured:
+        return []
+    context = {"calibrations": measured, "charts": calibration_charts(measured), "note": note}
+    return [Section("Calibration", "report/calibration.html", context)]
