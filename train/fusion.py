@@ -2,137 +2,140 @@
 
     python -m train.fusion --data data/isic-2024-challenge --artifacts artifacts --weights imagenet
 
-The network is given CatBoost's out-of-fold logits together with the crop and learns a correction that starts at zero
-(``inference.network``). ``--inputs image`` trains the same network without CatBoost's opinion, ``--inputs tabular`` without
-the crop, for comparison: they write oof_image_only.csv or oof_tabular_only.csv and nothing that the kernel uses. Every epoch and every
-finished fold is kept, so the same command continues where it was stopped.
+A network gets CatBoost's out-of-fold logit together with the crop, and learns a correction that starts at zero
+(``inference.network``). ``--inputs image`` trains the same network without the tabular logit, ``--inputs tabular`` without
+the crop, for comparison: they write oof_image_only.csv or oof_tabular_only.csv and nothing that the kernel uses. Every epoch
+and every finished fold is saved, so the same command continues where it was interrupted.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from inference.artifacts import OOF_TABULAR, load_manifest
+from inference.artifacts import FOLDS, OOF_TABULAR, load_manifest
 from inference.files import write_json
 from inference.network import NetworkConfig
 from scale.parallel import Files, Progress, in_own_process, run_tasks, workers
-from train.folds import HOLDOUT
-from train.lesions import open_images, read_lesions
-from train.network.config import INPUTS, chosen, flag, parse_fusion_options
-from train.network.fit import be_deterministic, leave_gpus_to_tasks
-from train.network.fold import LOGS, PRETRAINED, Training, train_backbone, train_fold
-from train.network.pretraining import Archive, read_archive
-from train.network.results import record_alone, record_fusion, write_history
+from train.lesions import Lesions, open_images, read_lesions
+from train.network.config import INPUTS, RunConfig, TrainingConfig, flag, parse_fusion_options
+from train.network.fold import LOGS, PRETRAINED, FoldFiles, Training, train_backbone, train_fold
+from train.network.model import be_deterministic, leave_gpus_to_tasks
+from train.network.pretraining import read_archive
+from train.network.results import OutOfFold, choose_combination, record_fusion, record_single_input, write_history
 from utils import InputError, log, run_command
 
-#: What the training in that folder was asked for.
+#: The options and input files of the training in a folder of an unfinished one.
 SETTINGS = "settings.json"
 
 
-def unfinished_folder(options: argparse.Namespace, manifest: dict, archive: Archive | None = None) -> Path:
-    """The hidden folder where a training keeps what it has done so far.
+def train_fusion(arguments: list[str] | None = None) -> int:
+    """Trains one network per fold; writes the artifacts only when all folds are finished."""
+    run, config = parse_fusion_options(arguments)
+    with workers(run.jobs, run.cluster):
+        if not in_own_process():
+            leave_gpus_to_tasks()
+        be_deterministic(config.deterministic)
+        training = read_training(run, config)
+        folder = unfinished_folder(run, training)
+        train_folds(training, folder)
+    rows = gather_out_of_fold(training.lesions, folder)
+    write_history(folder, run.logs, config.inputs)
+    if config.inputs == "fusion":
+        rows = rows.where(training.lesions.in_folds)
+        record_fusion(run.artifacts, training, rows, choose_combination(rows), folder)
+    else:
+        record_single_input(run.artifacts, training, rows)
+    shutil.rmtree(folder)
+    return 0
+
+
+def read_training(run: RunConfig, config: TrainingConfig) -> Training:
+    """Lesions, images and archive, and the network's configuration, which standardises the tabular logits.
+
+    Raises:
+        InputError: as ``read_lesions`` and ``read_archive``.
+    """
+    images = open_images(run.data)
+    lesions = read_lesions(run.data, run.artifacts, images, config.missing_images)
+    with_image = int((lesions.in_folds & lesions.has_image).sum())
+    log(f"{int(lesions.in_folds.sum()):,} lesions, {with_image:,} with an image in {images.path}")
+    archive = read_archive(run.archives, lesions) if run.archives else None
+    if archive:
+        malignant = int(archive.labels.sum())
+        log(f"{len(archive.labels):,} archive lesions with an image, {malignant:,} malignant: {config.archives_mode}")
+    tabular, prevalence = lesions.tabular[lesions.in_folds], lesions.labels[lesions.in_folds].mean()
+    network = NetworkConfig(
+        image_size=config.image_size,
+        inputs=INPUTS[config.inputs],
+        tabular_mean=float(tabular.mean()),
+        tabular_std=float(tabular.std()) or 1.0,
+        base_logit=float(np.log(prevalence / (1 - prevalence))),
+    )
+    return Training(config, network, lesions, images.path, run.logs.resolve(), archive)
+
+
+def unfinished_folder(run: RunConfig, training: Training) -> Path:
+    """The hidden folder where a training keeps its checkpoints and finished folds until all are finished.
 
     Raises:
         InputError: there is one of a training with other options or other inputs.
     """
-    folder = options.artifacts / f".{options.inputs}-training"
-    asked = chosen(options) | {name: manifest["files"][name] for name in ("folds.csv", OOF_TABULAR)}
-    asked |= {"archives": archive.sha256 if archive else "none"}
-    if options.restart and folder.is_dir():
+    folder = run.artifacts / f".{training.config.inputs}-training"
+    options, hashes = asdict(training.config), load_manifest(run.artifacts)["files"]
+    settings = options | {FOLDS: hashes[FOLDS], OOF_TABULAR: hashes[OOF_TABULAR]}
+    settings["archives"] = training.archive.sha256 if training.archive else "none"
+    if run.restart and folder.is_dir():
         shutil.rmtree(folder)
     if (folder / SETTINGS).is_file():
         known = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        other = [name for name in asked if known.get(name) != asked[name]]
+        other = [name for name in settings if known.get(name) != settings[name]]
         if other:
-            told = ", ".join(f"{flag(name) if name in vars(options) else name} {known.get(name)!s:.20}" for name in other)
-            raise InputError(
-                f"{folder} holds an unfinished training with {told}, now asked for otherwise; give the same, or --restart."
-            )
-    write_json(folder / SETTINGS, asked)
+            shown = ", ".join(f"{flag(name) if name in options else name} {known.get(name)!s:.20}" for name in other)
+            raise InputError(f"{folder} holds an unfinished training with {shown}; give the same again, or --restart.")
+    write_json(folder / SETTINGS, settings)
     return folder
 
 
-def scores_of(kept: Path, number: int) -> Path:
-    """Where the logits of a fold lie once it is finished."""
-    return kept / f"fold{number}.csv"
+def train_folds(training: Training, folder: Path) -> None:
+    """Trains the folds that ``folder`` does not hold, where ``scale.parallel.workers`` runs them; each writes into it.
 
-
-def train_folds(kept: Path, folds: Iterable[int], training: Training) -> None:
-    """Trains the folds that ``kept`` has not, wherever ``scale.parallel.workers`` says; each leaves its files there.
-
-    Where the backbone learns from an archive first, it does so once for all folds: no patient of theirs is in it.
+    A backbone is pretrained once for all folds: the archive has no patient of theirs.
     """
-    todo = [number for number in folds if not scores_of(kept, number).is_file()]
-    for number in folds:
-        if number not in todo:
-            log(f"fold {number}: kept from an earlier run")
-    if todo and training.options.archives_mode == "pretrain":
-        backbone = kept / PRETRAINED
+    todo = []
+    for fold in training.lesions.folds:
+        if FoldFiles(folder, fold).scores.is_file():
+            log(f"Fold {fold}: finished in an earlier run")
+        else:
+            todo.append(fold)
+    if todo and training.config.archives_mode == "pretrain":
+        backbone = folder / PRETRAINED
         if not backbone.is_file():
-            run_tasks(train_backbone, [(training,)], 1, Files.of(training.reads, kept), Progress(show=False))
+            run_tasks(train_backbone, [(training,)], 1, Files.of(training.reads, folder), Progress(show=False))
         training = replace(training, backbone=backbone)
-    tasks = ((number, training) for number in todo)
+    tasks = ((fold, training) for fold in todo)
     progress = Progress("folds", "fold", show=not in_own_process())  # in this process, each fold shows its own steps
-    run_tasks(train_fold, tasks, len(todo), Files.of(training.reads, kept), progress)
-    if (kept / LOGS).is_dir():  # of folds that were trained on another machine
-        shutil.copytree(kept / LOGS, training.logs, dirs_exist_ok=True)
+    run_tasks(train_fold, tasks, len(todo), Files.of(training.reads, folder), progress)
+    if (folder / LOGS).is_dir():  # of folds that were trained on another machine
+        shutil.copytree(folder / LOGS, training.logs, dirs_exist_ok=True)
 
 
-def train_fusion(arguments: list[str] | None = None) -> int:
-    """Trains one network per fold; writes the artifacts only when all folds are there."""
-    options = parse_fusion_options(arguments)
-    with workers(options.jobs, options.cluster):
-        if not in_own_process():
-            leave_gpus_to_tasks()
-        return train(options)
-
-
-def train(options: argparse.Namespace) -> int:
-    """The story of ``main``, once it is known where the folds are trained."""
-    be_deterministic(options.deterministic)
-    store = open_images(options.data)
-    lesions = read_lesions(options.data, options.artifacts, store, options.missing_images)
-    trained = lesions.fold != HOLDOUT
-    log(f"{int(trained.sum()):,} lesions, {int((trained & lesions.has_image).sum()):,} with an image in {store.path}")
-    archive = read_archive(options.archives, lesions) if options.archives else None
-    if archive:
-        malignant = int(archive.labels.sum())
-        log(f"{len(archive.labels):,} archive lesions with an image, {malignant:,} malignant: {options.archives_mode}")
-
-    manifest = load_manifest(options.artifacts)
-    settings = NetworkConfig(
-        image_size=options.image_size,
-        inputs=tuple(INPUTS[options.inputs]),
-        tabular_mean=float(lesions.tabular[trained].mean()),
-        tabular_std=float(lesions.tabular[trained].std()) or 1.0,
-        base_logit=float(np.log(lesions.labels[trained].mean() / (1 - lesions.labels[trained].mean()))),
+def gather_out_of_fold(lesions: Lesions, folder: Path) -> OutOfFold:
+    """All lesions with the logits that the folds left: each lesion's own fold's, in the holdout the mean of all folds'."""
+    total, count = np.zeros(len(lesions.fold)), np.zeros(len(lesions.fold))
+    for fold in lesions.folds:
+        scores = pd.read_csv(FoldFiles(folder, fold).scores, index_col="row")["network"]
+        total[scores.index] += scores.to_numpy()
+        count[scores.index] += 1
+    network = np.where(count > 0, total / np.maximum(count, 1), lesions.tabular)
+    return OutOfFold(
+        lesions.isic_ids, lesions.patients, lesions.labels, lesions.fold, lesions.tabular, network, image_scored=count > 0
     )
-    kept = unfinished_folder(options, manifest, archive)
-    training = Training(options, settings, lesions, store.path, options.logs.resolve(), archive)
-    folds = range(int(lesions.fold.max()) + 1)
-    train_folds(kept, folds, training)
-    logits, votes = np.zeros(len(trained)), np.zeros(len(trained))
-    for number in folds:
-        scores = pd.read_csv(scores_of(kept, number), index_col="row")["network"]
-        logits[scores.index] += scores.to_numpy()
-        votes[scores.index] += 1
-    seen = votes > 0
-    logits[seen] /= votes[seen]
-    write_history(kept, options.logs, options.inputs)
-    if options.inputs == "fusion":
-        record_fusion(options, settings, lesions, np.where(seen, logits, lesions.tabular), seen, kept)
-    else:
-        record_alone(options, settings, lesions, logits, seen)
-    shutil.rmtree(kept)
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The lesions that a network learns from: labels, folds and tabular logits side by side, and who has a picture."""
+"""The lesions of a training: features for CatBoost; labels, folds, tabular logits and images for the network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 from inference.artifacts import OOF_TABULAR, checked_file, load_manifest
 from inference.features import build_features
 from inference.images import ImageStore, find_images
-from inference.schema import ID, PATIENT, TARGET, TRAIN_ONLY, read_metadata
+from inference.schema import ID, PATIENT, TARGET, TRAIN_ONLY, read_metadata, read_scores
 from train.folds import HOLDOUT, read_folds
 from train.network.batches import readable_images
 from utils import InputError
@@ -31,7 +31,7 @@ def read_rows(data: Path) -> Rows:
     """All rows of train-metadata.csv.
 
     Raises:
-        InputError: the file is wanting (``read_metadata``), or a feature comes from a column that only train has.
+        InputError: the file is missing or wrong (``read_metadata``), or a feature comes from a column that only train has.
     """
     metadata = read_metadata(data / "train-metadata.csv", labelled=True)
     features = build_features(metadata.drop(columns=list(TRAIN_ONLY), errors="ignore"))
@@ -48,9 +48,7 @@ def refuse_train_only(names: list[str]) -> None:
     for name in names:
         for column in sorted(TRAIN_ONLY):
             if name == column or name.startswith(f"{column}_"):
-                raise InputError(
-                    f"feature {name!r} comes from {column!r}, which only train has and which tells the diagnosis."
-                )
+                raise InputError(f"feature {name!r} comes from {column!r}, which leaks the diagnosis and is in train only.")
 
 
 def open_images(folder: Path) -> ImageStore:
@@ -67,7 +65,7 @@ def open_images(folder: Path) -> ImageStore:
 
 @dataclass(frozen=True)
 class Lesions:
-    """The rows that training goes through; arrays of shape (rows,)."""
+    """All lesions of train-metadata.csv as the network's training needs them; arrays of shape (rows,)."""
 
     isic_ids: np.ndarray
     patients: np.ndarray
@@ -76,9 +74,19 @@ class Lesions:
     tabular: np.ndarray
     has_image: np.ndarray
 
+    @property
+    def in_folds(self) -> np.ndarray:
+        """Which lesions are not in the holdout, bool of shape (rows,)."""
+        return self.fold != HOLDOUT
+
+    @property
+    def folds(self) -> range:
+        """The numbers of the folds."""
+        return range(int(self.fold.max()) + 1)
+
 
 def read_lesions(data: Path, artifacts: Path, store: ImageStore, missing_images: str) -> Lesions:
-    """Labels, folds and out-of-fold logits side by side. Holdout rows have tabular logits 0, and nothing reads them.
+    """Labels, folds and out-of-fold tabular logits side by side. Holdout rows have tabular logits 0, and nothing reads them.
 
     Raises:
         InputError: a stage before this one has not run, or ran on other rows; a lesion has no readable image and
@@ -87,23 +95,23 @@ def read_lesions(data: Path, artifacts: Path, store: ImageStore, missing_images:
     metadata = read_metadata(data / "train-metadata.csv", labelled=True)
     fold = read_folds(artifacts, metadata)
     path = checked_file(artifacts, load_manifest(artifacts), OOF_TABULAR)
-    scores = pd.read_csv(path, dtype={ID: "str"}).set_index(ID)["tabular"].reindex(metadata[ID])
-    if scores[fold != HOLDOUT].isna().any():
+    tabular = read_scores(path, ["tabular"])["tabular"].reindex(metadata[ID])
+    if tabular[fold != HOLDOUT].isna().any():
         raise InputError(f"{path} lacks rows of {artifacts}/folds.csv; run train.tabular again.")
     isic_ids = metadata[ID].to_numpy()
     has_image = readable_images(store, isic_ids)
     if missing_images == "refuse" and not has_image.all():
         first = isic_ids[~has_image][0]
-        trouble = "holds an image that cannot be decoded" if first in store else "holds no image"
+        found = "holds an image that cannot be decoded" if first in store else "holds no image"
         raise InputError(
-            f"{store.path} {trouble} for {first} ({int((~has_image).sum())} lesions without a readable image in all); "
-            "fetch the images again, or give --missing-images pass to let those lesions keep their tabular score."
+            f"{store.path} {found} for {first} ({int((~has_image).sum())} lesions without a readable image in all); "
+            "fetch the images again, or give --missing-images pass to let those lesions keep their tabular logit."
         )
     return Lesions(
         isic_ids=isic_ids,
         patients=metadata[PATIENT].to_numpy(),
         labels=metadata[TARGET].to_numpy(),
         fold=fold,
-        tabular=scores.fillna(0.0).to_numpy(),
+        tabular=tabular.fillna(0.0).to_numpy(),
         has_image=has_image,
     )

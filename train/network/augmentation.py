@@ -1,4 +1,4 @@
-"""Augmentation on the accelerator: another look at the same lesion for every epoch.
+"""Augmentation on the accelerator: another view at the same lesion for every epoch.
 
 A pure function of the crops and of random numbers that come in beside them, a row each. So an interrupted training repeats
 the very same looks, and one accelerator or several see the same.

@@ -11,12 +11,12 @@ from tqdm import tqdm
 from inference.images import ImageStore, image_batches
 from train.network.augmentation import DRAWS
 
-#: When images are only checked, they are shrunk to this many pixels and handed on this many at a time.
+#: To check that images can be decoded, they are shrunk to this many pixels, this many at a time.
 CHECK_SIZE, CHECK_BATCH = 8, 256
 
 
 def readable_images(store: ImageStore, isic_ids: np.ndarray) -> np.ndarray:
-    """Which lesions have an image that can be decoded, bool of shape (lesions,); every image is decoded once to know."""
+    """Which lesions have an image that can be decoded, bool of shape (lesions,); decodes every image once."""
     readable = np.zeros(len(isic_ids), dtype=bool)
     with tqdm(total=len(isic_ids), desc="checking images", unit="image") as bar:
         for positions, _ in image_batches(store, isic_ids.tolist(), CHECK_SIZE, CHECK_BATCH):
@@ -37,39 +37,37 @@ class JoinedImages:
 
 
 @dataclass(frozen=True)
-class Sequence:
-    """What a training sees, in its order; arrays of shape (rows,)."""
-
-    isic_ids: np.ndarray
-    #: Further inputs of the network, by name.
-    inputs: Mapping[str, np.ndarray]
-    #: Labels or classes.
-    targets: np.ndarray
-    #: What each row counts in the loss.
-    weights: np.ndarray
-
-
-def training_batches(
-    store: ImageStore | JoinedImages,
-    rows: Sequence,
-    image_size: int,
-    batch_size: int,
-    *,
-    seed: int = 0,
-    first_step: int = 0,
-    mixup: float = 0.0,
-):
-    """The crops in the given order with what training needs beside them.
+class TrainingData:
+    """All that a network is trained on, epoch after epoch, in order.
 
     Args:
-        store: the images.
-        rows: who comes in, one after the other.
+        images: of the lesions.
+        isic_ids: the lesion of each row, shape (epochs * steps * batch_size,).
+        inputs: further inputs of the model, name -> shape (rows,).
+        targets: labels or classes, shape (rows,).
+        sample_weight: of each row in the loss, shape (rows,).
+        steps: batches per epoch.
         image_size: pixels.
         batch_size: crops per batch.
         seed: of the random numbers for augmentation and mixup. A batch's depend on the seed and on its number only.
-        first_step: the number of the first batch, where an interrupted training goes on.
         mixup: parameter of the Beta distribution by which each crop, with its inputs and target, is mixed with its
             neighbour in the batch (Zhang et al. 2018, mixup); 0 for none.
+    """
+
+    images: ImageStore | JoinedImages
+    isic_ids: np.ndarray
+    inputs: Mapping[str, np.ndarray]
+    targets: np.ndarray
+    sample_weight: np.ndarray
+    steps: int
+    image_size: int
+    batch_size: int
+    seed: int = 0
+    mixup: float = 0.0
+
+
+def training_batches(data: TrainingData, first_epoch: int = 0):
+    """The batches from the beginning of ``first_epoch`` on.
 
     Returns:
         A ``tf.data.Dataset`` of ({"crop": uint8 (batch, size, size, 3), "draws": float32 (batch, DRAWS), name: float32
@@ -77,19 +75,22 @@ def training_batches(
     """
     import tensorflow as tf
 
-    beside = {name: tf.constant(values[:, None], tf.float32) for name, values in rows.inputs.items()}
-    targets, weights = tf.constant(rows.targets[:, None], tf.float32), tf.constant(rows.weights, tf.float32)
+    first_step = first_epoch * data.steps
+    rows = slice(first_step * data.batch_size, None)
+    beside = {name: tf.constant(values[rows, None], tf.float32) for name, values in data.inputs.items()}
+    targets = tf.constant(data.targets[rows, None], tf.float32)
+    weights = tf.constant(data.sample_weight[rows], tf.float32)
 
     def join(step, batch):
         positions, crops = batch
         inputs = {"crop": crops} | {name: tf.gather(values, positions) for name, values in beside.items()}
         batch = inputs, tf.gather(targets, positions), tf.gather(weights, positions)
-        key = tf.stack([tf.constant(seed, tf.int64), step])
-        inputs, target, weight = mixed(*batch, mixup, key) if mixup else batch
+        key = tf.stack([tf.constant(data.seed, tf.int64), step])
+        inputs, target, weight = mixed(*batch, data.mixup, key) if data.mixup else batch
         draws = tf.random.stateless_uniform((tf.shape(positions)[0], DRAWS), key)
         return inputs | {"draws": draws}, target, weight
 
-    batches = image_batches(store, rows.isic_ids.tolist(), image_size, batch_size)
+    batches = image_batches(data.images, data.isic_ids[rows].tolist(), data.image_size, data.batch_size)
     return batches.enumerate(first_step).map(join).prefetch(2)
 
 

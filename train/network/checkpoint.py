@@ -1,4 +1,4 @@
-"""What an interrupted training leaves: one file per epoch that holds all it takes to go on as if nothing had happened."""
+"""What an interrupted training leaves: one file, replaced after every epoch, with all that is needed to continue."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ class Checkpoint:
     """Weights, optimizer and history after the last finished epoch, in one file that is replaced as a whole.
 
     A process that is killed at any moment leaves the file of the epoch before or of this one, never a part of it. Without
-    a path nothing is kept but the history.
+    a path only the history is kept, in memory.
+
+    Raises:
+        InputError: the file is no checkpoint.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -31,11 +34,11 @@ class Checkpoint:
 
     @property
     def epochs(self) -> int:
-        """How many epochs are done."""
+        """How many epochs are finished."""
         return len(self.history)
 
     def save(self, model, record: dict) -> None:
-        """Keeps ``model`` with its optimizer after an epoch of which ``record`` tells."""
+        """Saves ``model`` with its optimizer after an epoch; ``record`` is the epoch's line of the history."""
         self.history.append(record)
         if self.path is None:
             return
@@ -45,10 +48,5 @@ class Checkpoint:
                 file.attrs["history"] = json.dumps(self.history)
 
     def load(self, model) -> None:
-        """Puts the kept weights and optimizer into ``model``, which must be compiled and its optimizer built."""
+        """Loads weights and optimizer into ``model``, which must be compiled and its optimizer built."""
         model.load_weights(self.path)
-
-    def remove(self) -> None:
-        """Removes the file: the training has ended."""
-        if self.path:
-            self.path.unlink(missing_ok=True)

@@ -1,20 +1,24 @@
-"""The command line of train.fusion: what the network looks at, where it starts, which of it learns, from what, and how."""
+"""The configuration of train.fusion: two frozen dataclasses, and the command line that they are made from."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from scale.parallel import add_worker_options
-from train.network.fit import PRECISIONS, UNFREEZE
-from train.network.pretraining import ARCHIVES_LABELS, ARCHIVES_MODES
 from train.network.sampling import IMBALANCE_MODES, Imbalance
 from utils import InputError, add_data_options, add_seed_option
 
-#: The networks that can be trained, by what they see.
-INPUTS = {"fusion": ["crop", "tabular"], "image": ["crop"], "tabular": ["tabular"]}
-#: Options that do not decide what is learned: folders, what is done about an earlier training, and where it runs.
-ASIDE = ("data", "artifacts", "archives", "logs", "restart", "jobs", "cluster")
+#: The networks that can be trained, by their inputs.
+INPUTS = {"fusion": ("crop", "tabular"), "image": ("crop",), "tabular": ("tabular",)}
+#: Which stages of ResNet50 are trainable: name prefixes of their layers. Frozen stages keep their batch-norm statistics too.
+UNFREEZE = {"none": (), "conv5": ("conv5_",), "conv4": ("conv4_", "conv5_"), "all": ("conv", "bn")}
+#: "auto": float16 with a float32 head and output where there is a GPU, else float32.
+PRECISIONS = ("auto", "float32", "mixed_float16")
+ARCHIVES_MODES = ("pretrain", "joint")
+#: The targets of pretraining: malignant or benign, or the five classes of diagnoses.
+ARCHIVES_LABELS = ("malignant", "classes")
 ABOVE_ZERO = (
     "epochs",
     "batch_size",
@@ -26,108 +30,143 @@ ABOVE_ZERO = (
 )
 
 
-def parse_fusion_options(arguments: list[str] | None) -> argparse.Namespace:
-    """The options.
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a training reads, writes and runs; nothing here changes its results."""
+
+    data: Path
+    artifacts: Path
+    #: History, curves and TensorBoard files.
+    logs: Path
+    archives: Path | None = None
+    #: Drop what an interrupted training has left.
+    restart: bool = False
+    jobs: int = 1
+    cluster: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """All that decides a training's results besides its data; recorded in the manifest. A field is an option.
 
     Raises:
-        InputError: one is out of its range, or two do not go together.
+        InputError: a number is out of its range.
     """
+
+    seed: int = 0
+    inputs: str = "fusion"
+    missing_images: str = "refuse"
+    #: "imagenet", "none" (random), or the path of a ResNet50 weights file without its top.
+    weights: str = "imagenet"
+    image_size: int = 128
+    unfreeze: str = "all"
+    head_epochs: int = 0
+    epochs: int = 60
+    batch_size: int = 64
+    learning_rate: float = 3e-4
+    head_learning_rate: float = 1e-3
+    ema: float = 0.0
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    precision: str = "auto"
+    deterministic: bool = False
+    imbalance: str = Imbalance.mode
+    negatives_per_positive: float = Imbalance.per_positive
+    focal_gamma: float = Imbalance.gamma
+    archives_mode: str | None = None
+    archives_labels: str = "malignant"
+    archives_epochs: int = 8
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        for name in ABOVE_ZERO:
+            if not getattr(self, name) > 0:
+                raise InputError(f"{flag(name)} {getattr(self, name)} must be above zero.")
+        for name in ("ema", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{flag(name)} {getattr(self, name)} must be at least 0 and below 1.")
+        for name in ("mixup", "head_epochs"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{flag(name)} {getattr(self, name)} must not be below zero.")
+
+    @property
+    def sampling(self) -> Imbalance:
+        """How rare malignant lesions are treated."""
+        return Imbalance(self.imbalance, self.negatives_per_positive, self.focal_gamma)
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether the backbone starts from random weights."""
+        return self.weights == "none"
+
+
+def flag(name: str) -> str:
+    """A field as it is typed on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def parse_fusion_options(arguments: list[str] | None) -> tuple[RunConfig, TrainingConfig]:
+    """The configuration that a command line of train.fusion asks for.
+
+    Raises:
+        InputError: an option is out of its range, or two do not go together.
+    """
+    options = vars(fusion_parser().parse_args(arguments))
+    if (options["archives"] is None) != (options["archives_mode"] is None):
+        modes = ", ".join(ARCHIVES_MODES)
+        raise InputError(f"--archives and --archives-mode go together; give both or none (modes: {modes}).")
+    if options["archives"] and "crop" not in INPUTS[options["inputs"]]:
+        raise InputError("--archives holds images, and --inputs tabular uses none; leave one out.")
+    if options["head_epochs"] is None:  # random weights gain nothing from a head that is trained first
+        options["head_epochs"] = 0 if options["weights"] == "none" else 1
+    if options["logs"] is None:
+        options["logs"] = options["artifacts"].with_name(options["artifacts"].name + "-logs")
+    run, training = ({field.name: options[field.name] for field in fields(kind)} for kind in (RunConfig, TrainingConfig))
+    return RunConfig(**run), TrainingConfig(**training)
+
+
+def fusion_parser() -> argparse.ArgumentParser:
+    """The command line: an option for each field of ``RunConfig`` and ``TrainingConfig``, with its default."""
     parser = argparse.ArgumentParser(
         description="ResNet50 + tabular logits, per fold -> fusion_*.weights.h5, oof_fusion.csv. "
         "The same command continues an interrupted training from its last epoch."
     )
     add_data_options(parser)
     add_seed_option(parser)
-    parser.add_argument(
-        "--inputs", choices=tuple(INPUTS), default="fusion", help="image, tabular: one of the two alone, to compare"
-    )
-    parser.add_argument(
-        "--missing-images", choices=("refuse", "pass"), default="refuse", help="pass: such lesions keep their tabular score"
-    )
+    parser.add_argument("--inputs", choices=tuple(INPUTS), help="image, tabular: a network of one input, to compare")
+    parser.add_argument("--missing-images", choices=("refuse", "pass"), help="pass: such lesions keep their tabular logit")
     parser.add_argument("--restart", action="store_true", help="drop what an interrupted training has left")
     parser.add_argument("--logs", type=Path, metavar="DIR", help="history, curves, TensorBoard (default: ARTIFACTS-logs)")
 
     start = parser.add_argument_group("network")
-    start.add_argument("--weights", default="imagenet", metavar="imagenet|none|PATH", help="where ResNet50 starts")
-    start.add_argument("--image-size", type=int, default=128, help="pixels (default: %(default)s)")
-    start.add_argument("--unfreeze", choices=tuple(UNFREEZE), default="all", help="stages that learn (default: %(default)s)")
-    start.add_argument("--head-epochs", type=int, help="before them, the head alone (default: 1, or 0 with --weights none)")
+    start.add_argument("--weights", metavar="imagenet|none|PATH", help="initial weights of ResNet50 (default: %(default)s)")
+    start.add_argument("--image-size", type=int, help="pixels (default: %(default)s)")
+    start.add_argument("--unfreeze", choices=tuple(UNFREEZE), help="trainable stages (default: %(default)s)")
+    start.add_argument("--head-epochs", type=int, help="before, of the head alone (default: 1, or 0 with --weights none)")
 
-    steps = parser.add_argument_group("fitting")
-    steps.add_argument("--epochs", type=int, default=60, help="fixed; the last weights are kept (default: %(default)s)")
-    steps.add_argument("--batch-size", type=int, default=64, help="crops per step (default: %(default)s)")
-    steps.add_argument("--learning-rate", type=float, default=3e-4, help="its peak (default: %(default)s)")
-    steps.add_argument(
-        "--head-learning-rate", type=float, default=1e-3, help="of the head alone, its peak (default: %(default)s)"
-    )
-    steps.add_argument("--ema", type=float, default=0.0, help="momentum of averaged weights (default: none)")
-    steps.add_argument("--label-smoothing", type=float, default=0.0, help="0 to below 1 (default: none)")
-    steps.add_argument("--mixup", type=float, default=0.0, metavar="ALPHA", help="of Beta(ALPHA, ALPHA) (default: none)")
-    steps.add_argument(
-        "--precision", choices=PRECISIONS, default="auto", help="auto: mixed_float16 on a GPU (default: %(default)s)"
-    )
-    steps.add_argument("--deterministic", action="store_true", help="equal bytes on a GPU, slower; a CPU always is")
+    fitting = parser.add_argument_group("fitting")
+    fitting.add_argument("--epochs", type=int, help="fixed; the last weights are kept (default: %(default)s)")
+    fitting.add_argument("--batch-size", type=int, help="crops per step (default: %(default)s)")
+    fitting.add_argument("--learning-rate", type=float, help="its peak (default: %(default)s)")
+    fitting.add_argument("--head-learning-rate", type=float, help="of the head alone, its peak (default: %(default)s)")
+    fitting.add_argument("--ema", type=float, help="momentum of averaged weights (default: none)")
+    fitting.add_argument("--label-smoothing", type=float, help="0 to below 1 (default: none)")
+    fitting.add_argument("--mixup", type=float, metavar="ALPHA", help="of Beta(ALPHA, ALPHA) (default: none)")
+    fitting.add_argument("--precision", choices=PRECISIONS, help="auto: mixed_float16 on a GPU (default: %(default)s)")
+    fitting.add_argument("--deterministic", action="store_true", help="equal bytes on a GPU, slower; a CPU always is")
 
     rare = parser.add_argument_group("rare malignant lesions")
-    usual = Imbalance()
-    rare.add_argument("--imbalance", choices=IMBALANCE_MODES, default=usual.mode, help="(default: %(default)s)")
-    rare.add_argument(
-        "--negatives-per-positive",
-        type=float,
-        default=usual.per_positive,
-        help="benign per malignant one (default: %(default)s)",
-    )
-    rare.add_argument("--focal-gamma", type=float, default=usual.gamma, help="of --imbalance focal (default: %(default)s)")
+    rare.add_argument("--imbalance", choices=IMBALANCE_MODES, help="(default: %(default)s)")
+    rare.add_argument("--negatives-per-positive", type=float, help="benign per malignant one (default: %(default)s)")
+    rare.add_argument("--focal-gamma", type=float, help="of --imbalance focal (default: %(default)s)")
 
-    more = parser.add_argument_group("earlier archives")
-    more.add_argument("--archives", type=Path, metavar="DIR", help="folder of train.archives to learn from too")
-    more.add_argument(
-        "--archives-mode", choices=ARCHIVES_MODES, help="the backbone learns on it first, or its lesions join every epoch"
+    archives = parser.add_argument_group("ISIC archives")
+    archives.add_argument("--archives", type=Path, metavar="DIR", help="folder that train.archives wrote")
+    archives.add_argument(
+        "--archives-mode", choices=ARCHIVES_MODES, help="pretrain the backbone on it, or add its lesions to every epoch"
     )
-    more.add_argument(
-        "--archives-labels",
-        choices=ARCHIVES_LABELS,
-        default="malignant",
-        help="what pretraining tells apart (default: %(default)s)",
-    )
-    more.add_argument("--archives-epochs", type=int, default=8, help="of the pretraining (default: %(default)s)")
+    archives.add_argument("--archives-labels", choices=ARCHIVES_LABELS, help="of the pretraining (default: %(default)s)")
+    archives.add_argument("--archives-epochs", type=int, help="of the pretraining (default: %(default)s)")
     add_worker_options(parser)
-    return checked(parser.parse_args(arguments))
-
-
-def checked(options: argparse.Namespace) -> argparse.Namespace:
-    """The options, once they make sense; those left open are filled in."""
-    if (options.archives is None) != (options.archives_mode is None):
-        modes = ", ".join(ARCHIVES_MODES)
-        raise InputError(f"--archives and --archives-mode go together; give both or none (modes: {modes}).")
-    if options.archives and "crop" not in INPUTS[options.inputs]:
-        raise InputError("--archives teach the network to see, and --inputs tabular sees nothing; leave one out.")
-    for name in ABOVE_ZERO:
-        if not getattr(options, name) > 0:
-            raise InputError(f"{flag(name)} {getattr(options, name)} must be above zero.")
-    for name in ("ema", "label_smoothing"):
-        if not 0 <= getattr(options, name) < 1:
-            raise InputError(f"{flag(name)} {getattr(options, name)} must be at least 0 and below 1.")
-    if options.head_epochs is None:
-        options.head_epochs = 0 if options.weights == "none" else 1
-    for name in ("mixup", "head_epochs"):
-        if getattr(options, name) < 0:
-            raise InputError(f"{flag(name)} {getattr(options, name)} must not be below zero.")
-    if options.logs is None:
-        options.logs = options.artifacts.with_name(options.artifacts.name + "-logs")
-    return options
-
-
-def flag(name: str) -> str:
-    """An option as it is typed."""
-    return "--" + name.replace("_", "-")
-
-
-def chosen(options: argparse.Namespace) -> dict[str, str]:
-    """The options that decide what is learned."""
-    return {name: str(value) for name, value in vars(options).items() if name not in ASIDE}
-
-
-def imbalance_of(options: argparse.Namespace) -> Imbalance:
-    """What the options say about rare malignant lesions."""
-    return Imbalance(options.imbalance, options.negatives_per_positive, options.focal_gamma)
+    parser.set_defaults(**asdict(TrainingConfig()) | {"head_epochs": None})
+    return parser

@@ -1,100 +1,26 @@
-"""How a network is fitted: where it starts, which stages learn and when, augmentation, losses, the loop over epochs."""
+"""How a network is fitted: phases of trainable stages, the loss with its prior correction, AdamW, a checkpoint per epoch."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from inference.network import NetworkConfig, build_network
-from train.network.augmentation import DRAWS, augment
+from train.network.batches import TrainingData, training_batches
 from train.network.checkpoint import Checkpoint
-from utils import InputError
+from train.network.config import TrainingConfig
+from train.network.model import augmented, input_names, unfreeze, with_source
 
-#: Which stages of ResNet50 learn: name prefixes of their layers. Frozen stages keep their batch-norm statistics too.
-UNFREEZE = {"none": (), "conv5": ("conv5_",), "conv4": ("conv4_", "conv5_"), "all": ("conv", "bn")}
-BACKBONE = "resnet50"
-
-
-def starting_network(config: NetworkConfig, weights: str):
-    """The network before training; ``weights`` is "imagenet", "none" or the path of ResNet50 weights without top.
-
-    Raises:
-        InputError: the weights cannot be had or do not fit; the sentence names the other choices.
-    """
-    choices = "--weights PATH (resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5) or --weights none"
-    if weights not in ("imagenet", "none") and not Path(weights).is_file():
-        raise InputError(f"--weights {weights!r} is no file; give {choices}, or --weights imagenet to download it.")
-    try:
-        return build_network(config, None if weights == "none" else weights)
-    except InputError:
-        raise
-    except Exception as error:  # Keras passes on whatever urllib or h5py raise
-        if weights == "none":
-            raise
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"ResNet50 weights {weights!r} cannot be had ({reason}); give {choices}.") from error
-
-
-def unfreeze(network, choice: str, from_scratch: bool, replicas: int = 1) -> None:
-    """Lets the head and the chosen stages learn; the rest is frozen, batch norms included.
-
-    From random weights the batch norms follow the batches faster: a short training leaves Keras's default statistics, which
-    remember a hundred steps, behind the weights. Over several devices they see the whole batch, not each its part.
-    """
-    for layer in network.get_layer(BACKBONE).layers if "crop" in input_names(network) else ():
-        layer.trainable = layer.name.startswith(UNFREEZE[choice])
-        if hasattr(layer, "momentum"):
-            layer.synchronized = replicas > 1
-            if from_scratch:
-                layer.momentum = 0.9
-
-
-def input_names(model) -> list[str]:
-    """What a model asks for."""
-    return [tensor.name for tensor in model.inputs]
-
-
-def augmented(network):
-    """``network`` behind its augmentation, on the accelerator.
-
-    Returns:
-        A model of the same inputs, "draws" beside them (``train.network.augmentation``), and the same output. It
-        shares the weights of ``network``, which stays uncompiled, so that saving that one saves weights only.
-    """
-    import keras
-
-    inputs = {tensor.name: keras.Input(tensor.shape[1:], dtype=tensor.dtype, name=tensor.name) for tensor in network.inputs}
-    if "crop" not in inputs:
-        return keras.Model(inputs, network(inputs))
-    draws = keras.Input((DRAWS,), name="draws", dtype="float32")
-    return keras.Model(inputs | {"draws": draws}, network(inputs | {"crop": augment(inputs["crop"], draws)}))
-
-
-def with_source(model):
-    """``model`` for lesions of two sources: those whose input "archive" is 1 get logits of their own added.
-
-    The addition, one weight, stays outside of the network: what an archive's selection does to the odds is learned there,
-    and no lesion of a test is ever asked for its source.
-
-    Args:
-        model: from named inputs to logits (batch, 1).
-    """
-    import keras
-
-    source = keras.Input((1,), name="archive", dtype="float32")
-    addition = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros", name="archive_offset", dtype="float32")
-    added = keras.layers.Add(dtype="float32")([model.output, addition(source)])
-    return keras.Model({**model.input, "archive": source}, added)
+WARM_UP = 0.1  # share of the steps
+WEIGHT_DECAY = 1e-4
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a training with stages and a learning rate of its own; its epochs are those from ``first`` to ``last``."""
+    """A part of a training with its own trainable stages and learning rate: the epochs from ``first`` to ``last`` - 1."""
 
     name: str
     unfreeze: str
@@ -103,86 +29,72 @@ class Phase:
     learning_rate: float
 
 
-def phases_of(
-    unfreeze: str, epochs: int, learning_rate: float, head_epochs: int = 0, head_learning_rate: float = 0.0
-) -> list[Phase]:
+def phases_of(config: TrainingConfig) -> list[Phase]:
     """First the head alone, with the backbone frozen, then the chosen stages with it."""
-    if unfreeze == "none":
-        return [Phase("head", "none", 0, head_epochs + epochs, head_learning_rate or learning_rate)]
-    stages = Phase("stages", unfreeze, head_epochs, head_epochs + epochs, learning_rate)
-    return [Phase("head", "none", 0, head_epochs, head_learning_rate), stages] if head_epochs else [stages]
+    head, last = config.head_epochs, config.head_epochs + config.epochs
+    if config.unfreeze == "none":
+        return [Phase("head", "none", 0, last, config.head_learning_rate)]
+    stages = Phase("stages", config.unfreeze, head, last, config.learning_rate)
+    return [Phase("head", "none", 0, head, config.head_learning_rate), stages] if head else [stages]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a network is fitted, beside the rows it sees."""
+    """How a network is fitted, besides the rows that it is trained on.
 
+    Args:
+        name: heads the progress bar.
+        phases: one after another.
+        loss: from labels and logits, as Keras takes it.
+        from_scratch: as ``unfreeze`` takes it.
+        ema: momentum of averaged weights; 0 for none.
+        seed: of the dropout.
+    """
+
+    name: str
     phases: Sequence[Phase]
-    steps: int  # batches per epoch
-    batch_size: int
-    from_scratch: bool
     loss: Callable
+    from_scratch: bool
     ema: float = 0.0
     seed: int = 0
 
 
 def fit(
-    network,
-    wrap: Callable,
-    batches_from: Callable,
-    plan: Plan,
-    description: str,
-    checkpoint: Checkpoint | None = None,
-    logs: Path | None = None,
-    strategy=None,
+    network, data: TrainingData, plan: Plan, checkpoint: Checkpoint | None = None, logs: Path | None = None
 ) -> list[dict]:
     """Fits a network for a fixed number of epochs; nothing is chosen on any row, the last weights stay.
 
     Args:
-        network: as ``starting_network`` makes it; it learns in place.
-        wrap: makes of it the model to fit, for instance ``augmented``.
-        batches_from: from the number of an epoch to the ``tf.data.Dataset`` of (inputs by name, targets, weights) that
-            begins there; inputs the model lacks are left out.
+        network: of ``train.network.model.starting_network``; trained in place.
+        data: rows of all epochs.
         plan: phases and all that is the same in them.
-        description: what the progress bar says.
-        checkpoint: where each epoch is kept, and whence an interrupted training goes on.
+        checkpoint: written after each epoch, and read where an interrupted training continues.
         logs: folder for TensorBoard.
-        strategy: that ``network`` was made in (``train.network.fit.distribution``).
 
     Returns:
         One record per epoch: "phase", "epoch", "loss", "learning_rate", "seconds", "images_per_second".
     """
     import keras
-    import tensorflow as tf
 
-    strategy = strategy or tf.distribute.get_strategy()
-    strategy = strategy or tf.distribute.get_strategy()
     checkpoint = checkpoint or Checkpoint(None)
     done, total = checkpoint.epochs, plan.phases[-1].last
-    with tqdm(total=plan.steps * total, initial=plan.steps * done, desc=description, unit="step") as bar:
+    with tqdm(total=data.steps * total, initial=data.steps * done, desc=plan.name, unit="step") as bar:
         for phase in plan.phases:
             if done > phase.last:
                 continue
-            with strategy.scope():
-                unfreeze(network, phase.unfreeze, plan.from_scratch, strategy.num_replicas_in_sync)
-                model = wrap(network)
-                optimizer = adamw(plan.steps * (phase.last - phase.first), phase.learning_rate, plan.ema)
-                optimizer.build(model.trainable_variables)  # made in the first step, it would have that step traced twice
-                model.compile(optimizer=optimizer, loss=plan.loss, jit_compile=False)
+            model = compiled_model(network, data, plan, phase)
             start = max(phase.first, done)
             if phase.first < done:
                 checkpoint.load(model)
-            names = input_names(model)
-            batches = batches_from(start).map(lambda inputs, *rest, names=names: ({n: inputs[n] for n in names}, *rest))
-            callbacks = [each_epoch(network, phase, plan, bar, checkpoint)]
+            callbacks = [each_epoch(network, data, phase, plan.seed, bar, checkpoint)]
             if logs:
                 callbacks.append(keras.callbacks.TensorBoard(logs, write_graph=False))
             # Repeated, because an image that turns unreadable would leave the last epoch short of batches.
             model.fit(
-                batches.repeat(),
+                batches_for(model, data, start).repeat(),
                 initial_epoch=start,
                 epochs=phase.last,
-                steps_per_epoch=plan.steps,
+                steps_per_epoch=data.steps,
                 callbacks=callbacks,
                 verbose=0,
             )
@@ -190,8 +102,29 @@ def fit(
     return checkpoint.history
 
 
-def each_epoch(network, phase: Phase, plan: Plan, bar: tqdm, checkpoint: Checkpoint):
-    """A Keras callback: moves the bar, and after each epoch keeps what an interrupted training needs."""
+def compiled_model(network, data: TrainingData, plan: Plan, phase: Phase):
+    """The model that is fitted in a phase: ``network`` behind its augmentation, compiled."""
+    strategy = network.distribute_strategy
+    with strategy.scope():
+        unfreeze(network, phase.unfreeze, plan.from_scratch, strategy.num_replicas_in_sync)
+        model = augmented(network)
+        if "archive" in data.inputs:
+            model = with_source(model)
+        optimizer = adamw(data.steps * (phase.last - phase.first), phase.learning_rate, plan.ema)
+        optimizer.build(model.trainable_variables)  # made in the first step, it would have that step traced twice
+        model.compile(optimizer=optimizer, loss=plan.loss, jit_compile=False)
+    return model
+
+
+def batches_for(model, data: TrainingData, first_epoch: int):
+    """``training_batches`` with the inputs that the model has."""
+    names = input_names(model)
+    batches = training_batches(data, first_epoch)
+    return batches.map(lambda inputs, *rest: ({name: inputs[name] for name in names}, *rest))
+
+
+def each_epoch(network, data: TrainingData, phase: Phase, seed: int, bar: tqdm, checkpoint: Checkpoint):
+    """A Keras callback: moves the bar, and saves a checkpoint after each epoch."""
     import keras
 
     class EachEpoch(keras.callbacks.Callback):
@@ -200,7 +133,7 @@ def each_epoch(network, phase: Phase, plan: Plan, bar: tqdm, checkpoint: Checkpo
             # Dropout counts its draws; from here it draws the same whether or not the training was interrupted before.
             for layer in network.layers:
                 if hasattr(layer, "seed_generator"):
-                    layer.seed_generator.state.assign([plan.seed, epoch << 16])
+                    layer.seed_generator.state.assign([seed, epoch << 16])
 
         def on_train_batch_end(self, batch, logs=None):
             bar.update()
@@ -213,7 +146,7 @@ def each_epoch(network, phase: Phase, plan: Plan, bar: tqdm, checkpoint: Checkpo
                 "loss": float(logs["loss"]),
                 "learning_rate": float(self.model.optimizer.learning_rate),
                 "seconds": round(seconds, 3),
-                "images_per_second": round(plan.steps * plan.batch_size / seconds, 1),
+                "images_per_second": round(data.steps * data.batch_size / seconds, 1),
             }
             checkpoint.save(self.model, record)
             bar.set_postfix(loss=f"{record['loss']:.4f}")
@@ -221,77 +154,23 @@ def each_epoch(network, phase: Phase, plan: Plan, bar: tqdm, checkpoint: Checkpo
     return EachEpoch()
 
 
-def shifted_loss(shift: float, smoothing: float = 0.0, gamma: float = 0.0):
-    """Binary cross-entropy of logits to which ``shift`` is added: the prior correction of ``train.network.sampling``.
+def corrected_loss(prior_correction: float, label_smoothing: float = 0.0, gamma: float = 0.0):
+    """Binary cross-entropy of logits to which the prior correction of ``train.network.sampling`` is added.
 
     Args:
-        shift: in logits.
-        smoothing: labels 0 and 1 become smoothing / 2 and 1 - smoothing / 2.
+        prior_correction: in logits.
+        label_smoothing: labels 0 and 1 become label_smoothing / 2 and 1 - label_smoothing / 2.
         gamma: above 0, the focal loss's exponent (Lin et al. 2017): each term is multiplied by (1 - p of its label)^gamma.
     """
     import keras
 
-    def loss(labels, logits):
-        labels = labels * (1.0 - smoothing) + smoothing / 2.0
+    def loss(y_true, logits):
+        y_true = y_true * (1.0 - label_smoothing) + label_smoothing / 2.0
         if gamma:
-            return keras.losses.binary_focal_crossentropy(labels, logits + shift, gamma=gamma, from_logits=True)
-        return keras.losses.binary_crossentropy(labels, logits + shift, from_logits=True)
+            return keras.losses.binary_focal_crossentropy(y_true, logits + prior_correction, gamma=gamma, from_logits=True)
+        return keras.losses.binary_crossentropy(y_true, logits + prior_correction, from_logits=True)
 
     return loss
-
-
-#: "auto": float16 with a float32 head and output where there is a GPU, else float32.
-PRECISIONS = ("auto", "float32", "mixed_float16")
-
-
-def distribution(devices: Sequence[str] | None = None):
-    """How a step is shared out: over all GPUs of this machine, or over ``devices``; one device alone needs nothing.
-
-    Returns:
-        A ``tf.distribute.Strategy``: ``MirroredStrategy`` for several devices, else the one that does nothing.
-    """
-    import tensorflow as tf
-
-    devices = devices or [device.name for device in tf.config.list_logical_devices("GPU")]
-    return tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
-
-
-@contextmanager
-def precision(choice: str) -> Iterator[str]:
-    """Layers made inside compute in ``choice`` of ``PRECISIONS``, layers made after it as before; yields Keras's name."""
-    import keras
-    import tensorflow as tf
-
-    if choice == "auto":
-        choice = "mixed_float16" if tf.config.list_physical_devices("GPU") else "float32"
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(choice)
-    try:
-        yield choice
-    finally:
-        keras.config.set_dtype_policy(before)
-
-
-def leave_gpus_to_tasks() -> None:
-    """From here on, this process uses no GPU: TensorFlow would take all of its memory. To be called before it is used."""
-    import tensorflow as tf
-
-    tf.config.set_visible_devices([], "GPU")
-
-
-def be_deterministic(on_gpu: bool) -> None:
-    """From here on, the same operations on the same numbers give the same bytes.
-
-    A CPU hardly becomes slower by it, so there it is always done; a GPU does.
-    """
-    import tensorflow as tf
-
-    if on_gpu or not tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.enable_op_determinism()
-
-
-WARM_UP = 0.1  # share of the steps
-WEIGHT_DECAY = 1e-4
 
 
 def adamw(steps: int, learning_rate: float, ema: float = 0.0):

@@ -1,12 +1,11 @@
-"""The training of one fold's network, from its draws of lesions to its out-of-fold logits: a task of its own.
+"""One fold's training, a task of its own: build the network, fit it on the other folds, save it, score the fold itself.
 
-While it is trained, a fold has its checkpoint in the folder of the unfinished training; finished, its history, its weights
-and, written last, its scores.
+During its training a fold keeps a checkpoint in the folder of the unfinished training. Afterwards it leaves its history, its
+weights and, written last, its out-of-fold logits.
 """
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,26 +18,15 @@ from inference.network import Ensemble, NetworkConfig, devices, load_network, ne
 from scale.parallel import Files
 from train.folds import HOLDOUT
 from train.lesions import Lesions
-from train.network.batches import Sequence, training_batches
+from train.network.batches import TrainingData
 from train.network.checkpoint import Checkpoint
-from train.network.config import imbalance_of
-from train.network.fit import (
-    BACKBONE,
-    Plan,
-    augmented,
-    be_deterministic,
-    distribution,
-    fit,
-    phases_of,
-    precision,
-    shifted_loss,
-    starting_network,
-    with_source,
-)
-from train.network.pretraining import Archive, Pool, draw_pool, pool_of, pretrain_backbone
-from utils import InputError, set_seed
+from train.network.config import TrainingConfig
+from train.network.fit import Plan, corrected_loss, fit, phases_of
+from train.network.model import BACKBONE, be_deterministic, distribution, precision, starting_network
+from train.network.pretraining import Archive, draw_epoch, join_archive, pretrain_backbone
+from utils import InputError, log, set_seed
 
-#: The backbone's weights after it has learned from archives, in the hidden folder of an unfinished training.
+#: The weights of a backbone that was pretrained on the archives, in the folder of an unfinished training.
 PRETRAINED = "backbone.weights.h5"
 #: Where a fold's TensorBoard files lie below its folder, while that is on a machine of its own.
 LOGS = "logs"
@@ -46,20 +34,20 @@ LOGS = "logs"
 
 @dataclass(frozen=True)
 class Training:
-    """What the folds of a training have in common.
+    """What all folds of a training share.
 
     Args:
-        options: of ``train.fusion``.
-        settings: of the network, as ``build_network`` takes them.
-        lesions: all of them; a fold's number says which are its own.
+        config: all that decides the training besides its data.
+        network: what each fold's network is built from.
+        lesions: all of them; ``lesions.fold`` assigns them to folds.
         images: of the lesions, as ``ImageStore`` takes it.
         logs: folder for TensorBoard.
-        archive: lesions of earlier archives, if any join.
-        backbone: weights that it starts from, if it has learned from the archive before.
+        archive: lesions of the ISIC archives, if any are used.
+        backbone: weights that were pretrained on ``archive``, if they were.
     """
 
-    options: argparse.Namespace
-    settings: NetworkConfig
+    config: TrainingConfig
+    network: NetworkConfig
     lesions: Lesions
     images: Path
     logs: Path
@@ -68,18 +56,16 @@ class Training:
 
     @property
     def reads(self) -> list[Path]:
-        """The files that a fold is trained from."""
-        given = [] if self.options.weights in ("imagenet", "none") else [Path(self.options.weights)]
-        return [self.images, *given, *filter(None, [self.archive and self.archive.images, self.backbone])]
+        """The files that a fold's training reads."""
+        weights = [] if self.config.weights in ("imagenet", "none") else [Path(self.config.weights)]
+        return [self.images, *weights, *filter(None, [self.archive and self.archive.images, self.backbone])]
 
     def where(self, files: Files) -> Training:
-        """The same where ``files`` lie."""
-        options = argparse.Namespace(**vars(self.options))
-        if Path(options.weights) in files.places:
-            options.weights = str(files[Path(options.weights)])
+        """The same with the paths of the machine where ``files`` lie."""
+        weights = Path(self.config.weights)
         return replace(
             self,
-            options=options,
+            config=replace(self.config, weights=str(files[weights])) if weights in files.places else self.config,
             images=files[self.images],
             logs=files.folder / LOGS if files.elsewhere else self.logs,
             archive=self.archive and replace(self.archive, images=files[self.archive.images]),
@@ -87,113 +73,157 @@ class Training:
         )
 
 
+@dataclass(frozen=True)
+class FoldFiles:
+    """The files of a fold in the folder of an unfinished training."""
+
+    folder: Path
+    fold: int
+
+    @property
+    def checkpoint(self) -> Path:
+        """Weights, optimizer and history after the last epoch; removed when the fold is finished."""
+        return self.folder / f"checkpoint{self.fold}.weights.h5"
+
+    @property
+    def weights(self) -> Path:
+        """The trained network's weights."""
+        return self.folder / f"fold{self.fold}.weights.h5"
+
+    @property
+    def history(self) -> Path:
+        """One row per epoch."""
+        return self.folder / f"history{self.fold}.csv"
+
+    @property
+    def scores(self) -> Path:
+        """Out-of-fold logits by row position; written last, so the fold is finished where it exists."""
+        return self.folder / f"fold{self.fold}.csv"
+
+
 def train_backbone(files: Files, training: Training) -> None:
-    """Lets a backbone learn from the archive; writes ``PRETRAINED`` into the folder of ``files``."""
+    """Pretrains a backbone on the archive; writes ``PRETRAINED`` into the folder of ``files``."""
     training = training.where(files)
-    options = training.options
-    be_deterministic(options.deterministic)
-    set_seed(options.seed)
-    with replacing(files.folder / PRETRAINED) as weights, precision(options.precision), distribution().scope():
-        pretrain_backbone(training.archive, weights, options)
+    config = training.config
+    be_deterministic(config.deterministic)
+    set_seed(config.seed)
+    with replacing(files.folder / PRETRAINED) as weights, precision(config.precision), distribution().scope():
+        pretrain_backbone(training.archive, weights, config)
 
 
-def train_fold(files: Files, number: int, training: Training) -> None:
-    """Trains the network of a fold and scores the fold's own rows, in ``--inputs image`` the holdout, too.
+def train_fold(files: Files, fold: int, training: Training) -> None:
+    """Trains the network of a fold and scores its out-of-fold rows; writes ``FoldFiles`` into the folder of ``files``.
 
-    Writes history<number>.csv, fold<number>.weights.h5 and fold<number>.csv, the logits by row position, into the folder
-    of ``files``; continues from a checkpoint there.
+    Continues from a checkpoint there. Any later task with the same arguments gives the same bytes.
     """
-    training = training.where(files)
-    options, lesions = training.options, training.lesions
-    be_deterministic(options.deterministic)
-    store = ImageStore(training.images)
-    weights = files.folder / f"fold{number}.weights.h5"
-    checkpoint, strategy = Checkpoint(files.folder / f"checkpoint{number}.weights.h5"), distribution()
-    with precision(options.precision), strategy.scope():
-        set_seed(options.seed + number)
-        network = starting_network(training.settings, "none" if training.backbone else options.weights)
-        if training.backbone:
-            network.get_layer(BACKBONE).load_weights(training.backbone)
-    with precision(options.precision):
-        history = fit_fold(network, number, store, training, checkpoint, strategy)
-    with replacing(weights) as temporary:
+    training, own = training.where(files), FoldFiles(files.folder, fold)
+    config = training.config
+    be_deterministic(config.deterministic)
+    rows = rows_of_fold(training.lesions, fold, with_holdout=config.inputs == "image")
+    images = ImageStore(training.images)
+    labels = training.lesions.labels[rows.train]
+    log(f"Fold {fold}: {len(labels):,} training lesions, {int(labels.sum()):,} malignant; {len(rows.score):,} to score")
+    with precision(config.precision):
+        with distribution().scope():
+            set_seed(config.seed + fold)
+            network = starting_network(training.network, "none" if training.backbone else config.weights)
+            if training.backbone:
+                network.get_layer(BACKBONE).load_weights(training.backbone)
+        data = training_data(training, fold, rows.train, images)
+        logs = training.logs / "tensorboard" / f"{config.inputs}-fold{fold}"
+        history = fit(network, data, plan_of(config, fold, labels), Checkpoint(own.checkpoint), logs)
+    with replacing(own.weights) as temporary:
         network.save_weights(temporary)
-    write_csv(files.folder / f"history{number}.csv", pd.DataFrame(history).assign(fold=number))
-    # Scored as the kernel will: the network rebuilt from the settings, in float32, with the weights from the file.
-    network = load_network(training.settings, weights)
-    asked = (lesions.fold == number) | ((lesions.fold == HOLDOUT) & (options.inputs == "image"))
-    rows = np.flatnonzero(asked & lesions.has_image)
-    logits = score_rows(network, lesions, rows, store, options)
-    result = pd.Series(logits, index=pd.Index(rows, name="row"), name="network").dropna()
-    write_csv(files.folder / f"fold{number}.csv", result.reset_index())
-    checkpoint.remove()
-    store.close()
+    write_csv(own.history, pd.DataFrame(history).assign(fold=fold))
+    # Scored as in the kernel: the network built from its configuration, in float32, with the weights of the file.
+    network = load_network(training.network, own.weights)
+    logits = score_rows(network, training.lesions, rows.score, images, config)
+    scores = pd.Series(logits, index=pd.Index(rows.score, name="row"), name="network").dropna()
+    write_csv(own.scores, scores.reset_index())
+    own.checkpoint.unlink(missing_ok=True)
+    images.close()
 
 
-def rows_from(epoch: int, pool: Pool, train: np.ndarray, number: int, steps: int, options: argparse.Namespace) -> Sequence:
-    """What fold ``number`` sees from the beginning of ``epoch`` to the end of its training.
+@dataclass(frozen=True)
+class FoldRows:
+    """Positions of lesions with an image, int64 of shape (rows,); no patient is in both.
 
-    An epoch's draw depends on seed, fold and epoch only. It is filled up to whole batches from its own beginning.
+    Args:
+        train: the network is trained on them: all other folds.
+        score: the network scores them: the fold itself, out of fold.
     """
-    imbalance, drawn = imbalance_of(options), []
-    for each in range(epoch, options.head_epochs + options.epochs):
-        rows = draw_pool(pool, train, imbalance, np.random.default_rng([options.seed, number, each]))
-        drawn.append(np.resize(rows, steps * options.batch_size))
-    rows = np.concatenate([np.zeros(0, dtype="int64"), *drawn])
-    weights = np.ones(len(pool.labels))
-    weights[train] = imbalance.weights(pool.labels[train])
-    inputs = {"tabular": pool.tabular[rows], "archive": pool.archive[rows]}
-    return Sequence(pool.isic_ids[rows], inputs, pool.labels[rows], weights[rows])
+
+    train: np.ndarray
+    score: np.ndarray
 
 
-def fit_fold(network, number: int, store: ImageStore, training: Training, checkpoint: Checkpoint, strategy) -> list[dict]:
-    """Trains ``network`` on the rows of the other folds, and on the lesions of the archive that join them, if any.
+def rows_of_fold(lesions: Lesions, fold: int, with_holdout: bool) -> FoldRows:
+    """The rows of a fold's training.
 
-    Returns:
-        The history, as ``train.network.fit.fit`` gives it.
+    Args:
+        lesions: all of them.
+        fold: its number.
+        with_holdout: whether the network also scores the holdout.
+
+    Raises:
+        InputError: the training rows are of one class.
     """
-    options, lesions = training.options, training.lesions
-    archive = None if training.backbone else training.archive  # one that the backbone has learned from does not join
-    train = np.flatnonzero((lesions.fold != number) & (lesions.fold != HOLDOUT) & lesions.has_image)
+    train = np.flatnonzero((lesions.fold != fold) & lesions.in_folds & lesions.has_image)
     labels = lesions.labels[train]
     if not 0 < labels.sum() < len(labels):
-        raise InputError(f"outside fold {number} there are {labels.sum()} malignant of {len(labels)} lesions with an image.")
-    # The tabular model cannot judge an archive's lesion, which has no body scan: all that it could say is the prevalence.
-    pool = pool_of(lesions, store, archive, opinion=float(np.log(labels.mean() / (1 - labels.mean()))))
-    imbalance = imbalance_of(options)
-    steps = -(-len(draw_pool(pool, train, imbalance, np.random.default_rng(0))) // options.batch_size)
+        raise InputError(f"outside fold {fold} there are {labels.sum()} malignant of {len(labels)} lesions with an image.")
+    score = (lesions.fold == fold) | ((lesions.fold == HOLDOUT) & with_holdout)
+    return FoldRows(train, np.flatnonzero(score & lesions.has_image))
 
-    def batches_from(epoch: int):
-        return training_batches(
-            pool.images,
-            rows_from(epoch, pool, train, number, steps, options),
-            options.image_size,
-            options.batch_size,
-            seed=options.seed * 1000 + number,
-            first_step=epoch * steps,
-            mixup=options.mixup,
-        )
 
-    plan = Plan(
-        phases_of(options.unfreeze, options.epochs, options.learning_rate, options.head_epochs, options.head_learning_rate),
+def training_data(training: Training, fold: int, train: np.ndarray, images: ImageStore) -> TrainingData:
+    """The rows of all epochs, and with them the lesions of the archive where those join.
+
+    An epoch's draw depends on seed, fold and epoch only. It is filled up to whole batches from its own beginning.
+
+    Args:
+        training: what all folds share.
+        fold: its number.
+        train: positions of the lesions to draw from.
+        images: of the lesions.
+    """
+    config, labels = training.config, training.lesions.labels[train]
+    archive = None if training.backbone else training.archive  # an archive is pretrained on, or joins
+    # The tabular model cannot score an archive's lesion, which has no body scan: it gets the logit of the prevalence.
+    candidates = join_archive(training.lesions, images, archive, float(np.log(labels.mean() / (1 - labels.mean()))))
+    steps = -(-len(draw_epoch(candidates, train, config.sampling, np.random.default_rng(0))) // config.batch_size)
+    epochs = [
+        draw_epoch(candidates, train, config.sampling, np.random.default_rng([config.seed, fold, epoch]))
+        for epoch in range(config.head_epochs + config.epochs)
+    ]
+    rows = np.concatenate([np.resize(epoch, steps * config.batch_size) for epoch in epochs])
+    weights = np.ones(len(candidates.labels))
+    weights[train] = config.sampling.weights(labels)
+    return TrainingData(
+        images=candidates.images,
+        isic_ids=candidates.isic_ids[rows],
+        inputs={"tabular": candidates.tabular[rows]} | ({"archive": candidates.archive[rows]} if archive else {}),
+        targets=candidates.labels[rows],
+        sample_weight=weights[rows],
         steps=steps,
-        batch_size=options.batch_size,
-        from_scratch=options.weights == "none",
-        loss=shifted_loss(
-            imbalance.shift(labels), options.label_smoothing, options.focal_gamma if options.imbalance == "focal" else 0.0
-        ),
-        ema=options.ema,
-        seed=options.seed,
+        image_size=config.image_size,
+        batch_size=config.batch_size,
+        seed=config.seed * 1000 + fold,
+        mixup=config.mixup,
     )
-    wrap = augmented if archive is None else (lambda inner: with_source(augmented(inner)))
-    logs = training.logs / "tensorboard" / f"{options.inputs}-fold{number}"
-    return fit(network, wrap, batches_from, plan, f"fold {number}", checkpoint, logs, strategy)
 
 
-def score_rows(network, lesions: Lesions, rows: np.ndarray, store: ImageStore, options: argparse.Namespace) -> np.ndarray:
-    """Logits of ``rows`` (positions) by the code that the kernel runs; NaN where no image could be read."""
+def plan_of(config: TrainingConfig, fold: int, labels: np.ndarray) -> Plan:
+    """How a fold's network is fitted; ``labels`` of the training rows decide the prior correction."""
+    correction = config.sampling.prior_correction(labels)
+    loss = corrected_loss(correction, config.label_smoothing, config.sampling.focal_exponent())
+    return Plan(f"fold {fold}", phases_of(config), loss, config.from_scratch, config.ema, config.seed)
+
+
+def score_rows(network, lesions: Lesions, rows: np.ndarray, images: ImageStore, config: TrainingConfig) -> np.ndarray:
+    """Logits of ``rows`` (positions) by the code that the kernel runs, float64; NaN where no image could be read."""
     logits = np.full(len(rows), np.nan)
-    batches = image_batches(store, lesions.isic_ids[rows].tolist(), options.image_size, options.batch_size)
+    batches = image_batches(images, lesions.isic_ids[rows].tolist(), config.image_size, config.batch_size)
     for positions, scores in network_logits(Ensemble(network, places=devices()[:1]), batches, lesions.tabular[rows]):
         logits[positions] = scores
     return logits

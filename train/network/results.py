@@ -2,229 +2,261 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 
-from inference.artifacts import OOF_FUSION, checked_file, load_manifest
-from inference.files import replacing, write_csv
-from inference.network import NetworkConfig
-from inference.schema import ID, TARGET
+from inference.artifacts import (
+    OOF_FUSION,
+    OOF_IMAGE_ONLY,
+    OOF_TABULAR_ONLY,
+    checked_file,
+    fold_network_file,
+    load_manifest,
+)
+from inference.files import write_csv
+from inference.schema import ID, TARGET, read_scores
 from inference.scoring import AS_THEY_ARE, BLEND, COMBINATIONS, NETWORK_ALONE, RANK_AVERAGE, combine
+from train.charts import clean_axes, new_figure, save_png
 from train.folds import HOLDOUT
-from train.lesions import Lesions
 from train.manifest import record_stage
-from train.network.config import chosen
+from train.network.fold import FoldFiles, Training
 from utils import ScoreTable, bootstrap_scores, format_table, log, partial_auc
 
-#: The name of the score whose kind of combination, too, was chosen without the fold that it is measured on.
-CHOSEN = "chosen without the fold"
+#: The score of the nested choice: its combination, too, was chosen without the fold that it is measured on.
+FINAL = "final"
+#: Of a network with one input: its section of the manifest, its file, and its name in tables.
+SINGLE_INPUT = {
+    "image": ("image_only", OOF_IMAGE_ONLY, "image only"),
+    "tabular": ("tabular_only", OOF_TABULAR_ONLY, "tabular only"),
+}
 
 
-def fit(kind: str, labels: np.ndarray, tabular: np.ndarray, fusion: np.ndarray, seen: np.ndarray) -> dict[str, Any]:
+@dataclass(frozen=True)
+class OutOfFold:
+    """Lesions with their out-of-fold logits, in the order of train-metadata.csv; arrays of shape (rows,).
+
+    Args:
+        isic_ids: str.
+        patients: str.
+        y_true: 0 benign, 1 malignant.
+        fold: 0, 1, ..., or ``HOLDOUT``.
+        tabular: tabular logits.
+        network: network logits; the tabular ones where there is no network's.
+        image_scored: whether a network scored the lesion, bool.
+    """
+
+    isic_ids: np.ndarray
+    patients: np.ndarray
+    y_true: np.ndarray
+    fold: np.ndarray
+    tabular: np.ndarray
+    network: np.ndarray
+    image_scored: np.ndarray
+
+    def where(self, mask: np.ndarray) -> OutOfFold:
+        """The rows where ``mask`` is true."""
+        return OutOfFold(*(getattr(self, field.name)[mask] for field in fields(self)))
+
+    def combined(self, how: dict[str, Any]) -> np.ndarray:
+        """Final logits as the kernel computes them, shape (rows,)."""
+        return combine(how, self.tabular, self.network, self.image_scored)
+
+
+# The combination of tabular and network logits
+
+
+@dataclass(frozen=True)
+class Combination:
+    """The combination for the kernel, and the out-of-fold scores that it was chosen by.
+
+    Args:
+        settings: as ``inference.scoring.combine`` reads it, with the reason.
+        scores: of ``nested_scores``.
+    """
+
+    settings: dict[str, Any]
+    scores: dict[str, np.ndarray]
+
+
+def choose_combination(rows: OutOfFold) -> Combination:
+    """The combination with the highest pAUC out of fold, fitted on all folds; of equals the first, which is simpler."""
+    scores = nested_scores(rows)
+    paucs = {kind: partial_auc(rows.y_true, scores[kind]) for kind in COMBINATIONS}
+    best = max(COMBINATIONS, key=paucs.__getitem__)
+    reason = f"highest pAUC out of fold, nested: {', '.join(f'{kind} {paucs[kind]:.4f}' for kind in COMBINATIONS)}"
+    return Combination(fit_combination(best, rows) | {"reason": reason}, scores)
+
+
+def nested_scores(rows: OutOfFold) -> dict[str, np.ndarray]:
+    """Every combination's scores out of fold, and those of the combination chosen without the fold.
+
+    A fold's blend is fitted on the other folds. The networks behind those folds' scores were trained on the fold's lesions,
+    as in every stacking of out-of-fold scores (Wolpert 1992, Stacked Generalization): two weights and a choice leak next to
+    nothing.
+
+    Returns:
+        Name -> shape (rows,): ``COMBINATIONS`` in logits, and ``FINAL`` as a percentile, 0 to 1, of its combination's
+        scores, because folds with different choices must share a scale.
+    """
+    scores = {kind: rows.combined({"kind": kind}) for kind in (NETWORK_ALONE, RANK_AVERAGE)}
+    scores[BLEND] = np.zeros(len(rows.y_true))
+    chosen = np.zeros(len(rows.y_true), dtype=int)
+    for fold in np.unique(rows.fold):
+        inside = rows.fold == fold
+        others = rows.where(~inside)
+        blend = fit_combination(BLEND, others)
+        scores[BLEND][inside] = rows.where(inside).combined(blend)
+        known = {kind: scores[kind][~inside] for kind in (NETWORK_ALONE, RANK_AVERAGE)} | {BLEND: others.combined(blend)}
+        chosen[inside] = np.argmax([partial_auc(others.y_true, known[kind]) for kind in COMBINATIONS])
+    percentiles = np.stack([rankdata(scores[kind]) / len(rows.y_true) for kind in COMBINATIONS])
+    return scores | {FINAL: percentiles[chosen, np.arange(len(rows.y_true))]}
+
+
+def fit_combination(kind: str, rows: OutOfFold) -> dict[str, Any]:
     """A combination with its weights, as ``inference.scoring.combine`` reads it.
 
-    The weights are those of logistic regressions without penalty on out-of-fold logits. Those of the fusion alone change
-    no rank among lesions with an image, nor do those of the others among themselves: they bring both on one scale.
+    The weights are those of logistic regressions without penalty on out-of-fold logits. For the network alone they change no
+    rank among lesions with an image, nor among those without: they put both on one scale. A weight below zero would turn a
+    score round; logits then stay as they are.
 
     Args:
         kind: one of ``COMBINATIONS``.
-        labels: 0/1, both present where ``seen``, shape (rows,).
-        tabular: out-of-fold logits, shape (rows,).
-        fusion: likewise, where ``seen``.
-        seen: bool, shape (rows,).
+        rows: both classes present, also where ``image_scored``.
     """
     if kind == RANK_AVERAGE:
         return {"kind": kind}
-    unseen = regression(labels, tabular=tabular)
-    names = {"tabular": tabular[seen], "network": fusion[seen]} if kind == BLEND else {"network": fusion[seen]}
-    found = {"with_image": {"tabular": 0.0} | regression(labels[seen], **names), "without_image": unseen}
-    if unseen["tabular"] <= 0 or (kind == NETWORK_ALONE and found["with_image"]["network"] <= 0):
-        found = (
-            AS_THEY_ARE if kind == NETWORK_ALONE else found | {"without_image": AS_THEY_ARE["without_image"]}
-        )  # worse than guessing
+    with_image = rows.where(rows.image_scored)
+    names = ("tabular", "network") if kind == BLEND else ("network",)
+    found = {"with_image": {"tabular": 0.0} | regression(with_image, names), "without_image": regression(rows, ("tabular",))}
+    if kind == NETWORK_ALONE and min(found["with_image"]["network"], found["without_image"]["tabular"]) <= 0:
+        found = AS_THEY_ARE
+    elif found["without_image"]["tabular"] <= 0:
+        found |= {"without_image": AS_THEY_ARE["without_image"]}
     return {"kind": kind} | found
 
 
-def regression(labels: np.ndarray, **logits: np.ndarray) -> dict[str, float]:
-    """Intercept and weights by name of a logistic regression without penalty."""
-    model = LogisticRegression(penalty=None, max_iter=1000).fit(np.column_stack(list(logits.values())), labels)
-    return {"intercept": float(model.intercept_[0])} | dict(zip(logits, map(float, model.coef_[0]), strict=True))
+def regression(rows: OutOfFold, names: tuple[str, ...]) -> dict[str, float]:
+    """Intercept and weights, by name, of a logistic regression without penalty on the logits ``names``."""
+    inputs = np.column_stack([getattr(rows, name) for name in names])
+    model = LogisticRegression(penalty=None, max_iter=1000).fit(inputs, rows.y_true)
+    return {"intercept": float(model.intercept_[0])} | dict(zip(names, map(float, model.coef_[0]), strict=True))
 
 
-def nested_scores(
-    labels: np.ndarray, fold: np.ndarray, tabular: np.ndarray, fusion: np.ndarray, seen: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Every combination's scores out of fold, and those of the one that would have been chosen without the fold.
+# The artifact folder
 
-    A fold's blend is fitted on the other folds. The networks behind those folds' scores have seen the fold's lesions, as in
-    every stacking of out-of-fold scores (Wolpert 1992, Stacked Generalization): two weights and a choice leak next to
-    nothing of it.
+
+def record_fusion(artifacts: Path, training: Training, rows: OutOfFold, combination: Combination, folder: Path) -> None:
+    """Moves the fold networks into the artifact folder and records them, with the combination for the kernel.
 
     Args:
-        labels: 0/1, shape (rows,).
-        fold: 0, 1, ..., shape (rows,).
-        tabular: out-of-fold logits, shape (rows,).
-        fusion: likewise, where ``seen``.
-        seen: bool, shape (rows,).
-
-    Returns:
-        Name -> shape (rows,): ``COMBINATIONS`` in logits, and ``CHOSEN`` as a percentile, 0 to 1, of its combination's
-        scores, because folds that chose differently must share a scale.
+        artifacts: the artifact folder.
+        training: what all folds shared.
+        rows: all lesions outside the holdout.
+        combination: how the kernel combines their logits.
+        folder: of the unfinished training, with the networks.
     """
-    scores = {kind: combine({"kind": kind}, tabular, fusion, seen) for kind in (NETWORK_ALONE, RANK_AVERAGE)}
-    scores[BLEND] = np.zeros(len(labels))
-    chosen = np.zeros(len(labels), dtype=int)
-    for number in np.unique(fold):
-        inside = fold == number
-        blend = fit(BLEND, labels[~inside], tabular[~inside], fusion[~inside], seen[~inside])
-        scores[BLEND][inside] = combine(blend, tabular[inside], fusion[inside], seen[inside])
-        others = {kind: scores[kind][~inside] for kind in (NETWORK_ALONE, RANK_AVERAGE)}
-        others[BLEND] = combine(blend, tabular[~inside], fusion[~inside], seen[~inside])
-        chosen[inside] = np.argmax([partial_auc(labels[~inside], others[kind]) for kind in COMBINATIONS])
-    percentiles = np.stack([rankdata(scores[kind]) / len(labels) for kind in COMBINATIONS])
-    return scores | {CHOSEN: percentiles[chosen, np.arange(len(labels))]}
-
-
-def choose(
-    labels: np.ndarray, tabular: np.ndarray, fusion: np.ndarray, seen: np.ndarray, scores: dict[str, np.ndarray]
-) -> dict[str, Any]:
-    """What the kernel does, for the manifest: the best of ``nested_scores`` out of fold, its weights from all folds.
-
-    Returns:
-        As ``inference.scoring.combine`` reads it, with the reason under "reason".
-    """
-    paucs = {kind: partial_auc(labels, scores[kind]) for kind in COMBINATIONS}
-    best = max(COMBINATIONS, key=paucs.__getitem__)  # the first of equals: the simplest
-    how = fit(best, labels, tabular, fusion, seen)
-    told = ", ".join(f"{kind} {paucs[kind]:.4f}" for kind in COMBINATIONS)
-    return how | {"reason": f"the highest pAUC out of fold, the blend by nested folds: {told}"}
-
-
-#: What a network of one input leaves: a section of the manifest, and a file.
-ALONE = {"image": ("image_only", "oof_image_only.csv"), "tabular": ("tabular_only", "oof_tabular_only.csv")}
-
-
-def record_fusion(
-    options: argparse.Namespace, settings: NetworkConfig, lesions: Lesions, logits: np.ndarray, seen: np.ndarray, kept: Path
-) -> None:
-    """Moves the fold networks into the artifact folder and records them, with the combination that the kernel will use.
-
-    Args:
-        options: of ``train.fusion``.
-        settings: of ``inference.network.build_network``.
-        lesions: all of them.
-        logits: out of fold, shape (rows,); the tabular ones where no image was seen.
-        seen: bool, shape (rows,).
-        kept: folder with ``fold0.weights.h5`` and so on.
-    """
-    trained = lesions.fold != HOLDOUT
-    folds = int(lesions.fold.max()) + 1
-    names = [f"fusion_fold{number}.weights.h5" for number in range(folds)]
-    labels, fold, tabular = lesions.labels[trained], lesions.fold[trained], lesions.tabular[trained]
-    fusion, seen = logits[trained], seen[trained]
-    combined = nested_scores(labels, fold, tabular, fusion, seen)
-    how = choose(labels, tabular, fusion, seen, combined)
-    table = pd.DataFrame({ID: lesions.isic_ids[trained], TARGET: labels, "fold": fold, "tabular": tabular})
-    table = table.assign(network=fusion, image_scored=seen.astype(int), final=combined[CHOSEN])
-    write_csv(options.artifacts / OOF_FUSION, table)
-    results = bootstrap_scores(labels, lesions.patients[trained], {"tabular": tabular} | combined)
-    content = {
+    folds = training.lesions.folds
+    names = [fold_network_file(fold) for fold in folds]
+    table = pd.DataFrame({ID: rows.isic_ids, TARGET: rows.y_true, "fold": rows.fold, "tabular": rows.tabular})
+    table = table.assign(network=rows.network, image_scored=rows.image_scored.astype(int), final=combination.scores[FINAL])
+    write_csv(artifacts / OOF_FUSION, table)
+    results = bootstrap_scores(rows.y_true, rows.patients, {"tabular": rows.tabular} | combination.scores)
+    with_image = training.lesions.in_folds & training.lesions.has_image
+    section = {
         "weights": names,
-        "settings": settings.to_dict(),
-        "training": chosen(options),
-        "combination": how,
-        "trained_on": {"lesions": int(trained.sum()), "images": int((trained & lesions.has_image).sum())},
-        "scores": figures(results),
+        "settings": training.network.to_dict(),
+        "training": asdict(training.config),
+        "combination": combination.settings,
+        "trained_on": {"lesions": len(rows.y_true), "images": int(with_image.sum())},
+        "scores": scores_section(results),
     }
-    for number, name in enumerate(names):
-        (kept / f"fold{number}.weights.h5").replace(options.artifacts / name)
-    record_stage(options.artifacts, "network", content, [*names, OOF_FUSION])
-    gain = results.difference(CHOSEN, "tabular")
+    for fold, name in zip(folds, names, strict=True):
+        FoldFiles(folder, fold).weights.replace(artifacts / name)
+    record_stage(artifacts, "network", section, [*names, OOF_FUSION])
     log(format_table(results))
-    log(f"the kernel will use: {how['kind']} ({how['why']})")
-    log(
-        f"{folds} networks in {options.artifacts}: {CHOSEN}, less tabular {gain.value:+.4f} "
-        f"[{gain.low:+.4f}, {gain.high:+.4f}] pAUC out of fold"
-    )
+    log(f"combination for the kernel: {combination.settings['kind']} ({combination.settings['reason']})")
+    log(f"{len(names)} networks in {artifacts}: {difference_line(results, FINAL, 'tabular')}")
 
 
-def figures(results: ScoreTable) -> dict[str, dict[str, list[float] | float]]:
-    """pAUC with its interval, and the paired difference to the tabular score, by name, for the manifest."""
-    told = {}
+def scores_section(results: ScoreTable) -> dict[str, dict[str, Any]]:
+    """The scores for the manifest, by name: pAUC, its interval, and the paired difference to the tabular score."""
+    section = {}
     for name, score in results.scores.items():
         gain = results.difference(name, "tabular")
-        told[name] = {
+        section[name] = {
             "pauc": score.pauc.value,
             "interval": [score.pauc.low, score.pauc.high],
             "difference_to_tabular": [gain.value, gain.low, gain.high],
         }
-    return told
+    return section
 
 
-def record_alone(
-    options: argparse.Namespace, settings: NetworkConfig, lesions: Lesions, logits: np.ndarray, seen: np.ndarray
-) -> None:
-    """Records one input's own opinion, to compare: out of fold, the image's on the holdout too. No network is kept.
+def difference_line(results: ScoreTable, a: str, b: str) -> str:
+    """The paired difference of two scores, in words."""
+    gain = results.difference(a, b)
+    return f"{a} - {b}, paired: {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] pAUC out of fold"
 
-    Where the fusion is trained already on the same folds, it is told beside it, with the paired difference.
+
+def record_single_input(artifacts: Path, training: Training, rows: OutOfFold) -> None:
+    """Records a network with one input, for comparison: its logits out of fold, the image's on the holdout too.
+
+    No network is kept. Where the fusion is trained on the same folds, its network logits are compared with it.
     """
-    stage, name = ALONE[options.inputs]
-    table = pd.DataFrame({ID: lesions.isic_ids, TARGET: lesions.labels, "fold": lesions.fold, "network": logits})[seen]
-    write_csv(options.artifacts / name, table)
-    inside = seen & (lesions.fold != HOLDOUT)
-    alone = f"{options.inputs} alone"
-    scores = {alone: logits[inside]}
-    fusion = recorded_fusion(options.artifacts).reindex(lesions.isic_ids[inside]).to_numpy()
+    section, name, title = SINGLE_INPUT[training.config.inputs]
+    rows = rows.where(rows.image_scored)
+    table = pd.DataFrame({ID: rows.isic_ids, TARGET: rows.y_true, "fold": rows.fold, "network": rows.network})
+    write_csv(artifacts / name, table)
+    inside = rows.where(rows.fold != HOLDOUT)
+    scores = {title: inside.network}
+    fusion = recorded_network_logits(artifacts).reindex(inside.isic_ids).to_numpy()
     if np.isfinite(fusion).all():
-        scores["fusion"] = fusion
-    results = bootstrap_scores(lesions.labels[inside], lesions.patients[inside], scores)
-    record_stage(options.artifacts, stage, {"settings": settings.to_dict(), "training": chosen(options)}, [name])
+        scores["fusion network"] = fusion
+    results = bootstrap_scores(inside.y_true, inside.patients, scores)
+    content = {"settings": training.network.to_dict(), "training": asdict(training.config)}
+    record_stage(artifacts, section, content, [name])
     log(format_table(results))
-    if "fusion" in scores:
-        gain = results.difference("fusion", alone)
-        log(f"fusion less {alone}, paired: {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] pAUC out of fold")
-    log(f"{options.artifacts / name}: the opinion of the {options.inputs} alone of {int(seen.sum()):,} lesions")
+    if "fusion network" in scores:
+        log(difference_line(results, "fusion network", title))
+    log(f"{artifacts / name}: {title}, network logits of {len(rows.y_true):,} lesions")
 
 
-def recorded_fusion(artifacts: Path) -> pd.Series:
-    """The fusion's out-of-fold logits by isic_id, as the manifest vouches for them; empty where there are none."""
+def recorded_network_logits(artifacts: Path) -> pd.Series:
+    """The fusion's out-of-fold network logits by isic_id, if the manifest names their file; else empty."""
     manifest = load_manifest(artifacts)
     if OOF_FUSION not in manifest["files"]:
         return pd.Series(dtype="float64")
-    return pd.read_csv(checked_file(artifacts, manifest, OOF_FUSION), dtype={ID: "str"}).set_index(ID)["network"]
+    return read_scores(checked_file(artifacts, manifest, OOF_FUSION), ["network"])["network"]
 
 
-mpl.use("Agg")
+# The history
 
 
-def write_history(kept: Path, logs: Path, name: str) -> None:
-    """Gathers the folds' histories into ``logs``/``name``-history.csv and draws ``name``-curves.png.
+def write_history(folder: Path, logs: Path, name: str) -> None:
+    """Joins the folds' histories in ``logs``/``name``-history.csv and draws ``name``-curves.png.
 
     Args:
-        kept: folder with a ``history*.csv`` per fold.
+        folder: with a ``history*.csv`` per fold.
         logs: folder to write into.
         name: of the training.
     """
-    parts = [pd.read_csv(path) for path in sorted(kept.glob("history*.csv"))]
+    parts = [pd.read_csv(path) for path in sorted(folder.glob("history*.csv"))]
     history = pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
     if history.empty:
         return
     write_csv(logs / f"{name}-history.csv", history)
-    with replacing(logs / f"{name}-curves.png") as temporary:
-        draw(history, name).savefig(temporary, dpi=120)
+    save_png(draw_history(history, name), logs / f"{name}-curves.png")
 
 
-def draw(history: pd.DataFrame, name: str) -> Figure:
-    """Training loss of every fold by epoch, the learning rate below it, and how fast it went."""
-    figure = Figure(figsize=(8, 6), layout="constrained")
+def draw_history(history: pd.DataFrame, name: str) -> Figure:
+    """Training loss of every fold by epoch, the learning rate below it, and the speed."""
+    figure = new_figure(8, 6)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     for fold, part in history.groupby("fold"):
         top.plot(part["epoch"], part["loss"], marker="o", markersize=3, label=f"fold {fold}")
@@ -238,9 +270,7 @@ def draw(history: pd.DataFrame, name: str) -> Figure:
     top.set_title(f"{name}: {phases}; {speed:.0f} images/s, {minutes:.1f} min in all", fontsize=11)
     top.set_ylabel("training loss")
     top.legend(frameon=False)
-    bottom.set_ylabel("learning rate at its end")
-    bottom.set_xlabel("epoch")
+    bottom.set(xlabel="epoch", ylabel="learning rate at its end")
     for axes in (top, bottom):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3)
+        clean_axes(axes)
     return figure
