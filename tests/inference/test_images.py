@@ -192,24 +192,26 @@ def test_a_reader_that_breaks_stops_the_run_and_is_no_missing_image(ids):
         crops_of(Broken(), ids)
 
 
-def test_nobody_asked_nobody_seen(store):
+def test_no_lesion_no_crop(store):
     assert crops_of(store, []) == {}
     assert crops_of(store, ["ISIC_9999999"]) == {}
 
 
-def test_the_way_past_h5py_gives_the_bytes_that_h5py_gives(store, synthetic_data, ids):
+def test_the_bytes_are_those_that_h5py_gives(store, synthetic_data, ids):
     with h5py.File(synthetic_data / "train-image.hdf5") as file:
         assert all(store.read(isic_id) == file[isic_id][()] for isic_id in ids)
 
 
-@pytest.mark.parametrize("layout", ["chunked", "compact", "opaque"])
-def test_every_way_to_keep_bytes_in_hdf5_is_read(tmp_path, store, ids, layout):
+@pytest.mark.parametrize("layout", ["chunked", "compact", "opaque", "variable length"])
+def test_every_hdf5_layout_is_read(tmp_path, store, ids, layout):
     jpeg = store.read(ids[0])
     with h5py.File(tmp_path / "image.hdf5", "w") as file:
         if layout == "chunked":
             file.create_dataset("lesion", data=np.frombuffer(jpeg, "uint8"), chunks=(100,), compression="gzip")
         elif layout == "opaque":
             file.create_dataset("lesion", data=np.void(jpeg))
+        elif layout == "variable length":
+            file.create_dataset("lesion", (), h5py.vlen_dtype("uint8"))[()] = np.frombuffer(jpeg, "uint8")
         else:
             plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             plist.set_layout(h5py.h5d.COMPACT)
