@@ -2,7 +2,7 @@
 
     python -m evaluation.studies.ablation --data data/isic-2024-challenge --out docs/ablation.md
 
-Steps add up, from the raw columns to the recipe of ``train.tabular``; the last two take something away from it. Every step
+Steps add up, from the raw columns to the full model of ``train.tabular``; the last two remove something from it. Every step
 is measured out of fold on each split seed; pAUC is pooled over the folds and averaged over the split seeds. Intervals
 resample patients, the same resamples for all steps, so that the difference to the step before is a paired one.
 """
@@ -16,32 +16,32 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
+from evaluation.studies.compare import MeanPauc, compare_splits, markdown_table, signed, size_of, split_folds, write_text
 from inference.features import ENGINEERED, MODEL_CATEGORIES
-from inference.files import replacing
 from inference.schema import HOSPITAL, NUMBERS
 from scale.parallel import workers
-from train.config import Recipe, add_recipe_options, recipe_of
+from train.config import TabularConfig, add_tabular_options, read_config
 from train.cross_validation import cross_validate
-from train.folds import assign_folds
-from train.lesions import read_rows
-from utils import INTERVAL, InputError, ScoreTable, bootstrap_scores, fold_mean, log, run_command
+from train.lesions import Rows, read_rows
+from utils import InputError, fold_mean, log, run_command
 
 
 @dataclass(frozen=True)
 class Step:
-    """One line of the table: which columns, by which recipe."""
+    """One line of the table: its columns and its configuration."""
 
     name: str
-    columns: Callable[[str], bool]
-    recipe: Recipe
+    has: Callable[[str], bool]
+    config: TabularConfig
+    #: Whether it removes something from the full model, and is compared with that.
+    removes: bool = False
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one step reached on every split seed; logits of shape (rows,) each."""
+    """The results of one step, per split seed; logits of shape (rows,)."""
 
     features: int
     logits: list[np.ndarray]
@@ -54,65 +54,64 @@ def is_raw(name: str) -> bool:
     return name in NUMBERS or name in MODEL_CATEGORIES
 
 
-def steps(recipe: Recipe) -> list[Step]:
-    """The steps up to ``recipe`` and back from it."""
-    single = replace(recipe, seeds=1, negatives_per_positive=np.inf)
-    sampled = replace(single, negatives_per_positive=recipe.negatives_per_positive)
+def without_context(name: str) -> bool:
+    """A column of the lesion itself, not of a comparison with the patient's other lesions."""
+    return is_raw(name) or name in ENGINEERED
+
+
+def any_column(name: str) -> bool:
+    """Every feature of ``build_features``."""
+    return True
+
+
+def steps(config: TabularConfig) -> list[Step]:
+    """The steps up to ``config``, and those that remove something from it."""
+    single = replace(config, seeds=1, negatives_per_positive=np.inf)
+    sampled = replace(single, negatives_per_positive=config.negatives_per_positive)
     return [
         Step("raw columns", is_raw, single),
-        Step("+ engineered columns", lambda name: is_raw(name) or name in ENGINEERED, single),
-        Step("+ patient context", lambda name: True, single),
-        Step(f"+ at most {recipe.negatives_per_positive:g} benign per malignant", lambda name: True, sampled),
-        Step(f"+ {recipe.seeds} seeds: the recipe", lambda name: True, recipe),
-        Step("the recipe - hospital column", lambda name: name != HOSPITAL, recipe),
-        Step("the recipe - patient context", lambda name: is_raw(name) or name in ENGINEERED, recipe),
+        Step("+ engineered columns", without_context, single),
+        Step("+ patient context", any_column, single),
+        Step(f"+ at most {config.negatives_per_positive:g} benign per malignant", any_column, sampled),
+        Step(f"+ {config.seeds} seeds: the full model", any_column, config),
+        Step("full model - hospital column", lambda name: name != HOSPITAL, config, removes=True),
+        Step("full model - patient context", without_context, config, removes=True),
     ]
 
 
-def measure(step: Step, features: pd.DataFrame, labels: np.ndarray, folds: dict[int, np.ndarray]) -> Measured:
+def measure(step: Step, rows: Rows, folds: dict[int, np.ndarray]) -> Measured:
     """Cross-validates a step on every split seed."""
-    started = time.monotonic()
-    columns = [name for name in features if step.columns(name)]
-    logits, means = [], []
+    started, logits = time.monotonic(), []
+    features = rows.features[[name for name in rows.features if step.has(name)]]
     for seed, fold in folds.items():
-        recipe = replace(step.recipe, seed=step.recipe.seed + seed)
-        _, scores = cross_validate(features[columns], labels, fold, recipe, progress=False)
-        logits.append(scores)
-        means.append(fold_mean(labels, scores, fold)[0])
-    return Measured(len(columns), logits, means, time.monotonic() - started)
+        config = replace(step.config, seed=step.config.seed + seed)
+        logits.append(cross_validate(features, rows.labels, fold, config, progress=False).logits)
+    means = [fold_mean(rows.labels, *pair)[0] for pair in zip(logits, folds.values(), strict=True)]
+    return Measured(features.shape[1], logits, means, time.monotonic() - started)
 
 
-def averaged(table: ScoreTable, step: Step, splits: int) -> tuple[float, np.ndarray]:
-    """Mean pAUC of a step over its split seeds: of the rows as they are, and per resample of patients."""
-    names = [f"{step.name} {split}" for split in range(splits)]
-    value = float(np.mean([table.scores[name].pauc.value for name in names]))
-    return value, np.mean([table.paucs[name] for name in names], axis=0)
-
-
-def written(results: list[tuple[Step, Measured]], table: ScoreTable, folds: dict[int, np.ndarray], command: str) -> str:
-    """The table as Markdown, with what it was made of and by which command."""
-    lines = [
-        f"{table.rows:,} lesions, {table.malignant:,} malignant, {table.patients:,} patients; {len(set(folds[min(folds)]))} "
-        f"patient-grouped folds, split seeds {', '.join(map(str, folds))}; {table.samples:,} resamples of patients.",
-        "",
-        "| step | features | pAUC, pooled | 95 % interval | less the step before, paired | fold mean | seconds |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    base = None
+def as_markdown(results: list[tuple[Step, Measured]], means: dict[str, MeanPauc]) -> str:
+    """The table; each step is compared with the last one before it that does not remove anything."""
+    base, lines = None, []
     for step, measured in results:
-        value, draws = averaged(table, step, len(folds))
-        low, high = np.percentile(draws, INTERVAL)
-        change = ""
-        if base is not None:
-            down, up = np.percentile(draws - base[1], INTERVAL)
-            change = f"{value - base[0]:+.4f} [{down:+.4f}, {up:+.4f}]"
-        lines.append(
-            f"| {step.name} | {measured.features} | {value:.4f} | {low:.4f} to {high:.4f} | {change} "
-            f"| {np.mean(measured.fold_means):.4f} | {measured.seconds:.0f} |"
-        )
-        if not step.name.startswith("the recipe"):  # what is taken away is compared with the recipe
-            base = (value, draws)
-    return "\n".join([*lines, "", f"    {command}", ""])
+        pauc = means[step.name].estimate
+        change = signed(means[step.name].minus(base)) if base else ""
+        cells = [f"{pauc.value:.4f}", f"{pauc.low:.4f} to {pauc.high:.4f}", change, f"{np.mean(measured.fold_means):.4f}"]
+        lines.append([step.name, str(measured.features), *cells, f"{measured.seconds:.0f}"])
+        base = base if step.removes else means[step.name]
+    head = ["step", "features", "pAUC, pooled", "95 % interval", "minus the step before, paired", "fold mean", "seconds"]
+    return markdown_table(head, lines)
+
+
+def typed(options: argparse.Namespace) -> str:
+    """The command that repeats the table."""
+    words = [f"python -m evaluation.studies.ablation --data DIR --out {options.out.name}"]
+    for name in ("folds", "seed", "seeds", "split_seeds", "params", "negatives_per_positive", "steps"):
+        value = getattr(options, name)
+        if value is not None:
+            values = map(str, value) if isinstance(value, list) else [str(value)]
+            words.append(f"--{name.replace('_', '-')} {' '.join(values)}")
+    return " ".join(words)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -121,31 +120,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="competition folder to read")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="Markdown file to write")
     parser.add_argument("--folds", type=int, default=5, help="cross-validation folds (default: %(default)s)")
-    add_recipe_options(parser)
+    add_tabular_options(parser)
     parser.add_argument("--split-seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the folds (default: 0 1 2)")
     parser.add_argument("--steps", type=int, nargs="+", metavar="N", help="only these lines of the table, 1 the first")
     options = parser.parse_args(arguments)
-    asked = steps(recipe_of(options))
-    if options.steps and not all(1 <= number <= len(asked) for number in options.steps):
-        raise InputError(f"--steps {options.steps} names a line that is not there; lines are 1 to {len(asked)}.")
-    asked = [asked[number - 1] for number in options.steps or range(1, len(asked) + 1)]
+    chosen = steps(read_config(options.params, options.seeds, options.negatives_per_positive, options.seed))
+    if options.steps and not all(1 <= number <= len(chosen) for number in options.steps):
+        raise InputError(f"--steps {options.steps} names a line that does not exist; lines are 1 to {len(chosen)}.")
+    chosen = [chosen[number - 1] for number in options.steps or range(1, len(chosen) + 1)]
     rows = read_rows(options.data)
-    nobody = np.zeros(len(rows.labels), dtype=bool)
-    folds = {seed: assign_folds(rows.metadata, options.folds, nobody, seed) for seed in dict.fromkeys(options.split_seeds)}
+    folds = {seed: split_folds(rows.metadata, options.folds, seed) for seed in options.split_seeds}
     with workers(options.jobs, options.cluster):
-        results = [
-            (step, measure(step, rows.features, rows.labels, folds)) for step in tqdm(asked, desc="ablation", unit="step")
-        ]
-    scores = {f"{step.name} {split}": logits for step, measured in results for split, logits in enumerate(measured.logits)}
-    table = bootstrap_scores(rows.labels, rows.patients, scores)
-    command = f"python -m evaluation.studies.ablation --data DIR --out {options.out.name}"
-    for name in ("folds", "seed", "seeds", "split_seeds", "params", "negatives_per_positive", "steps"):
-        value = getattr(options, name)
-        if value is not None:
-            command += f" --{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list) else value}"
-    text = written(results, table, folds, command)
-    with replacing(options.out) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        results = [(step, measure(step, rows, folds)) for step in tqdm(chosen, desc="ablation", unit="step")]
+    table, means = compare_splits(rows.labels, rows.patients, {step.name: found.logits for step, found in results})
+    measured = (
+        f"{size_of(table)}; {options.folds} patient-grouped folds, split seeds {', '.join(map(str, folds))}; "
+        f"{table.samples:,} resamples of patients."
+    )
+    text = f"{measured}\n\n{as_markdown(results, means)}\n\n    {typed(options)}"
+    write_text(options.out, text)
     log(text)
     log(f"{options.out}: {len(results)} steps on {len(folds)} split seeds")
     return 0

@@ -1,35 +1,190 @@
-"""Several trainings of the fusion on the same folds, seeds and tabular scores, side by side.
+"""What the studies share: mean pAUC with paired differences, Markdown tables, and trainings of the fusion side by side.
 
-A study names its variants and says with which options of ``train.fusion`` each is trained. Every variant has a folder of its
-own, an artifact folder with copies of the folds and the tabular scores; a training that is finished there is kept.
+A study of networks names its variants and the options of ``train.fusion`` for each. All are trained on the same folds, seeds
+and tabular logits. Every variant has an artifact folder of its own with copies of the folds and the tabular logits; a
+training that is finished there is kept.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from inference.artifacts import FOLDS, OOF_FUSION, OOF_TABULAR, checked_file, load_manifest
-from inference.files import sha256_of, write_json
-from inference.schema import ID, PATIENT, TARGET
+from evaluation.measures import TABULAR
+from inference.artifacts import FOLDS, MANIFEST, OOF_FUSION, OOF_TABULAR, checked_file, load_manifest
+from inference.files import replacing, sha256_of, write_json
+from inference.schema import PATIENT, TARGET, read_scores
+from train.folds import assign_folds
 from train.fusion import train_fusion
 from train.manifest import record_stage
-from utils import Estimate, InputError, ScoreTable, bootstrap_scores, log
+from utils import INTERVAL, Estimate, InputError, ScoreTable, add_data_options, bootstrap_scores, log
 
-#: Beside the artifacts of a variant once it is trained: what was asked for, and how long it took.
-SECONDS = "seconds.json"
-#: The name of the score that all variants start from, and how it is shown.
-TABULAR, TABULAR_SHOWN = "tabular", "tabular alone"
+#: Beside the artifacts of a finished variant: the request, and the seconds that the training took.
+FINISHED = "seconds.json"
+
+
+# Mean scores and Markdown
+
+
+@dataclass(frozen=True)
+class MeanPauc:
+    """pAUC of several measurements, such as of several splits, and their mean on each resample of patients (samples,)."""
+
+    values: tuple[float, ...]
+    draws: np.ndarray
+
+    @classmethod
+    def of(cls, measured: Sequence[tuple[ScoreTable, str]]) -> MeanPauc:
+        """From one or more pairs of a table and the name of a score in it."""
+        values = tuple(table.scores[name].pauc.value for table, name in measured)
+        return cls(values, np.mean([table.paucs[name] for table, name in measured], axis=0))
+
+    @property
+    def estimate(self) -> Estimate:
+        """The mean and its interval."""
+        return _estimate(float(np.mean(self.values)), self.draws)
+
+    def minus(self, base: MeanPauc) -> Estimate:
+        """The difference of the means, with a paired interval."""
+        return _estimate(float(np.mean(self.values) - np.mean(base.values)), self.draws - base.draws)
+
+
+def _estimate(value: float, draws: np.ndarray) -> Estimate:
+    low, high = np.percentile(draws, INTERVAL)
+    return Estimate(value, float(low), float(high))
+
+
+def compare_splits(
+    labels: np.ndarray, patients: np.ndarray, logits: Mapping[str, Sequence[np.ndarray]]
+) -> tuple[ScoreTable, dict[str, MeanPauc]]:
+    """Variants that were cross-validated on several splits, all measured on the same resamples of patients.
+
+    Args:
+        labels: 0/1, shape (rows,).
+        patients: shape (rows,).
+        logits: variant -> out-of-fold logits of each split, shape (rows,).
+
+    Returns:
+        The scores of all variants and splits; the mean over the splits by variant.
+    """
+    scores = {f"{name} {number}": split for name, splits in logits.items() for number, split in enumerate(splits)}
+    table = bootstrap_scores(labels, patients, scores)
+    means = {
+        name: MeanPauc.of([(table, f"{name} {number}") for number in range(len(splits))]) for name, splits in logits.items()
+    }
+    return table, means
+
+
+def split_folds(metadata: pd.DataFrame, folds: int, seed: int) -> np.ndarray:
+    """Patient-grouped folds without a holdout, int64 of shape (rows,)."""
+    return assign_folds(metadata, folds, np.zeros(len(metadata), dtype=bool), seed)
+
+
+def signed(difference: Estimate) -> str:
+    """A difference and its interval: "+0.0012 [-0.0003, +0.0027]"."""
+    return f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
+
+
+def size_of(table: ScoreTable, lesions: str = "lesions") -> str:
+    """What a table was measured on, in a few words."""
+    return f"{table.rows:,} {lesions}, {table.malignant:,} malignant, {table.patients:,} patients"
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, its first column to the left and the others to the right, without a newline at its end."""
+    lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in (head, *rows)]
+    return "\n".join(f"| {line} |" for line in (lines[0], " | ".join(["---", *["---:"] * (len(head) - 1)]), *lines[1:]))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file as a whole, with a newline at its end."""
+    with replacing(path) as temporary:
+        temporary.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+
+
+# Trainings of the fusion
+
+
+@dataclass(frozen=True)
+class Study:
+    """Where a study reads and writes, and the options of ``train.fusion`` that all its variants share."""
+
+    data: Path
+    artifacts: Path
+    out: Path
+    more: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A training of the fusion: its own options, and the JSON value that a finished training must match to be kept."""
+
+    name: str
+    options: tuple[str, ...]
+    request: Mapping
+
+    def folder(self, study: Study) -> Path:
+        """Its artifact folder."""
+        return study.out / self.name.replace(":", "-")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The tabular score and the variants' networks, and how long each training took; the first variant is the base."""
+
+    table: ScoreTable
+    seconds: Mapping[str, float]
+
+    @property
+    def base(self) -> str:
+        """The variant that the others are compared with."""
+        return next(iter(self.seconds))
+
+    def gain(self, variant: str) -> str:
+        """The paired difference of a variant to the base; empty for the base and for the tabular score."""
+        return "" if variant in (TABULAR, self.base) else signed(self.table.difference(variant, self.base))
+
+    def as_markdown(self, label: str = "variant", columns: Mapping[str, Mapping[str, str]] | None = None) -> str:
+        """pAUC with its interval, the paired difference to the base, and minutes.
+
+        Args:
+            label: heads the names.
+            columns: further columns beside the names: heading -> variant -> text.
+        """
+        columns, rows = columns or {}, []
+        for name, score in self.table.scores.items():
+            minutes = f"{self.seconds[name] / 60:.1f}" if name in self.seconds else ""
+            pauc = [f"{score.pauc.value:.4f}", f"{score.pauc.low:.4f} to {score.pauc.high:.4f}"]
+            rows.append([name, *(texts.get(name, "") for texts in columns.values()), *pauc, self.gain(name), minutes])
+        head = [label, *columns, "pAUC", "95 % interval", f"minus {self.base}, paired", "minutes"]
+        measured = (
+            f"{size_of(self.table, 'lesions with an image')}; out of fold, {self.table.samples:,} resamples of patients."
+        )
+        return f"{measured}\n\n{markdown_table(head, rows)}\n"
+
+
+def study_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with ``--data``, ``--artifacts`` and ``--out``, whose unknown options go to ``train.fusion``."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog="Further options go to train.fusion (see there): --weights, --image-size, --learning-rate, ...",
+        allow_abbrev=False,  # or --image, short for the --image-size of train.fusion, would be taken for --images
+    )
+    add_data_options(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results and the trainings")
+    return parser
 
 
 def refuse_fixed(more: Sequence[str], fixed: Sequence[str]) -> None:
-    """Lets further options pass unless they name one that the study itself decides.
+    """Refuses options of ``train.fusion`` that the study itself sets.
 
     Args:
         more: words of the command line that go on to ``train.fusion``.
@@ -41,15 +196,14 @@ def refuse_fixed(more: Sequence[str], fixed: Sequence[str]) -> None:
     for word in more:
         typed = word.split("=")[0]
         if len(typed) > 2 and typed.startswith("--") and any(name.startswith(typed) for name in fixed):
-            names = f"{', '.join(fixed[:-1])} and {fixed[-1]}"
-            raise InputError(f"{names} are what this study varies or fixes; leave them out (given: {word!r}).")
+            raise InputError(f"{word!r} cannot be given: this study sets {', '.join(fixed)} itself; leave it out.")
 
 
 def own_artifacts(artifacts: Path, folder: Path) -> Path:
-    """Makes ``folder`` an artifact folder with the folds and the tabular scores of ``artifacts``; networks come later.
+    """Makes ``folder`` an artifact folder with the folds and the tabular logits of ``artifacts``.
 
     Raises:
-        InputError: a stage has not run, or ``folder`` is of other folds or tabular scores.
+        InputError: a stage has not run, or ``folder`` holds other folds or tabular logits.
     """
     manifest = load_manifest(artifacts)
     sources = [checked_file(artifacts, manifest, name) for name in (FOLDS, OOF_TABULAR)]
@@ -59,98 +213,45 @@ def own_artifacts(artifacts: Path, folder: Path) -> Path:
         if copy.is_file() and sha256_of(copy) != sha256_of(source):
             raise InputError(f"{copy} is from another training than {source}; give another --out.")
         shutil.copyfile(source, copy)
-    if not (folder / "manifest.json").is_file():
+    if not (folder / MANIFEST).is_file():
         record_stage(folder, "folds", manifest["folds"], [FOLDS])
-        record_stage(folder, "tabular", {"copied from": "the --artifacts of this study"}, [OOF_TABULAR])
+        record_stage(folder, "tabular", {"copied_from": "the --artifacts of this study"}, [OOF_TABULAR])
     return folder
 
 
-def read_done(folder: Path) -> dict:
-    """What a finished training left beside its artifacts: the ``request`` and the ``seconds`` it took."""
-    return json.loads((folder / SECONDS).read_text(encoding="utf-8"))
+def train_variant(study: Study, variant: Variant) -> float:
+    """Trains the networks of one variant in its own folder, unless they are there.
 
-
-def train_variant(name: str, folder: Path, data: Path, artifacts: Path, options: Sequence[str], request: dict) -> None:
-    """Trains the networks of one variant in its own folder, unless they are there; how long it took lies beside them.
-
-    The time is that of the last sitting, where a training was interrupted and continued.
-
-    Args:
-        name: of the variant, to tell.
-        folder: of the variant.
-        data: competition folder.
-        artifacts: whose folds and tabular scores it is trained on.
-        options: of ``train.fusion``, without ``--data`` and ``--artifacts``.
-        request: JSON values; a finished training is kept if this is what it was asked for.
+    Returns:
+        The seconds that it took; of an interrupted training, since it was last continued.
 
     Raises:
-        InputError: ``folder`` holds a training on other folds, tabular scores or with another request; as ``train.fusion``.
+        InputError: the folder holds a training on other folds, tabular logits or with another request; as ``train.fusion``.
     """
-    own_artifacts(artifacts, folder)
-    done = folder / SECONDS
-    if done.is_file():
-        known = read_done(folder)
-        if known["request"] != request:
+    folder = own_artifacts(study.artifacts, variant.folder(study))
+    finished = folder / FINISHED
+    if finished.is_file():
+        known = json.loads(finished.read_text(encoding="utf-8"))
+        if known["request"] != variant.request:
             raise InputError(f"{folder} holds a training with other options ({known['request']}); give another --out.")
-        log(f"{name}: kept from an earlier run")
-        return
-    log(f"{name}:")
+        log(f"{variant.name}: kept from an earlier run")
+        return known["seconds"]
+    log(f"{variant.name}:")
     started = time.monotonic()
-    train_fusion(["--data", str(data), "--artifacts", str(folder), *options])
-    write_json(done, {"request": request, "seconds": time.monotonic() - started})
+    train_fusion(["--data", str(study.data), "--artifacts", str(folder), *variant.options, *study.more])
+    seconds = time.monotonic() - started
+    write_json(finished, {"request": variant.request, "seconds": seconds})
+    return seconds
 
 
-def compare(folders: Mapping[str, Path]) -> ScoreTable:
-    """The tabular score, then the variants' out-of-fold scores, on the lesions whose image all networks have seen.
-
-    Args:
-        folders: variant -> its folder, all trained on the same folds; the first one is the base of the comparison.
-    """
-    tables = {name: pd.read_csv(folder / OOF_FUSION, dtype={ID: "str"}).set_index(ID) for name, folder in folders.items()}
-    first = next(iter(folders))
-    base = tables[first]
-    tables = {name: table.loc[base.index] for name, table in tables.items()}
-    seen = np.logical_and.reduce([table["image_scored"] == 1 for table in tables.values()])
-    patients = pd.read_csv(folders[first] / FOLDS, dtype="str").set_index(ID)[PATIENT].loc[base.index]
-    scores = {TABULAR: base[TABULAR][seen]} | {name: table["network"][seen] for name, table in tables.items()}
-    return bootstrap_scores(base[TARGET][seen], patients[seen], scores)
-
-
-def told(gain: Estimate) -> str:
-    """A difference and its interval in words: "+0.0012 [-0.0003, +0.0027]"."""
-    return f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
-
-
-def as_markdown(
-    table: ScoreTable,
-    seconds: Mapping[str, float],
-    label: str = "variant",
-    against: str | None = None,
-    columns: Mapping[str, Mapping[str, str]] | None = None,
-) -> str:
-    """The comparison as Markdown: pAUC with its interval, the paired difference to the base, and minutes.
-
-    Args:
-        table: of ``compare``.
-        seconds: variant -> how long its training took; the first one is the base.
-        label: heads the names.
-        against: what the base is called in the heading of the differences; its name, if not given.
-        columns: further columns to stand behind the names: heading -> variant -> text.
-    """
-    columns, base = columns or {}, next(iter(seconds))
-    headings = [label, *columns, "pAUC", "95 % interval", f"less {against or base}, paired", "minutes"]
-    lines = [
-        f"{table.rows:,} lesions with an image, {table.malignant:,} malignant, {table.patients:,} patients; out of fold, "
-        f"{table.samples:,} resamples of patients.",
-        "",
-        f"| {' | '.join(headings)} |",
-        f"| --- |{' ---: |' * (len(headings) - 1)}",
-    ]
-    for name, score in table.scores.items():
-        cells = [TABULAR_SHOWN if name == TABULAR else name]
-        cells += [texts.get(name, "") for texts in columns.values()]
-        cells += [f"{score.pauc.value:.4f}", f"{score.pauc.low:.4f} to {score.pauc.high:.4f}"]
-        cells += [told(table.difference(name, base)) if name not in (TABULAR, base) else ""]
-        cells += [f"{seconds[name] / 60:.1f}" if name in seconds else ""]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+def compare_networks(study: Study, variants: Sequence[Variant]) -> Comparison:
+    """Trains the variants that are missing; scores all out of fold, on the lesions whose crop every network scored."""
+    seconds = {variant.name: train_variant(study, variant) for variant in variants}
+    columns = [TARGET, "tabular", "network", "image_scored"]
+    base, *others = (read_scores(variant.folder(study) / OOF_FUSION, columns) for variant in variants)
+    tables = [base, *(table.loc[base.index] for table in others)]
+    scored = np.logical_and.reduce([table["image_scored"] == 1 for table in tables])
+    patients = read_scores(study.artifacts / FOLDS, [PATIENT]).loc[base.index, PATIENT]
+    networks = {name: table["network"][scored] for name, table in zip(seconds, tables, strict=True)}
+    table = bootstrap_scores(base[TARGET][scored], patients[scored], {TABULAR: base["tabular"][scored]} | networks)
+    return Comparison(table, seconds)

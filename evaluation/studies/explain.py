@@ -2,32 +2,31 @@
 
     python -m evaluation.studies.explain --data data/isic-2024-challenge --artifacts artifacts --out explained
 
-A SHAP value is a feature's share, in logits, of how far a lesion's score lies from the model's mean score; a lesion's SHAP
-values and that mean add up to its score (Lundberg and others 2018, arXiv:1802.03888). Each lesion is explained by models
-that have not seen its patient, so what is shown is what the models use on new patients and not what they know by heart.
+A SHAP value is a feature's share, in logits, of the distance between a lesion's score and the model's mean score; a lesion's
+SHAP values and that mean add up to its score (Lundberg and others 2018, arXiv:1802.03888). Each lesion is explained by the
+models that were trained without its patient, so the values show what the models use on new patients.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from catboost import CatBoostClassifier, CatBoostError, Pool
+from matplotlib.cm import ScalarMappable
 from tqdm import tqdm
 
-from inference.artifacts import Manifest, checked_file, load_manifest
-from inference.files import replacing, write_csv
+from inference.artifacts import Manifest, checked_file, fold_of_tabular_model, load_manifest
+from inference.files import write_csv
+from train.charts import BLUE, GREY, INK, VERMILION, clean_axes, new_figure, save_png
 from train.folds import HOLDOUT, read_folds
 from train.lesions import read_rows
 from utils import InputError, add_data_options, add_seed_option, log, run_command
 
 BARS, STRIPS = 25, 15
-# Okabe and Ito's colours, which remain distinct in the common forms of colour blindness.
-BLUE, ORANGE, GREY = "#0072b2", "#e69f00", "#9a9a9a"
 #: A dot's greatest distance from its row's middle, in rows.
 SPREAD = 0.38
 #: At most so many lesions are drawn; more dots only cover each other.
@@ -39,59 +38,41 @@ class Explanation:
     """SHAP values of some lesions.
 
     Attributes:
+        features: the models' columns in their order, shape (rows, features).
+        categories: which of them are categorical.
         shap: logits, shape (rows, features), mean over the lesion's models.
         expected: the models' mean score, shape (rows,). ``shap.sum(axis=1) + expected`` is the raw score.
         importance: PredictionValuesChange, a model's to 100, mean over all models, shape (features,).
     """
 
+    features: pd.DataFrame
+    categories: list[str]
     shap: np.ndarray
     expected: np.ndarray
     importance: np.ndarray
 
 
 def load_fold_models(folder: Path, manifest: Manifest) -> list[tuple[int, CatBoostClassifier]]:
-    """The models that the manifest names, each with the fold that it has not seen.
+    """The models that the manifest names, each with the fold that it was trained without.
 
     Raises:
-        InputError: there is none, or a file is missing, differs from the one that was trained, or is no model.
+        InputError: there is none, or a file is missing, differs from the trained one, or is no model.
     """
     entries = manifest.get("tabular", {}).get("models", [])
     if not entries:
         raise InputError(f"{folder} has no CatBoost models; run: python -m train.tabular --data DIR --artifacts {folder}")
     models = []
     for entry in entries:
-        found = re.fullmatch(r"tabular_fold(\d+)_seed\d+\.cbm", entry["file"])
-        if not found:
-            raise InputError(f"{folder}: the name {entry['file']!r} does not say its fold; train again with this version.")
+        fold = fold_of_tabular_model(entry["file"])
+        if fold is None:
+            raise InputError(f"{folder}: the name {entry['file']!r} holds no fold; train again with this version.")
         try:
             model = CatBoostClassifier().load_model(str(checked_file(folder, manifest, entry["file"])))
         except CatBoostError as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"{folder / entry['file']} is no CatBoost model ({reason}); train again.") from error
-        models.append((int(found[1]), model))
+        models.append((fold, model))
     return models
-
-
-def model_features(features: pd.DataFrame, manifest: Manifest, data: Path, artifacts: Path) -> pd.DataFrame:
-    """The models' columns, in their order, of a feature table.
-
-    Args:
-        features: as ``build_features`` makes them, of all lesions of each patient: a lesion's features rest on the others.
-        manifest: of ``artifacts``.
-        data: where the rows come from, for the error.
-        artifacts: the folder of the models.
-
-    Raises:
-        InputError: the models use a feature that this code does not make.
-    """
-    names = manifest["tabular"]["features"]
-    unknown = [name for name in names if name not in features]
-    if unknown:
-        raise InputError(
-            f"the models of {artifacts} use {unknown[0]!r}, which this code does not make of {data}; "
-            "train again with train.tabular."
-        )
-    return features[names]
 
 
 def sample_rows(labels: np.ndarray, rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -106,7 +87,7 @@ def sample_rows(labels: np.ndarray, rows: int, seed: int) -> tuple[np.ndarray, n
         Positions, ascending, and weights that give the benign rows their natural share again, both of shape (drawn rows,).
 
     Raises:
-        InputError: ``rows`` leaves no room for a benign row beside the malignant ones.
+        InputError: ``rows`` is too small for the malignant rows and a benign one.
     """
     malignant, benign = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
     keep = min(len(benign), rows - len(malignant))
@@ -119,12 +100,12 @@ def sample_rows(labels: np.ndarray, rows: int, seed: int) -> tuple[np.ndarray, n
 def explain(
     features: pd.DataFrame, fold: np.ndarray, models: list[tuple[int, CatBoostClassifier]], categories: list[str]
 ) -> Explanation:
-    """Explains each lesion by the models of its fold, which have not seen it; a holdout lesion by all models.
+    """Explains each lesion by the models trained without its fold; a holdout lesion by all models.
 
     Args:
         features: exactly the models' columns, in their order, shape (rows, features).
         fold: 0, 1, ... or ``HOLDOUT``, shape (rows,).
-        models: pairs of the fold that a model has not seen, and the model.
+        models: pairs of the fold that a model was trained without, and the model.
         categories: which of the columns are categorical.
 
     Raises:
@@ -132,7 +113,7 @@ def explain(
     """
     orphans = set(np.unique(fold)) - {HOLDOUT} - {number for number, _ in models}
     if orphans:
-        raise InputError(f"no model was made without fold {min(orphans)}, though folds.csv names it; train again.")
+        raise InputError(f"no model was trained without fold {min(orphans)}, though folds.csv names it; train again.")
     total, used = np.zeros((len(features), features.shape[1] + 1)), np.zeros(len(features))
     importance = np.zeros(features.shape[1])
     for number, model in tqdm(models, desc="SHAP", unit="model"):
@@ -143,7 +124,7 @@ def explain(
             total[rows] += model.get_feature_importance(pool, type="ShapValues")
             used[rows] += 1
     mean = total / used[:, None]
-    return Explanation(mean[:, :-1], mean[:, -1], importance)
+    return Explanation(features, categories, mean[:, :-1], mean[:, -1], importance)
 
 
 def direction(values: np.ndarray, shap: np.ndarray, weights: np.ndarray) -> float:
@@ -159,46 +140,40 @@ def direction(values: np.ndarray, shap: np.ndarray, weights: np.ndarray) -> floa
     return float(covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1]))
 
 
-def tabulate(features: pd.DataFrame, explanation: Explanation, weights: np.ndarray, categories: list[str]) -> pd.DataFrame:
-    """One row per feature, the most telling first.
+def tabulate(explanation: Explanation, weights: np.ndarray) -> pd.DataFrame:
+    """One row per feature, the one with the largest SHAP values first.
 
     Returns:
         ``feature``; ``importance`` (PredictionValuesChange, sums to 100); ``mean_abs_shap`` (logits); ``direction``
         (``direction``; NaN for categories). Means are over lesions at the natural prevalence.
     """
-    size = np.average(np.abs(explanation.shap), axis=0, weights=weights)
+    features, shap = explanation.features, explanation.shap
     signs = [
-        np.nan if name in categories else direction(features[name].to_numpy("float64"), explanation.shap[:, i], weights)
+        np.nan if name in explanation.categories else direction(features[name].to_numpy("float64"), shap[:, i], weights)
         for i, name in enumerate(features)
     ]
-    table = pd.DataFrame(
-        {"feature": list(features), "importance": explanation.importance, "mean_abs_shap": size, "direction": signs}
-    )
-    return table.sort_values("mean_abs_shap", ascending=False, kind="stable", ignore_index=True)
+    size = np.average(np.abs(shap), axis=0, weights=weights)
+    columns = {"feature": list(features), "importance": explanation.importance, "mean_abs_shap": size, "direction": signs}
+    return pd.DataFrame(columns).sort_values("mean_abs_shap", ascending=False, kind="stable", ignore_index=True)
 
 
 def draw_bars(path: Path, table: pd.DataFrame) -> None:
-    """The ``BARS`` most telling features: mean |SHAP| beside CatBoost's importance, in one PNG."""
-    from matplotlib.figure import Figure  # for training alone; the kernel's machine need not have it
-
+    """The first ``BARS`` features: mean |SHAP| beside CatBoost's importance, in one PNG."""
     top = table.head(BARS)
-    figure = Figure(figsize=(10, 1.4 + 0.29 * len(top)), layout="constrained")
+    figure = new_figure(10, 1.4 + 0.29 * len(top))
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, column, colour, label in (
         (left, "mean_abs_shap", BLUE, "mean |SHAP|, logits"),
-        (right, "importance", ORANGE, "PredictionValuesChange, % of a model"),
+        (right, "importance", VERMILION, "PredictionValuesChange, % of a model"),
     ):
         axes.barh(range(len(top)), top[column], color=colour, height=0.7)
         axes.set_xlabel(label)
-        axes.grid(axis="x", color="#dddddd", linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.tick_params(axis="y", length=0)
+        clean_axes(axes, "x")
+        axes.spines["left"].set_visible(False)
     left.set_yticks(range(len(top)), top["feature"])
     left.set_ylim(len(top) - 0.4, -0.6)
     figure.suptitle(f"The {len(top)} features that move the score most, of {len(table)}", fontsize=12)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    save_png(figure, path)
 
 
 def swarm(values: np.ndarray, rng: np.random.Generator, bins: int = 80) -> np.ndarray:
@@ -209,50 +184,36 @@ def swarm(values: np.ndarray, rng: np.random.Generator, bins: int = 80) -> np.nd
     return rng.uniform(-SPREAD, SPREAD, len(values)) * np.sqrt(crowd[place] / crowd.max())
 
 
-def draw_strips(
-    path: Path,
-    table: pd.DataFrame,
-    features: pd.DataFrame,
-    explanation: Explanation,
-    labels: np.ndarray,
-    categories: list[str],
-    seed: int,
-) -> None:
-    """The ``STRIPS`` most telling features, a dot per lesion: SHAP value across, the feature's own value as colour."""
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.figure import Figure
-
-    rng, top = np.random.default_rng(seed), table.head(STRIPS)
+def draw_strips(path: Path, table: pd.DataFrame, explanation: Explanation, labels: np.ndarray, seed: int) -> None:
+    """The first ``STRIPS`` features, a dot per lesion: SHAP value across, the feature's own value as colour."""
+    rng, top, features = np.random.default_rng(seed), table.head(STRIPS), explanation.features
     drawn = sample_rows(labels, max(DRAWN, 2 * int(labels.sum())), seed)[0]
-    figure = Figure(figsize=(10, 1.6 + 0.46 * len(top)), layout="constrained")
+    figure = new_figure(10, 1.6 + 0.46 * len(top))
     axes = figure.subplots()
-    axes.axvline(0, color="#444444", linewidth=0.8, zorder=1)
+    axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
     for row, name in enumerate(top["feature"]):
         shap = explanation.shap[drawn, features.columns.get_loc(name)]
         height = row + swarm(shap, rng)
         grey = np.ones(len(drawn), dtype=bool)
         dots = {"s": 7, "linewidths": 0, "rasterized": True, "zorder": 2}
-        if name not in categories:
+        if name not in explanation.categories:
             # Ranks, and not the values: one extreme value would leave a single colour to all others.
             share = features[name].iloc[drawn].rank(pct=True).to_numpy()
             grey = np.isnan(share)
             shuffled = rng.permutation(np.flatnonzero(~grey))  # so that no value's dots always lie on top
             axes.scatter(shap[shuffled], height[shuffled], c=share[shuffled], cmap="viridis", vmin=0, vmax=1, **dots)
         axes.scatter(shap[grey], height[grey], c=GREY, **dots)
-    axes.set_yticks(range(len(top)), [f"{name} *" if name in categories else name for name in top["feature"]])
+    axes.set_yticks(range(len(top)), [f"{name} *" if name in explanation.categories else name for name in top["feature"]])
     axes.set_ylim(len(top) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x", color="#dddddd", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
+    clean_axes(axes, "x")
+    axes.spines["left"].set_visible(False)
     axes.set_xlabel("SHAP value, logits: left less suspicious, right more suspicious")
-    axes.set_title(f"{len(drawn):,} lesions, each explained by models that have not seen its patient", fontsize=12)
+    axes.set_title(f"{len(drawn):,} lesions, each explained by models trained without its patient", fontsize=12)
     bar = figure.colorbar(ScalarMappable(cmap="viridis"), ax=axes, ticks=[0, 0.5, 1], fraction=0.03, aspect=40, pad=0.02)
     bar.ax.set_yticklabels(["lowest", "median", "highest"])
     bar.outline.set_visible(False)
     figure.supxlabel("Colour: the feature's value, by rank among the lesions. Grey: unknown, or a category (*).", fontsize=9)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    save_png(figure, path)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -263,30 +224,31 @@ def main(arguments: list[str] | None = None) -> int:
     add_data_options(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the table and the figures")
     parser.add_argument(
-        "--rows",
-        type=int,
-        default=20000,
-        help="lesions to explain at most, all malignant ones among them (default: %(default)s)",
+        "--rows", type=int, default=20000, help="at most so many lesions, all malignant ones included (default: %(default)s)"
     )
     add_seed_option(parser)
     options = parser.parse_args(arguments)
     manifest = load_manifest(options.artifacts)
     models = load_fold_models(options.artifacts, manifest)
     lesions = read_rows(options.data)
-    fold, labels = read_folds(options.artifacts, lesions.metadata), lesions.labels
-    rows, weights = sample_rows(labels, options.rows, options.seed)
-    categories = manifest["tabular"]["categories"]
-    features = model_features(lesions.features, manifest, options.data, options.artifacts).iloc[rows]
-    explanation = explain(features, fold[rows], models, categories)
-    table = tabulate(features, explanation, weights, categories)
+    names = manifest["tabular"]["features"]
+    unknown = [name for name in names if name not in lesions.features]
+    if unknown:
+        raise InputError(
+            f"the models of {options.artifacts} use {unknown[0]!r}, which this code does not make of {options.data}; "
+            "train again with train.tabular."
+        )
+    fold = read_folds(options.artifacts, lesions.metadata)
+    # Drawn after the features are made of all lesions of each patient: a lesion's features depend on the others.
+    rows, weights = sample_rows(lesions.labels, options.rows, options.seed)
+    explanation = explain(lesions.features[names].iloc[rows], fold[rows], models, manifest["tabular"]["categories"])
+    table = tabulate(explanation, weights)
     write_csv(options.out / "features.csv", table)
     draw_bars(options.out / "features.png", table)
-    draw_strips(options.out / "shap.png", table, features, explanation, labels[rows], categories, options.seed)
-    first = ", ".join(table["feature"].head(5))
-    unused = int((table["mean_abs_shap"] == 0).sum())
+    draw_strips(options.out / "shap.png", table, explanation, lesions.labels[rows], options.seed)
     log(
-        f"{options.out}: {len(rows):,} lesions explained by {len(models)} models; first of {len(table)} features: {first}; "
-        f"{unused} are not used"
+        f"{options.out}: {len(rows):,} lesions explained by {len(models)} models; first of {len(table)} features: "
+        f"{', '.join(table['feature'].head(5))}; {int((table['mean_abs_shap'] == 0).sum())} are not used"
     )
     return 0
 

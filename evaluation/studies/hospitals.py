@@ -24,7 +24,7 @@ from inference.files import write_csv
 from inference.schema import HOSPITAL, MISSING, PATIENT, TARGET
 from inference.tabular import tabular_logits
 from scale.parallel import Progress, run_tasks, workers
-from train.config import Recipe, add_recipe_options, recipe_of
+from train.config import TabularConfig, add_tabular_options, read_config
 from train.cross_validation import categories_of, sample_negatives, train_model
 from train.lesions import read_rows
 from utils import Estimate, InputError, ScoreTable, bootstrap_scores, log, run_command
@@ -93,15 +93,15 @@ def treat_scoring(features: pd.DataFrame, treatment: str, known: pd.Series) -> p
 
 
 def score_parts(
-    features: pd.DataFrame, labels: np.ndarray, parts: list[Part], recipe: Recipe, desc: str = "CatBoost"
+    features: pd.DataFrame, labels: np.ndarray, parts: list[Part], config: TabularConfig, desc: str = "CatBoost"
 ) -> dict[str, np.ndarray]:
-    """Trains ``recipe.seeds`` models per part and treatment; each scores the rows that its part keeps out of training.
+    """Trains ``config.seeds`` models per part and treatment; each scores the rows that its part keeps out of training.
 
     Args:
         features: with the column ``attribution``, shape (rows, columns).
         labels: 0/1, shape (rows,).
         parts: the rows to train on and to score.
-        recipe: parameters, seeds and sampling; a part's negatives are the same for all treatments.
+        config: parameters, seeds and sampling; a part's negatives are the same for all treatments.
         desc: heads the progress bar.
 
     Returns:
@@ -113,27 +113,26 @@ def score_parts(
     for part in parts:
         if len(set(labels[part.train])) < 2:
             raise InputError(f"without {part.name!r} all rows are of one class, and nothing can be trained; give more rows.")
-    tasks, shares = list(itertools.product(range(len(parts)), TREATMENTS, range(recipe.seeds))), []
+    tasks, shares = list(itertools.product(range(len(parts)), TREATMENTS, range(config.seeds))), []
 
     def given():
         for number, treatment, seed in tasks:
-            part, rng = parts[number], np.random.default_rng([recipe.seed, number, seed])
-            kept, share = sample_negatives(labels[part.train], recipe.negatives_per_positive, rng)
+            part, rng = parts[number], np.random.default_rng([config.seed, number, seed])
+            kept, share = sample_negatives(labels[part.train], config.negatives_per_positive, rng)
             kept = part.train[kept]
             shares.append(share)
             rows = treat_training(features.iloc[kept], treatment, rng)
-            yield rows, labels[kept], recipe.parameters, recipe.seed + 1000 * number + seed
+            yield rows, labels[kept], config.parameters, config.seed + 1000 * number + seed
 
     models = run_tasks(train_model, given(), len(tasks), progress=Progress(desc, "model"))
     scores = {treatment: np.full(len(labels), np.nan) for treatment in TREATMENTS}
-    for part in parts:
-        for treatment in TREATMENTS:
-            scores[treatment][part.score] = 0.0
+    for logits in scores.values():
+        logits[np.concatenate([part.score for part in parts])] = 0.0
     for (number, treatment, _), share, model in zip(tasks, shares, models, strict=True):
         part = parts[number]
         scored = treat_scoring(features.iloc[part.score], treatment, features[HOSPITAL].iloc[part.train])
         logits = tabular_logits([(model, float(np.log(share)))], scored, categories_of(scored))
-        scores[treatment][part.score] += logits / recipe.seeds
+        scores[treatment][part.score] += logits / config.seeds
     return scores
 
 
@@ -147,7 +146,7 @@ def measure(metadata: pd.DataFrame, rows: np.ndarray, scores: Mapping[str, np.nd
 
 
 def columns_of(tables: Sequence[ScoreTable]) -> dict[str, float]:
-    """Columns of ``tabulate``: mean pAUC of each treatment over tables of disjoint rows, and its paired difference to "with".
+    """Columns of ``tabulate``: mean pAUC of each treatment over tables of other rows, and its paired difference to "with".
 
     Args:
         tables: each resampled on its own; where there is none, the columns are NaN.
@@ -235,11 +234,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="competition folder to read")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for hospitals.csv and hospitals.md")
     parser.add_argument("--folds", type=int, default=5, help="folds of the within-hospital score (default: %(default)s)")
-    add_recipe_options(parser)
+    add_tabular_options(parser)
     options = parser.parse_args(arguments)
     if options.folds < 2:
         raise InputError(f"--folds {options.folds} is too few; give 2 or more.")
-    recipe = recipe_of(options)
+    config = read_config(options.params, options.seeds, options.negatives_per_positive, options.seed)
     rows = read_rows(options.data)
     metadata, features, labels = rows.metadata, rows.features, rows.labels
     hospitals, folds = hospital_parts(metadata), fold_parts(metadata, options.folds, options.seed)
@@ -247,8 +246,8 @@ def main(arguments: list[str] | None = None) -> int:
     features[HOSPITAL] = metadata[HOSPITAL].astype(object).fillna(MISSING).astype(str)
     models = (len(hospitals) + len(folds)) * len(TREATMENTS) * options.seeds
     with workers(options.jobs, options.cluster):
-        left_out = score_parts(features, labels, hospitals, recipe, "hospitals")
-        within = score_parts(features, labels, folds, recipe, "folds")
+        left_out = score_parts(features, labels, hospitals, config, "hospitals")
+        within = score_parts(features, labels, folds, config, "folds")
     table = tabulate(metadata, hospitals, left_out, within)
     write_csv(options.out / "hospitals.csv", table)
     text = as_markdown(table)

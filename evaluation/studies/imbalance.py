@@ -1,41 +1,38 @@
-"""What each way of treating the rare malignant lesions is worth to the network, at about equal numbers of images.
+"""What each treatment of the rare malignant lesions is worth to the network, at about equal numbers of images.
 
     python -m evaluation.studies.imbalance --data data/isic-2024-challenge --artifacts artifacts --out imbalance-study \
         --weights imagenet
 
-The networks are trained on the same folds, seeds and tabular logits; all further options go to ``train.fusion``. The ways
-differ in how many images an epoch has, so each has as many epochs as come closest to the same number of images, and one at
-least. A training that is finished is kept in --out, so the same command continues where it was stopped.
+The networks are trained on the same folds, seeds and tabular logits; all further options go to ``train.fusion``. The
+treatments differ in the number of images per epoch, so each has as many epochs as come closest to the same number of images,
+and at least one. A training that is finished is kept in --out, so the same command continues where it was stopped.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
+from evaluation.measures import TABULAR
 from evaluation.studies.compare import (
-    TABULAR,
-    TABULAR_SHOWN,
-    as_markdown,
-    compare,
-    read_done,
+    Comparison,
+    Study,
+    Variant,
+    compare_networks,
     refuse_fixed,
-    told,
-    train_variant,
+    study_parser,
+    write_text,
 )
-from evaluation.studies.explain import BLUE, ORANGE
-from inference.files import replacing
 from inference.schema import TARGET, read_metadata
+from train.charts import BLUE, INK, VERMILION, clean_axes, new_figure, save_png
 from train.folds import HOLDOUT, read_folds
 from train.network.config import parse_fusion_options
 from train.network.sampling import IMBALANCE_MODES, Imbalance
-from utils import InputError, ScoreTable, add_data_options, format_table, log, run_command
+from utils import InputError, format_table, log, run_command
 
 VARIANTS = (
     "undersample:1",
@@ -47,22 +44,22 @@ VARIANTS = (
     "class-weight:3",
     "focal:2",
 )
-#: Epochs of the first variant, whose images all others are given too.
+#: Epochs of the first variant, whose number of images is that of all others.
 EPOCHS = 60
-#: What this study varies, or fixes for all variants.
+#: Options that this study varies, or fixes for all variants.
 FIXED = ("--epochs", "--imbalance", "--negatives-per-positive", "--focal-gamma", "--inputs")
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A way of treating the rare malignant lesions; ``ratio`` is benign lesions to a malignant one, or focal's gamma."""
+class Treatment:
+    """A treatment of the rare malignant lesions; ``ratio`` is benign lesions per malignant one, or focal's gamma."""
 
     mode: str
     ratio: float
 
     @property
     def name(self) -> str:
-        """As it is asked for, such as "undersample:3"; equal variants have equal names."""
+        """As it is asked for, such as "undersample:3"; equal treatments have equal names."""
         return f"{self.mode}:{self.ratio!r}".removesuffix(".0")
 
     @property
@@ -72,58 +69,50 @@ class Variant:
 
     @property
     def options(self) -> list[str]:
-        """The options of ``train.fusion`` that ask for it."""
+        """Its options of ``train.fusion``."""
         ratio = "--focal-gamma" if self.mode == "focal" else "--negatives-per-positive"
         return ["--imbalance", self.mode, ratio, self.name.partition(":")[2]]
 
 
 @dataclass(frozen=True)
-class Course:
-    """How long a variant is trained: so many epochs of ``length`` images each."""
+class Length:
+    """How long a variant is trained."""
 
     epochs: int
-    length: int
+    images_per_epoch: int
 
     @property
     def images(self) -> int:
-        """Images that the network of a fold is shown."""
-        return self.epochs * self.length
+        """Images that the network of a fold is trained on, repetitions counted."""
+        return self.epochs * self.images_per_epoch
 
     def __str__(self) -> str:
         """In words: "12 epochs of 500 images"."""
-        return f"{self.epochs} {'epoch' if self.epochs == 1 else 'epochs'} of {self.length:,} images"
+        return f"{self.epochs} {'epoch' if self.epochs == 1 else 'epochs'} of {self.images_per_epoch:,} images"
 
 
-def variant_of(text: str) -> Variant:
-    """The variant that ``text`` asks for as MODE:RATIO.
-
-    Raises:
-        InputError: it has another form, there is no such mode, or the ratio is no number above zero.
-    """
-    mode, _, ratio = text.partition(":")
-    try:
-        number = float(ratio)
-    except ValueError:
-        number = math.nan
-    if mode not in IMBALANCE_MODES or not 0 < number < math.inf:
-        raise InputError(
-            f"--variants {text!r} is not of the form MODE:RATIO; give one of {', '.join(IMBALANCE_MODES)}, a colon and a number "
-            "above zero, as in undersample:3."
-        )
-    return Variant(mode, number)
-
-
-def variants_of(texts: list[str]) -> list[Variant]:
-    """The variants that ``texts`` ask for, in that order.
+def treatments_of(texts: list[str]) -> list[Treatment]:
+    """The treatments that ``texts`` name as MODE:RATIO, in that order.
 
     Raises:
-        InputError: as ``variant_of``, or two are the same.
+        InputError: a text has another form, there is no such mode, the ratio is no number above zero, or two are equal.
     """
-    variants = [variant_of(text) for text in texts]
-    for text, variant in zip(texts, variants, strict=True):
-        if variants.count(variant) > 1:
-            raise InputError(f"--variants {text!r} is asked for more than once; name every variant once.")
-    return variants
+    treatments = []
+    for text in texts:
+        mode, _, ratio = text.partition(":")
+        try:
+            number = float(ratio)
+        except ValueError:
+            number = math.nan
+        if mode not in IMBALANCE_MODES or not 0 < number < math.inf:
+            raise InputError(
+                f"--variants {text!r} is not of the form MODE:RATIO; give one of {', '.join(IMBALANCE_MODES)}, a colon and "
+                "a number above zero, as in undersample:3."
+            )
+        if Treatment(mode, number) in treatments:
+            raise InputError(f"--variants {text!r} is given more than once; name every variant once.")
+        treatments.append(Treatment(mode, number))
+    return treatments
 
 
 def training_labels(data: Path, artifacts: Path) -> np.ndarray:
@@ -137,94 +126,58 @@ def training_labels(data: Path, artifacts: Path) -> np.ndarray:
     return metadata[TARGET].to_numpy()[(fold != 0) & (fold != HOLDOUT)]
 
 
-def courses_of(variants: list[Variant], labels: np.ndarray, images: int | None) -> dict[str, Course]:
-    """How long each variant is trained, by name, to be shown about the same number of images, but one epoch at least.
+def lengths_of(treatments: list[Treatment], labels: np.ndarray, images: int | None) -> dict[str, Length]:
+    """How long each variant is trained, by name: on about the same number of images, but for one epoch at least.
 
     Args:
-        variants: one or more.
+        treatments: one or more.
         labels: of the lesions that a network is trained on, 0/1, shape (rows,), both present.
-        images: how many; those of ``EPOCHS`` epochs of the first variant, if not given.
+        images: how many; those of ``EPOCHS`` epochs of the first treatment, if not given.
     """
-    lengths = {variant.name: len(variant.imbalance.draw(labels, np.random.default_rng(0))) for variant in variants}
-    images = images or EPOCHS * lengths[variants[0].name]
-    return {name: Course(max(1, round(images / length)), length) for name, length in lengths.items()}
+    drawn = {each.name: len(each.imbalance.draw(labels, np.random.default_rng(0))) for each in treatments}
+    images = images or EPOCHS * drawn[treatments[0].name]
+    return {name: Length(max(1, round(images / count)), count) for name, count in drawn.items()}
 
 
-def train_all(
-    variants: list[Variant], courses: Mapping[str, Course], options: argparse.Namespace, more: list[str]
-) -> dict[str, Path]:
-    """Trains every variant that is not yet there; their folders by name.
-
-    Raises:
-        InputError: as ``evaluation.studies.compare.train_variant``.
-    """
-    for name, course in courses.items():
-        log(f"{name}: {course}")
-    folders = {variant.name: options.out / variant.name.replace(":", "-") for variant in variants}
-    for variant in variants:
-        asked = [*variant.options, "--epochs", str(courses[variant.name].epochs), *more]
-        train_variant(
-            variant.name, folders[variant.name], options.data, options.artifacts, asked, request={"options": asked}
-        )
-    return folders
+def summary(found: Comparison) -> str:
+    """The variant with the highest pAUC, and its paired difference to the first one."""
+    best = max(found.seconds, key=lambda name: found.table.scores[name].pauc.value)
+    gain = f"minus {found.base} {found.gain(best)}" if best != found.base else "the first variant"
+    return f"the best of {len(found.seconds)} variants is {best}, pAUC {found.table.scores[best].pauc.value:.4f}, {gain}"
 
 
-def summary(table: ScoreTable, names: list[str]) -> str:
-    """Which of the variants ``names`` has the highest pAUC, and its paired difference to the first one."""
-    best = max(names, key=lambda name: table.scores[name].pauc.value)
-    gain = "the first variant" if best == names[0] else f"less {names[0]} {told(table.difference(best, names[0]))}"
-    return f"the best of {len(names)} variants is {best}, pAUC {table.scores[best].pauc.value:.4f}, {gain}"
-
-
-def written(
-    table: ScoreTable,
-    seconds: Mapping[str, float],
-    courses: Mapping[str, Course],
-    images: int,
-    head_epochs: int,
-    more: list[str],
-) -> str:
-    """The comparison as Markdown, with what has to be known to read it.
+def as_markdown(found: Comparison, lengths: Mapping[str, Length], images: int, head_epochs: int) -> str:
+    """The comparison as Markdown, with the notes that it takes to read it.
 
     Args:
-        table: of ``evaluation.studies.compare.compare``.
-        seconds: variant -> how long its training took; the first one is the base.
-        courses: variant -> how long it was trained.
-        images: how many each was to be shown.
+        found: the scores.
+        lengths: variant -> how long it was trained.
+        images: how many each was to be trained on.
         head_epochs: of the head alone, before the ones counted.
-        more: the further options of ``train.fusion``.
     """
     columns = {
-        "epochs": {name: f"{course.epochs}" for name, course in courses.items()},
-        "images per fold": {name: f"{course.images:,}" for name, course in courses.items()},
+        "epochs": {name: f"{length.epochs}" for name, length in lengths.items()},
+        "images per fold": {name: f"{length.images:,}" for name, length in lengths.items()},
     }
-    notes = [f"Every variant was to be shown about {images:,} images per fold, in whole epochs."]
-    long = [name for name, course in courses.items() if course.length > images]
+    notes = [f"The target is {images:,} images per fold for every variant, in whole epochs."]
+    long = [name for name, length in lengths.items() if length.images_per_epoch > images]
     if long:
-        notes.append(f"A single epoch has more than that with {', '.join(long)}: they were shown more than the others.")
+        notes.append(f"A single epoch has more than that with {', '.join(long)}: they were trained on more than the others.")
     if head_epochs:
         notes.append(f"The head alone was trained before, for --head-epochs {head_epochs}, which is not counted here.")
-    notes.append("The best of several variants is flattered by the lesions it was picked on: measure it on others.")
-    asked = f"    further options: {' '.join(more) or 'none'}"
-    return "\n".join([as_markdown(table, seconds, columns=columns), " ".join(notes), "", asked, ""])
+    notes.append("The best of several variants is overestimated on the lesions it was chosen on: measure it on others.")
+    return f"{found.as_markdown(columns=columns)}\n{' '.join(notes)}\n"
 
 
-def draw_figure(path: Path, table: ScoreTable, seconds: Mapping[str, float], courses: Mapping[str, Course]) -> None:
-    """Every variant's pAUC with its interval, and the minutes of its training beside it, in one PNG.
-
-    Args:
-        path: the file to write.
-        table: of ``evaluation.studies.compare.compare``.
-        seconds: variant -> how long its training took, in the order of the rows.
-        courses: variant -> how long it was trained.
-    """
-    names, rows = list(seconds), range(len(seconds))
-    figure = Figure(figsize=(12, 1.9 + 0.46 * len(names)), layout="constrained")
+def draw_figure(path: Path, found: Comparison, lengths: Mapping[str, Length]) -> None:
+    """Every variant's pAUC with its interval, and the minutes of its training beside it, in one PNG."""
+    table, names, rows = found.table, list(found.seconds), range(len(found.seconds))
+    figure = new_figure(12, 1.9 + 0.46 * len(names))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[5, 4])
     # On white, so that no line of the grid runs through the digits.
     beside = {"textcoords": "offset points", "fontsize": 9, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5}}
     tabular = table.scores[TABULAR].pauc.value
-    left.axvline(tabular, color="#444444", linestyle="--", linewidth=1.2, label=f"{TABULAR_SHOWN}, {tabular:.4f}")
+    left.axvline(tabular, color=INK, linestyle="--", linewidth=1.2, label=f"{TABULAR}, {tabular:.4f}")
     for row, name in enumerate(names):
         pauc = table.scores[name].pauc
         left.plot([pauc.low, pauc.high], [row, row], color=BLUE, linewidth=2.2, solid_capstyle="butt")
@@ -234,62 +187,53 @@ def draw_figure(path: Path, table: ScoreTable, seconds: Mapping[str, float], cou
     left.set_yticks(rows, names)
     left.set_ylim(len(names) - 0.4, -0.7)
     left.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, borderaxespad=0.2)
-    minutes = [seconds[name] / 60 for name in names]
-    right.barh(rows, minutes, color=ORANGE, height=0.6)
+    minutes = [found.seconds[name] / 60 for name in names]
+    right.barh(rows, minutes, color=VERMILION, height=0.6)
     for row, name in enumerate(names):
-        shown = f"{minutes[row]:.1f}: {courses[name]}"
-        right.annotate(shown, (minutes[row], row), (4, 0), va="center", **beside)
-    right.set_xlim(0, 1.9 * max(minutes))  # room for what stands behind the longest bar
+        right.annotate(f"{minutes[row]:.1f}: {lengths[name]}", (minutes[row], row), (4, 0), va="center", **beside)
+    right.set_xlim(0, 1.9 * max(minutes))  # space for the text behind the longest bar
     right.set_xlabel("minutes of training, all folds; epochs of one fold")
     for axes in (left, right):
-        axes.grid(axis="x", color="#dddddd", linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.tick_params(axis="y", length=0)
+        clean_axes(axes, "x")
+        axes.spines["left"].set_visible(False)
     figure.suptitle(f"Rare malignant lesions: {table.malignant:,} of {table.rows:,} lesions with an image", fontsize=12)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    save_png(figure, path)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Trains every variant and writes imbalance.md and imbalance.png."""
-    parser = argparse.ArgumentParser(
-        description="Fusion with each way of treating rare malignant lesions -> imbalance.md, imbalance.png",
-        epilog="Further options go to train.fusion (see there): --weights, --image-size, --learning-rate, ...",
-        allow_abbrev=False,  # or else --image, short for the --image-size of train.fusion, would be taken for --images
-    )
-    add_data_options(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results and the trainings")
+    parser = study_parser("Fusion with each treatment of rare malignant lesions -> imbalance.md, imbalance.png")
     parser.add_argument(
         "--variants",
         nargs="+",
         default=list(VARIANTS),
         metavar="MODE:RATIO",
-        help=f"the first is the base; modes: {', '.join(IMBALANCE_MODES)}; the ratio is --negatives-per-positive, or --focal-gamma "
-        f"(default: {' '.join(VARIANTS)})",
+        help=f"the first is the base; modes: {', '.join(IMBALANCE_MODES)}; the ratio is --negatives-per-positive, or "
+        f"--focal-gamma (default: {' '.join(VARIANTS)})",
     )
     parser.add_argument(
         "--images", type=int, metavar="N", help=f"per fold and variant (default: {EPOCHS} epochs of the first variant)"
     )
     options, more = parser.parse_known_args(arguments)
     refuse_fixed(more, FIXED)
-    variants = variants_of(options.variants)
+    treatments = treatments_of(options.variants)
     if options.images is not None and options.images < 1:
         raise InputError(f"--images {options.images} must be above zero.")
-    where = ["--data", str(options.data), "--artifacts", str(options.artifacts)]
-    head_epochs = parse_fusion_options(
-        [*where, *more]
-    ).head_epochs  # and whatever is wrong with them is said before hours of training
-    courses = courses_of(variants, training_labels(options.data, options.artifacts), options.images)
-    images = options.images or courses[variants[0].name].images
-    folders = train_all(variants, courses, options, more)
-    table = compare(folders)
-    seconds = {name: read_done(folder)["seconds"] for name, folder in folders.items()}
-    with replacing(options.out / "imbalance.md") as temporary:
-        temporary.write_text(written(table, seconds, courses, images, head_epochs, more), encoding="utf-8")
-    draw_figure(options.out / "imbalance.png", table, seconds, courses)
-    log(format_table(table))
-    log(f"{options.out / 'imbalance.md'}: {summary(table, list(folders))}")
+    study = Study(options.data, options.artifacts, options.out, tuple(more))
+    # Read here as well, so that a mistake in them ends the study before the first training.
+    _, training = parse_fusion_options(["--data", str(study.data), "--artifacts", str(study.artifacts), *more])
+    lengths = lengths_of(treatments, training_labels(study.data, study.artifacts), options.images)
+    variants = []
+    for treatment, length in zip(treatments, lengths.values(), strict=True):
+        log(f"{treatment.name}: {length}")
+        own = [*treatment.options, "--epochs", str(length.epochs)]
+        variants.append(Variant(treatment.name, tuple(own), {"options": [*own, *more]}))
+    found = compare_networks(study, variants)
+    text = as_markdown(found, lengths, options.images or next(iter(lengths.values())).images, training.head_epochs)
+    write_text(study.out / "imbalance.md", f"{text}\n    further options: {' '.join(more) or 'none'}\n")
+    draw_figure(study.out / "imbalance.png", found, lengths)
+    log(format_table(found.table))
+    log(f"{study.out / 'imbalance.md'}: {summary(found)}")
     return 0
 
 

@@ -3,14 +3,15 @@
     python -m evaluation.studies.tune --data data/isic-2024-challenge --trials 40 --out params.json
     python -m train.tabular --data data/isic-2024-challenge --artifacts artifacts --params params.json
 
-The best of many noisy scores looks better than it is. So trials are compared on splits of the patients that serve for
-nothing else, and the winner meets the defaults once more on splits that the search has not seen.
+The best of many noisy scores is too high. So trials are compared on splits of the patients that serve for nothing else, and
+the best trial is compared with the defaults once more on splits that the search did not use.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,34 +20,35 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from evaluation.studies.compare import MeanPauc, compare_splits, signed, split_folds
 from inference.files import write_csv, write_json
 from inference.schema import ID, PATIENT, TARGET
 from scale.parallel import workers
-from train.config import Recipe, add_recipe_options, recipe_of
+from train.config import TabularConfig, add_tabular_options, read_config
 from train.cross_validation import cross_validate
-from train.folds import HOLDOUT, assign_folds, read_folds
+from train.folds import HOLDOUT, read_folds
 from train.lesions import Rows, read_rows
-from utils import INTERVAL, Estimate, InputError, bootstrap_scores, log, partial_auc, run_command
+from utils import Estimate, InputError, log, partial_auc, run_command
 
 if TYPE_CHECKING:
     import optuna
 
-#: Split seeds of the search, and those that stay unseen until the winner is known.
+#: Split seeds of the search, and those that are used only once its best trial is known.
 SEARCH_SPLITS = (100, 101)
 CONFIRM_SPLITS = (0, 1, 2)
 STUDY = "tabular"
-#: What the search varies, by name: (lowest, highest, how). Symmetric trees have no min_data_in_leaf to vary, and
-#: scale_pos_weight would take the logits off the natural prevalence.
-SPACE: dict[str, tuple[float, float, str]] = {
-    "iterations": (200, 1000, "steps of 50"),
-    "learning_rate": (0.01, 0.1, "log"),
-    "depth": (3, 7, "steps of 1"),
-    "l2_leaf_reg": (1.0, 50.0, "log"),
-    "subsample": (0.4, 0.9, "linear"),
-    "rsm": (0.1, 1.0, "log"),
-    "random_strength": (0.1, 5.0, "log"),
+#: What the search varies, by name: the arguments of Optuna's ``suggest_int`` where there is a step, of ``suggest_float``
+#: elsewhere. Symmetric trees have no min_data_in_leaf, and with scale_pos_weight the logits would not fit the prevalence.
+SPACE: dict[str, dict] = {
+    "iterations": {"low": 200, "high": 1000, "step": 50},
+    "learning_rate": {"low": 0.01, "high": 0.1, "log": True},
+    "depth": {"low": 3, "high": 7, "step": 1},
+    "l2_leaf_reg": {"low": 1.0, "high": 50.0, "log": True},
+    "subsample": {"low": 0.4, "high": 0.9},
+    "rsm": {"low": 0.1, "high": 1.0, "log": True},
+    "random_strength": {"low": 0.1, "high": 5.0, "log": True},
 }
-#: CatBoost's own values of what the search varies, where the recipe is silent.
+#: CatBoost's own values of what the search varies, where the defaults name none.
 CATBOOST_DEFAULTS = {
     "iterations": 1000,
     "learning_rate": 0.03,
@@ -67,7 +69,7 @@ def load_optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise InputError("train.tune needs Optuna; run: pip install -r requirements-dev.txt") from error
+        raise InputError("evaluation.studies.tune needs Optuna; run: pip install -r requirements-dev.txt") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
@@ -83,30 +85,19 @@ def read_searched(data: Path, artifacts: Path | None) -> Rows:
 
 
 def default_point(parameters: dict) -> dict[str, float]:
-    """Where the recipe's own parameters lie in ``SPACE``; a value beyond its bounds is moved to them."""
+    """Where the default parameters lie in ``SPACE``; a value beyond its bounds is moved to them."""
     point = {}
-    for name, (low, high, how) in SPACE.items():
-        value = min(max(parameters.get(name, CATBOOST_DEFAULTS[name]), low), high)
-        point[name] = int(value) if how.startswith("steps") else float(value)
+    for name, how in SPACE.items():
+        value = min(max(parameters.get(name, CATBOOST_DEFAULTS[name]), how["low"]), how["high"])
+        point[name] = int(value) if "step" in how else float(value)
     return point
 
 
-def distributions() -> dict[str, Any]:
-    """``SPACE`` in Optuna's words."""
-    made = load_optuna().distributions
-    space: dict[str, Any] = {}
-    for name, (low, high, how) in SPACE.items():
-        if how.startswith("steps"):
-            space[name] = made.IntDistribution(int(low), int(high), step=int(how.split()[-1]))
-        else:
-            space[name] = made.FloatDistribution(low, high, log=how == "log")
-    return space
-
-
-def out_of_fold(table: Rows, parameters: dict, split: int, folds: int, recipe: Recipe) -> np.ndarray:
+def out_of_fold(table: Rows, parameters: dict, split: int, folds: int, config: TabularConfig) -> np.ndarray:
     """Out-of-fold logits, shape (rows,), on the patient-grouped split of that seed."""
-    fold = assign_folds(table.metadata, folds, np.zeros(len(table.labels), dtype=bool), split)
-    return cross_validate(table.features, table.labels, fold, replace(recipe, parameters=parameters), progress=False)[1]
+    fold = split_folds(table.metadata, folds, split)
+    config = replace(config, parameters=parameters)
+    return cross_validate(table.features, table.labels, fold, config, progress=False).logits
 
 
 def open_study(storage: Path, settings: dict[str, Any]) -> optuna.Study:
@@ -142,75 +133,63 @@ def open_study(storage: Path, settings: dict[str, Any]) -> optuna.Study:
 
 
 def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    """The trials that have a score, in the order of their numbers; one that was interrupted has none."""
+    """The trials that have a score, in the order of their numbers; an interrupted one has none."""
     return study.get_trials(deepcopy=False, states=[load_optuna().trial.TrialState.COMPLETE])
 
 
-def search(study: optuna.Study, table: Rows, trials: int, folds: int, recipe: Recipe) -> None:
+def search(study: optuna.Study, table: Rows, trials: int, folds: int, config: TabularConfig) -> None:
     """Runs trials until the study has ``trials`` finished ones; the first are the defaults.
 
     The sampler is seeded anew for each trial, by the number of finished ones before it: a search that was interrupted and
     continued draws what an uninterrupted one draws.
     """
-    optuna, space, done = load_optuna(), distributions(), len(finished(study))
+
+    def objective(trial: optuna.Trial) -> float:
+        suggested = {
+            name: (trial.suggest_int if "step" in how else trial.suggest_float)(name, **how) for name, how in SPACE.items()
+        }
+        paucs = []
+        for split in SEARCH_SPLITS:
+            logits = out_of_fold(table, config.parameters | suggested, split, folds, config)
+            paucs.append(partial_auc(table.labels, logits))
+            trial.set_user_attr(f"pauc_split{split}", paucs[-1])
+        return float(np.mean(paucs))
+
+    samplers, done = load_optuna().samplers, len(finished(study))
     bar = tqdm(range(done, trials), desc="trials", unit="trial", initial=done, total=max(trials, done))
     for number in bar:
-        study.sampler = optuna.samplers.TPESampler(seed=recipe.seed + number, multivariate=True)
+        study.sampler = samplers.TPESampler(seed=config.seed + number, multivariate=True)
         if number == 0:
-            study.enqueue_trial(default_point(recipe.parameters))
-        trial = study.ask(space)
-        try:
-            paucs = [
-                partial_auc(table.labels, out_of_fold(table, recipe.parameters | trial.params, split, folds, recipe))
-                for split in SEARCH_SPLITS
-            ]
-        except BaseException:
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            raise
-        for split, pauc in zip(SEARCH_SPLITS, paucs, strict=True):
-            trial.set_user_attr(f"pauc_split{split}", pauc)
-        study.tell(trial, float(np.mean(paucs)))
+            study.enqueue_trial(default_point(config.parameters))
+        study.optimize(objective, n_trials=1)
         bar.set_postfix(best=f"{study.best_value:.4f}")
 
 
-def confirm(
-    table: Rows, sets: dict[str, dict], folds: int, recipe: Recipe
-) -> tuple[dict[str, list[float]], dict[str, Estimate]]:
-    """Scores parameter sets on ``CONFIRM_SPLITS``.
+def confirm(table: Rows, sets: dict[str, dict], folds: int, config: TabularConfig) -> dict[str, MeanPauc]:
+    """Scores parameter sets on ``CONFIRM_SPLITS``, all on the same resamples of patients.
 
     Args:
         table: the rows.
         sets: name -> CatBoost's parameters.
         folds: folds of each split.
-        recipe: seeds per fold, sampling and seed; its parameters are not used.
+        config: seeds per fold, sampling and seed; its parameters are not used.
 
     Returns:
-        Name -> pooled out-of-fold pAUC of each split; and name -> the mean over splits of its difference to the first set,
-        with a 95 % interval that is paired: both sets were measured on each resample of the patients.
+        Name -> pooled out-of-fold pAUC of each split, and their mean.
     """
-    tasks = [(name, split) for name in sets for split in CONFIRM_SPLITS]
-    scores = {
-        (name, split): out_of_fold(table, sets[name], split, folds, recipe)
-        for name, split in tqdm(tasks, desc="unseen splits", unit="split")
-    }
-    measured = bootstrap_scores(table.labels, table.patients, {f"{name} {split}": s for (name, split), s in scores.items()})
-    paucs = {name: [measured.scores[f"{name} {split}"].pauc.value for split in CONFIRM_SPLITS] for name in sets}
-    draws = {name: np.mean([measured.paucs[f"{name} {split}"] for split in CONFIRM_SPLITS], axis=0) for name in sets}
-    base, *others = sets
-    differences = {}
-    for name in others:
-        low, high = np.percentile(draws[name] - draws[base], INTERVAL)
-        differences[name] = Estimate(float(np.mean(paucs[name]) - np.mean(paucs[base])), float(low), float(high))
-    return paucs, differences
+    logits: dict[str, list[np.ndarray]] = {name: [] for name in sets}
+    for name, split in tqdm(list(itertools.product(sets, CONFIRM_SPLITS)), desc="new splits", unit="split"):
+        logits[name].append(out_of_fold(table, sets[name], split, folds, config))
+    return compare_splits(table.labels, table.patients, logits)[1]
 
 
 def verdict(difference: Estimate) -> str:
-    """What the difference to the defaults says, in words."""
+    """What the difference to the defaults amounts to, in words."""
     if difference.low > 0:
         return "better than the defaults"
     if difference.high < 0:
         return "WORSE than the defaults"
-    return "NOT told apart from the defaults (the interval holds 0)"
+    return "NOT distinguishable from the defaults (the interval holds 0)"
 
 
 def trial_table(study: optuna.Study) -> pd.DataFrame:
@@ -219,16 +198,16 @@ def trial_table(study: optuna.Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def settings_of(table: Rows, folds: int, recipe: Recipe) -> dict[str, Any]:
+def settings_of(table: Rows, folds: int, config: TabularConfig) -> dict[str, Any]:
     """All that decides a trial's score besides what the search varies, small enough to be kept with the study."""
     hashes = pd.util.hash_pandas_object(table.metadata[[ID, PATIENT, TARGET]], index=False)
     return {
         "rows": hashlib.sha256(hashes.to_numpy().tobytes()).hexdigest(),
         "features": hashlib.sha256("\n".join(table.features).encode()).hexdigest(),
         "--folds": folds,
-        "--seed": recipe.seed,
-        "--negatives-per-positive": recipe.negatives_per_positive,
-        "defaults": recipe.parameters,
+        "--seed": config.seed,
+        "--negatives-per-positive": config.negatives_per_positive,
+        "defaults": config.parameters,
     }
 
 
@@ -248,37 +227,37 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--storage", type=Path, metavar="FILE", help="SQLite file of the trials (default: --out as .sqlite)")
     parser.add_argument("--folds", type=int, default=5, help="folds of each split (default: %(default)s)")
-    add_recipe_options(parser)
+    add_tabular_options(parser)
     options = parser.parse_args(arguments)
     if options.trials < 1 or options.folds < 2:
         raise InputError(f"--trials {options.trials} must be 1 or more, --folds {options.folds} 2 or more.")
-    recipe = recipe_of(options)
+    config = read_config(options.params, options.seeds, options.negatives_per_positive, options.seed)
     load_optuna()
     table = read_searched(options.data, options.artifacts)
-    study = open_study(options.storage or options.out.with_suffix(".sqlite"), settings_of(table, options.folds, recipe))
+    study = open_study(options.storage or options.out.with_suffix(".sqlite"), settings_of(table, options.folds, config))
     with workers(options.jobs, options.cluster):
-        search(study, table, options.trials, options.folds, replace(recipe, seeds=1))
-    best = recipe.parameters | study.best_params
+        search(study, table, options.trials, options.folds, replace(config, seeds=1))
+    best = config.parameters | study.best_params
     trials = options.out.with_name(f"{options.out.stem}-trials.csv")
     write_csv(trials, trial_table(study))
     write_json(options.out, best)
     base = finished(study)[0]
     log(
         f"search, splits {SEARCH_SPLITS}: best trial {study.best_trial.number} pAUC {study.best_value:.4f}, "
-        f"defaults {base.value:.4f}; this difference is of the best of {len(finished(study))} and flatters"
+        f"defaults {base.value:.4f}; this difference, of the best of {len(finished(study))}, is too high"
     )
     if study.best_trial.number == base.number:
         log(f"{options.out}: the defaults; none of {len(finished(study)) - 1} other trials was better (all in {trials})")
         return 0
     with workers(options.jobs, options.cluster):
-        paucs, differences = confirm(table, {"defaults": recipe.parameters, "best": best}, options.folds, recipe)
-    for name, values in paucs.items():
-        by_split = ", ".join(f"{value:.4f}" for value in values)
-        log(f"unseen splits {CONFIRM_SPLITS}, {name}: pAUC {by_split}, mean {np.mean(values):.4f}")
-    found = differences["best"]
+        means = confirm(table, {"defaults": config.parameters, "best": best}, options.folds, config)
+    for name, found in means.items():
+        by_split = ", ".join(f"{value:.4f}" for value in found.values)
+        log(f"new splits {CONFIRM_SPLITS}, {name}: pAUC {by_split}, mean {found.estimate.value:.4f}")
+    difference = means["best"].minus(means["defaults"])
     log(
-        f"{options.out}: the best of {len(finished(study))} trials is {verdict(found)} on unseen splits: "
-        f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}] pAUC (all trials in {trials})"
+        f"{options.out}: the best of {len(finished(study))} trials is {verdict(difference)} on new splits: "
+        f"{signed(difference)} pAUC (all trials in {trials})"
     )
     return 0
 
