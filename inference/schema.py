@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -201,15 +202,19 @@ def read_scores(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return frame.set_index(ID)[list(columns)]
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path, **options: Any) -> pd.DataFrame:
     """Reads a CSV file, unchecked: ids and categories as text, other columns as pandas infers them.
+
+    Args:
+        path: the file.
+        **options: of ``pandas.read_csv``.
 
     Raises:
         InputError: the file is missing or no CSV.
     """
     text = {column.name: "str" for column in COLUMNS if column.kind in ("id", "category")}
     try:
-        return pd.read_csv(path, dtype=text, low_memory=False, index_col=False)
+        return pd.read_csv(path, **{"dtype": text, "low_memory": False, "index_col": False} | options)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise InputError(f"{path.name} is not in {path.parent}; give the folder that holds it.") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:

@@ -1,7 +1,7 @@
-"""Persons and copies: rows of several years become one row per image, of copies one stays, and nobody is in two groups.
+"""Persons and copies: rows of several years become one row per image, of copies one stays, images of one person are linked.
 
 A person is a connected component of images, linked by patient, lesion, published duplicates and equal content. Copies that
-are left out still link: they may be the only evidence that two lesions are one person's.
+are left out still link: they may be the only evidence that two lesions are of one person.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from train.archives.images import Competition, Hashed
 from train.archives.tables import FIELDS, YEARS
 
 #: Why a row is left out.
-REPEATED, REPEATED_IN_YEAR, CONTRADICTORY = "repeated across years", "repeated in its year", "contradictory labels"
-OCCURS, UNKNOWN, NO_IMAGE, CORRUPT = "occurs in the competition", "unknown", "no image", "corrupt"
-PUBLISHED, EXACT, NEAR = "published duplicate", "exact duplicate", "near duplicate"
+REPEATED, REPEATED_IN_YEAR, CONTRADICTORY = "repeated_across_years", "repeated_in_year", "contradictory_labels"
+IN_COMPETITION, UNKNOWN, NO_IMAGE, CORRUPT = "in_competition", "unknown", "no_image", "corrupt"
+PUBLISHED, EXACT, NEAR = "published_duplicate", "exact_duplicate", "near_duplicate"
 
 Pairs = NDArray[np.intp]  # shape (pairs, 2): positions of two images
 
@@ -45,15 +45,15 @@ KEPT_THUMBNAILS = 4096
 def merge_years(rows: pd.DataFrame) -> pd.DataFrame:
     """One row per image out of the rows of all years.
 
-    The most telling label wins: known before unknown, then one with a class before one without, then the later year. Every
-    other field is taken from the latest year that tells it.
+    The most specific label wins: known before unknown, then one with a class before one without, then the later year. Every
+    other field is taken from the latest year that has it.
 
     Args:
         rows: ground truth rows with the columns of ``train.archives.tables.COLUMNS``, in any order.
 
     Returns:
         The rows that gave the labels, in the order of their image_id, with their old index, their fields filled in, and the
-        column ``contradictory``, bool: the years do not agree whether the lesion is malignant.
+        column ``contradictory``, bool: the years disagree whether the lesion is malignant.
     """
     year = rows["year"].map(YEARS.index)
     ranked = rows.assign(known=rows["target"].notna(), classed=rows["class"] != "", order=year)
@@ -63,12 +63,12 @@ def merge_years(rows: pd.DataFrame) -> pd.DataFrame:
         kind="stable",
     )
     merged = ranked.drop_duplicates("image_id")[list(rows.columns)]
-    # groupby().first() passes over NaN, so a field comes from the first row that has one.
+    # groupby().first() skips NaN, so a field comes from the first row that has one.
     latest = rows.assign(order=year).sort_values(["order", "file", "line"], ascending=[False, True, True], kind="stable")
     fields = latest[list(FIELDS)].where(latest[list(FIELDS)] != "").groupby(latest["image_id"]).first()
     for name in FIELDS:
-        told = fields[name].reindex(merged["image_id"]).to_numpy()
-        merged[name] = told if name == "age_approx" else pd.Series(told, index=merged.index, dtype=object).fillna("")
+        latest = fields[name].reindex(merged["image_id"]).to_numpy()
+        merged[name] = latest if name == "age_approx" else pd.Series(latest, index=merged.index, dtype=object).fillna("")
     labels = rows.groupby("image_id")["target"].nunique()
     return merged.assign(contradictory=labels.reindex(merged["image_id"]).to_numpy() > 1)
 
@@ -77,7 +77,7 @@ def merge_years(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def components(count: int, keys: Sequence[Sequence[str]], pairs: Pairs) -> NDArray[np.intp]:
-    """The component of each of ``count`` images: those that share a key or are a pair, and whom these are linked to.
+    """The component of each of ``count`` images: images that share a key or are a pair are linked.
 
     Args:
         count: images.
@@ -100,16 +100,16 @@ def components(count: int, keys: Sequence[Sequence[str]], pairs: Pairs) -> NDArr
 
 
 def person_names(component: NDArray[np.intp], rows: pd.DataFrame, preferred: Sequence[str]) -> list[str]:
-    """A name for every image's person: a patient's id, else a lesion's, else an image's, the first in alphabetical order.
+    """A name for the person of every image: the alphabetically first patient's id, else lesion's, else image's.
 
     Args:
         component: as ``components`` gives it.
         rows: image_id, patient_id and lesion_id of every image, "" for none.
-        preferred: for every image a patient's id that goes before all others, "" for none.
+        preferred: for every image a patient's id that precedes all others, "" for none.
 
     Returns:
-        One name per image; the same exactly where the component is the same. A name that another kind of id has already
-        given to another component gets its kind in front.
+        One name per image, equal exactly where the component is equal. A name that is taken by another component gets the
+        kind of its id in front.
     """
     frame = pd.DataFrame({"component": component, "preferred": list(preferred)})
     frame[["patient", "lesion", "image"]] = rows[["patient_id", "lesion_id", "image_id"]].to_numpy(dtype=object)
@@ -129,7 +129,7 @@ def person_names(component: NDArray[np.intp], rows: pd.DataFrame, preferred: Seq
 
 
 def equal_pairs(sha256: Sequence[str]) -> Pairs:
-    """Pairs that link all images of equal bytes, each to the first of them."""
+    """Pairs that link every image to the first one of equal bytes."""
     first = (
         pd.Series(np.arange(len(sha256))).groupby(list(sha256)).transform("min").to_numpy() if len(sha256) else np.array([])
     )
@@ -183,12 +183,12 @@ def _close_hashes(phash: NDArray[np.uint64], others: NDArray[np.uint64] | None) 
 def choose_copies(
     rows: pd.DataFrame, usable: NDArray[np.bool_], foreign: NDArray[np.bool_], links: Mapping[str, Pairs]
 ) -> NDArray[np.object_]:
-    """Why each image is left out as a copy, "" where it stays; of copies the one that tells the most stays.
+    """Why each image is left out as a copy, "" where it stays; of copies the best described one stays.
 
     Args:
         rows: image_id, target, patient_id, lesion_id, class and pixels of every image.
-        usable: which images could stay, shape (rows,): of the others no copy is kept, but they link.
-        foreign: which images occur in the competition: none of their copies stays, shape (rows,).
+        usable: which images could stay, shape (rows,); the others link only.
+        foreign: which images occur in the competition, shape (rows,); none of their copies stays.
         links: pairs of copies by the name of their reason. Where several hold, the first names it.
 
     Returns:
@@ -217,7 +217,7 @@ def choose_copies(
     for number, same in ranked.groupby("copies"):
         position = same["position"].to_numpy()
         if number in occurs:
-            reasons[position] = OCCURS
+            reasons[position] = IN_COMPETITION
         elif same["target"].nunique() > 1:
             reasons[position] = CONTRADICTORY
         else:
@@ -231,15 +231,21 @@ def choose_copies(
 
 @dataclass(frozen=True)
 class SortedOut:
-    """What becomes of every image.
+    """The decision for every image.
 
-    ``rows`` are the merged rows with ``reason`` (why it is left out, "" where it stays), ``person`` (the patient_id that is
-    written) and ``in_competition`` (that person is there, too); ``exact`` and ``near`` are the pairs found by content.
+    ``rows`` are the merged rows with ``reason`` (why the image is left out, "" where it stays), ``person`` (the patient_id
+    to write) and ``in_competition`` (whether that person is in the competition); ``exact`` and ``near`` are the pairs found
+    by content.
     """
 
     rows: pd.DataFrame
     exact: list[tuple[str, str]]
     near: list[tuple[str, str]]
+
+    @property
+    def kept(self) -> pd.DataFrame:
+        """The rows that stay."""
+        return self.rows[self.rows["reason"] == ""]
 
 
 def sort_out(
@@ -250,13 +256,13 @@ def sort_out(
     duplicates: Sequence[tuple[str, str]],
     thumbnail: Callable[[str], NDArray[np.int16]],
 ) -> SortedOut:
-    """Decides of every image whether it stays, and whose it is.
+    """Decides for every image whether it stays, and which person it belongs to.
 
     Args:
         merged: one row per image, as ``merge_years`` gives them.
-        images: ids of which there is an image, readable or not.
-        hashed: the readable ones.
-        competition: what must not occur.
+        images: ids that have an image, readable or not.
+        hashed: the readable images.
+        competition: its lesions must not occur.
         duplicates: published pairs of one photograph.
         thumbnail: the thumbnail of a readable image by its id.
     """
@@ -268,7 +274,7 @@ def sort_out(
 
     published = [(position[one], position[two]) for one, two in duplicates if one in position and two in position]
     equal = equal_pairs(hashed.sha256)
-    distinct = np.setdiff1d(np.arange(len(hashed.ids)), equal[:, 1])  # equal bytes need not be looked at again
+    distinct = np.setdiff1d(np.arange(len(hashed.ids)), equal[:, 1])  # equal bytes need no second comparison
     near = similar_pairs(hashed.phash[distinct], None, lambda number: thumbnail(hashed.ids[distinct[number]]))
     links = {PUBLISHED: _pairs(published), EXACT: place[equal], NEAR: place[distinct[near]]}
     matches = _match_competition(rows, hashed, place, competition, thumbnail)
@@ -284,14 +290,14 @@ def sort_out(
     usable = reason == ""
     reason[usable] = choose_copies(rows, usable, foreign, links)[usable]
 
-    # The competition's lesions take part in the linking, so that a copy of one is known to be that patient's.
-    strangers = pd.DataFrame({"image_id": matches["isic_id"].unique(), "lesion_id": ""})
-    strangers["patient_id"] = strangers["image_id"].map(competition.patients)
-    everyone = pd.concat([rows[["image_id", "patient_id", "lesion_id"]], strangers], ignore_index=True)
-    other = len(rows) + pd.Index(strangers["image_id"]).get_indexer(matches["isic_id"])
+    # The competition's lesions take part in the linking, so that a copy of one gets that patient's id.
+    others = pd.DataFrame({"image_id": matches["isic_id"].unique(), "lesion_id": ""})
+    others["patient_id"] = others["image_id"].map(competition.patients)
+    everyone = pd.concat([rows[["image_id", "patient_id", "lesion_id"]], others], ignore_index=True)
+    other = len(rows) + pd.Index(others["image_id"]).get_indexer(matches["isic_id"])
     pairs = np.concatenate([*links.values(), np.stack([matches["own"].to_numpy(np.intp), other], axis=1)])
     component = components(len(everyone), [everyone["patient_id"], everyone["lesion_id"]], pairs)
-    preferred = [""] * len(rows) + strangers["patient_id"].tolist()
+    preferred = [""] * len(rows) + others["patient_id"].tolist()
     person = person_names(component, everyone, preferred)[: len(rows)]
     named = [[(rows["image_id"][one], rows["image_id"][two]) for one, two in links[kind]] for kind in (EXACT, NEAR)]
     in_competition = pd.Series(person).isin(competition.patients.values()).to_numpy()
@@ -305,7 +311,7 @@ def _match_competition(
     competition: Competition,
     thumbnail: Callable[[str], NDArray[np.int16]],
 ) -> pd.DataFrame:
-    """Which images occur in the competition, by id, bytes or looks: ``own``, a position in ``rows``, and ``isic_id``."""
+    """Which images occur in the competition, by id, bytes or looks: ``own`` (position in ``rows``) and ``isic_id``."""
     found = [(number, image_id) for number, image_id in enumerate(rows["image_id"]) if image_id in competition.patients]
     theirs = dict(zip(competition.hashed.sha256, competition.hashed.ids, strict=True))
     found += [(place[number], theirs[digest]) for number, digest in enumerate(hashed.sha256) if digest in theirs]

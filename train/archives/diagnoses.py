@@ -1,7 +1,7 @@
-"""The one table of labels: what every archive's diagnosis words mean.
+"""The table of labels: what the diagnosis words of every archive mean.
 
-A label is a diagnosis in plain words, whether it is malignant, and one class of five. Where a word leaves something open,
-so does the label: an open target is None, an open diagnosis or class is "".
+A label is a diagnosis in plain words, whether it is malignant, and one class of five. What a word leaves open is None in the
+target and "" in the diagnosis or class.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from utils import InputError
 
-#: The classes of five, in the order of the report; "" is the class that the archive does not tell.
+#: The five classes, in the order of the report; "" is an unknown class.
 CLASSES = ("melanoma", "basal cell carcinoma", "squamous cell carcinoma", "nevus", "other", "")
 
 
@@ -41,7 +41,7 @@ UNKNOWN = Label("", None, "")
 LABELS: dict[str, dict[str, Label]] = {
     # challenge.isic-archive.com/landing/2016/39: "benign" or "malignant" in the training file, 0.0 or 1.0 in the test file.
     "2016": {"benign": ONLY_BENIGN, "malignant": ONLY_MALIGNANT, "0.0": ONLY_BENIGN, "1.0": ONLY_MALIGNANT},
-    # challenge.isic-archive.com/landing/2017/44: two columns of 0 and 1 for three diagnoses; who has neither is a nevus.
+    # challenge.isic-archive.com/landing/2017/44: two columns of 0 and 1 for three diagnoses; neither is a nevus.
     "2017": {"melanoma": MELANOMA, "seborrheic_keratosis": SEBORRHEIC_KERATOSIS, "neither": NEVUS},
     # challenge.isic-archive.com/landing/2018/47 and Tschandl et al., https://doi.org/10.1038/sdata.2018.161
     "2018": {
@@ -98,8 +98,8 @@ def label_of(year: str, word: str, path: Path, line: int) -> Label:
     Args:
         year: a key of ``LABELS``.
         word: the word as it stands in the file, or the column's name where the file marks a column.
-        path: the file, and
-        line: the line in it (the first is 1), for the error.
+        path: the file, for the error.
+        line: the line in it, from 1.
 
     Raises:
         InputError: the table lacks the word.
@@ -108,11 +108,11 @@ def label_of(year: str, word: str, path: Path, line: int) -> Label:
         return LABELS[year][word]
     except KeyError:
         known = ", ".join(LABELS[year])
-        raise InputError(f"{path} line {line}: {word!r} is no diagnosis of {year} ({known}); mend the file.") from None
+        raise InputError(f"{path} line {line}: {word!r} is no diagnosis of {year} ({known}); correct the file.") from None
 
 
 def class_of(diagnosis: str) -> str:
-    """The class of five of a diagnosis as ``train-metadata.csv`` writes it; "" where the diagnosis does not tell."""
+    """The class of five of a diagnosis as ``train-metadata.csv`` writes it; "" where it is open."""
     return _CLASS_OF.get(diagnosis, "")
 
 

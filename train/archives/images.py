@@ -1,11 +1,12 @@
 """Images of the archives: found by name, made small, hashed, packed into one HDF5 file.
 
-Every image becomes one small file in a work folder, with a sidecar beside it that tells its hashes. Both are written in one
-step, so that an interrupted run goes on where it stopped, and neither the order nor the number of processes changes a byte.
+Every image becomes one small file in a work folder, with a JSON record of its hashes beside it. Both are written in one
+step, so that an interrupted run continues where it stopped. Neither the order nor the number of processes changes a byte.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -13,35 +14,33 @@ import os
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import h5py
 import imagehash
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from inference.files import replacing
 from inference.images import ImageStore, find_images
 from inference.schema import ID, PATIENT, read_metadata_leniently
-from scale.parallel import stream_tasks, workers
+from scale.parallel import Progress, run_tasks
 from train.archives.tables import FILE_NAMES, PAD, image_id_of
-from train.synthetic.__main__ import write_scalar
+from train.image_files import write_image_file
 from utils import InputError
 
-DEPTH = 8  # folders below --root that are looked into; unpacked archives are 2 to 4 deep
+DEPTH = 8  # levels of folders below --root that are searched; unpacked archives have 2 to 4
 SIZE = 256  # short side of an image, in pixels
 JPEG_QUALITY = 95
-HASH_SIDE = 16  # the perceptual hash has 16 x 16 bits; 64 bits, its usual length, do not tell dermoscopic images apart
-THUMBNAIL = 32  # side of the picture by which two images are compared in full colour
+HASH_SIDE = 16  # the perceptual hash has 16 x 16 bits; 64 bits, its usual length, do not separate dermoscopic images
+THUMBNAIL = 32  # side in pixels of the picture by which two images are compared in colour
 CHUNK = 16  # images that a process converts at a time
 COMPETITION_CHUNK = 1024  # images of the competition that a process hashes at a time
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 MASK = re.compile(r"_(superpixels|segmentation|attribute_\w+)$", re.IGNORECASE)
-#: The zips in which the publishers ship what is read here, by year. (2018: HAM10000 as on Harvard's Dataverse, too.)
+#: Names of the publishers' zips by year. (2018: HAM10000 as on Harvard's Dataverse, too.)
 ZIPS = {
     "2016": r"ISBI2016_ISIC_Part3_(Training|Test)_(Data|GroundTruth).*",
     "2017": r"ISIC-2017_(Training|Validation|Test_v2)_(Data|Part3_GroundTruth).*",
@@ -55,23 +54,23 @@ ZIPS = {
 # Finding
 
 
-@dataclass
+@dataclass(frozen=True)
 class Survey:
-    """What lies below a folder: official files and images by name, zips, all as paths."""
+    """The files below a folder: official tables by name, images by id, zips."""
 
-    tables: dict[str, list[Path]] = field(default_factory=dict)  # by official name
-    images: dict[str, list[Path]] = field(default_factory=dict)  # by image id
+    tables: dict[str, list[Path]] = field(default_factory=dict)
+    images: dict[str, list[Path]] = field(default_factory=dict)
     zips: list[Path] = field(default_factory=list)
 
 
 def survey(root: Path, skip: Sequence[Path] = ()) -> Survey:
-    """Looks through ``root`` once, without hidden files, masks and the folders ``skip``.
+    """Lists the files below ``root``, without hidden ones, masks and the folders ``skip``.
 
     Raises:
         InputError: ``root`` is no folder.
     """
     if not root.is_dir():
-        raise InputError(f"--root is {root}, which is no folder; name the one that holds the archives.")
+        raise InputError(f"--root is {root}, which is no folder; name the folder of the archives.")
     official = {name.lower(): name for name in FILE_NAMES}
     left_out = {path.resolve() for path in skip}
     found = Survey()
@@ -121,15 +120,19 @@ def check_zips(found: Survey, years: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Converted:
-    """A picture ready for training: its JPEG bytes, its perceptual hash, and the pixels that the original had."""
+    """An image ready for training: its JPEG bytes, its perceptual hash, and the pixels of the original."""
 
     jpeg: bytes
     phash: bytes
     pixels: int
 
+    def record(self, content: bytes) -> dict:
+        """The hashes as JSON keeps them; ``content`` are the bytes of the original file."""
+        return {"sha256": hashlib.sha256(content).hexdigest(), "phash": self.phash.hex(), "pixels": self.pixels}
+
 
 def convert(content: bytes, size: int) -> Converted:
-    """Makes the short side ``size`` pixels, upright and RGB; never enlarges.
+    """Scales the short side down to ``size`` pixels, upright and RGB; never enlarges.
 
     A plain JPEG that is small enough already keeps its bytes.
 
@@ -142,11 +145,11 @@ def convert(content: bytes, size: int) -> Converted:
     plain = image.format == "JPEG" and image.mode == "RGB" and upright
     factor = size / min(image.size)
     if factor < 1:
-        # The decoder may leave out what is far finer than asked for, as long as twice the size remains.
+        # The decoder may skip detail far finer than needed, as long as twice the size remains.
         image.draft(None, (2 * round(image.width * factor), 2 * round(image.height * factor)))
     image.load()
     picture = ImageOps.exif_transpose(image).convert("RGB")
-    # Before it is made small, so that a small --size does not blur what tells two images apart.
+    # Before scaling: a small --size would blur the differences between two images.
     phash = np.packbits(imagehash.phash(picture, hash_size=HASH_SIDE).hash).tobytes()
     if factor < 1:
         short = min(picture.size)
@@ -174,10 +177,10 @@ BROKEN = (
 
 @dataclass(frozen=True)
 class Hashed:
-    """What is known of the images of several ids, in one order; an id whose image is corrupt is left out.
+    """Hashes of the readable images of several ids, in one order.
 
-    ``sha256`` is of the file as it was found, shape (images,); ``phash`` uint64 of shape (images, 4); ``pixels`` int64.
-    ``corrupt`` names the files that cannot be read, whether or not another one stood in.
+    ``sha256`` is of the file as it was found, shape (images,); ``phash`` uint64 of shape (images, 4); ``pixels`` int64 of
+    shape (images,). ``corrupt`` names the unreadable files, also those that another file of the same id replaces.
     """
 
     ids: list[str]
@@ -186,86 +189,70 @@ class Hashed:
     pixels: NDArray[np.int64]
     corrupt: list[Path]
 
+    @classmethod
+    def of(cls, records: Mapping[str, dict], corrupt: Sequence[Path] = ()) -> Hashed:
+        """From a record per id, with the keys "sha256", "phash" (in hexadecimal) and "pixels"."""
+        rows = list(records.values())
+        phash = np.frombuffer(bytes.fromhex("".join(record["phash"] for record in rows)), np.uint64).reshape(-1, 4)
+        pixels = np.array([record["pixels"] for record in rows], np.int64)
+        return cls(list(records), [record["sha256"] for record in rows], phash, pixels, list(corrupt))
 
-def convert_all(images: Mapping[str, Sequence[Path]], work: Path, size: int, jobs: int) -> Hashed:
-    """Converts every image into ``work``, or finds it there from a run that was interrupted.
+
+def convert_images(images: Mapping[str, Sequence[Path]], work: Path, size: int) -> Hashed:
+    """Converts every image into ``work``, or finds it there from an interrupted run.
 
     Args:
-        images: files by image id. Of several the largest is taken, of equal ones the first; a corrupt one is passed over.
+        images: files by image id. Of several the largest readable one is taken, of equally large ones the first.
         work: the folder for them.
         size: short side in pixels.
-        jobs: processes.
     """
     plan = {image_id: _candidates(paths) for image_id, paths in sorted(images.items())}
-    todo = [item for item in plan.items() if _sidecar(work, *item) is None]
-    chunks = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
-    _side_by_side(_convert_chunk, [(chunk, work, size) for chunk in chunks], jobs, "images", len(todo))
-    ids, sha256, phash, pixels, corrupt = [], [], [], [], []
-    for image_id, candidates in plan.items():
-        told = _sidecar(work, image_id, candidates) or {"corrupt": []}
-        corrupt += [Path(name) for name in told["corrupt"]]
-        if "sha256" in told:
-            ids.append(image_id)
-            sha256.append(told["sha256"])
-            phash.append(told["phash"])
-            pixels.append(told["pixels"])
-    bits = np.frombuffer(bytes.fromhex("".join(phash)), np.uint64).reshape(-1, 4)
-    return Hashed(ids, sha256, bits, np.array(pixels, np.int64), corrupt)
+    todo = [item for item in plan.items() if _read_record(work, *item) is None]
+    tasks = [(todo[start : start + CHUNK], work, size) for start in range(0, len(todo), CHUNK)]
+    run_tasks(_convert_chunk, tasks, len(tasks), progress=Progress("images", "chunk", len(todo) >= 1000))
+    records = {image_id: _read_record(work, image_id, candidates) for image_id, candidates in plan.items()}
+    corrupt = [Path(name) for record in records.values() for name in record["corrupt"]]
+    return Hashed.of({image_id: record for image_id, record in records.items() if "sha256" in record}, corrupt)
 
 
-def _candidates(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
+def _candidates(paths: Sequence[Path]) -> list[list]:
     """Path, size and time of every file of one image, the largest first."""
     states = [(str(path), path.stat()) for path in paths]
-    return sorted(
-        ((name, state.st_size, state.st_mtime_ns) for name, state in states),
-        key=lambda candidate: (-candidate[1], candidate[0]),
-    )
+    files = [[name, state.st_size, state.st_mtime_ns] for name, state in states]
+    return sorted(files, key=lambda file: (-file[1], file[0]))
 
 
 def work_file(work: Path, image_id: str, extension: str = ".jpg") -> Path:
-    """Where an image lies in the work folder; 256 folders, because one with 70,000 files is slow."""
+    """The path of an image in the work folder; 256 folders, because one with 70,000 files is slow."""
     return work / hashlib.sha256(image_id.encode()).hexdigest()[:2] / f"{image_id}{extension}"
 
 
-def _sidecar(work: Path, image_id: str, candidates: Sequence[tuple[str, int, int]]) -> dict | None:
-    """What a run has noted of an image, None if it has not come to it or its files have changed since."""
+def _read_record(work: Path, image_id: str, candidates: list[list]) -> dict | None:
+    """The record of an image, None if it is not converted yet or its files have changed since."""
     try:
-        told = json.loads(work_file(work, image_id, ".json").read_text(encoding="utf-8"))
+        record = json.loads(work_file(work, image_id, ".json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    return told if told["files"] == [list(candidate) for candidate in candidates] else None
+    return record if record["files"] == candidates else None
 
 
-def _convert_chunk(chunk: Sequence[tuple[str, Sequence[tuple[str, int, int]]]], work: Path, size: int) -> int:
-    """Converts some images; returns how many. The sidecar comes last: where it is, the image is whole."""
+def _convert_chunk(chunk: Sequence[tuple[str, list[list]]], work: Path, size: int) -> None:
+    """Converts some images. The record comes last: where it exists, the image is whole."""
     for image_id, candidates in chunk:
-        told: dict = {"files": candidates, "corrupt": []}
+        record: dict = {"files": candidates, "corrupt": []}
         for name, _, _ in candidates:
             try:
                 content = Path(name).read_bytes()
                 converted = convert(content, size)
             except BROKEN:
-                told["corrupt"].append(name)
+                record["corrupt"].append(name)
                 continue
-            told["sha256"] = hashlib.sha256(content).hexdigest()
-            told["phash"], told["pixels"] = converted.phash.hex(), converted.pixels
+            record |= converted.record(content)
             with replacing(work_file(work, image_id)) as temporary:
                 temporary.write_bytes(converted.jpeg)
             break
         with replacing(work_file(work, image_id, ".json")) as temporary:
-            temporary.write_text(json.dumps(told), encoding="utf-8")
-    return len(chunk)
-
-
-def _side_by_side(work: Callable[..., int], parts: Sequence[tuple], jobs: int, what: str, total: int) -> None:
-    """Runs ``work`` on every part in ``jobs`` processes, with a bar; each returns how many of ``total`` it has done.
-
-    Raises:
-        InputError: the system ended one of the processes.
-    """
-    with tqdm(total=total, desc=what, unit="image", disable=total < 1000) as bar, workers(jobs):
-        for done in stream_tasks(work, parts):
-            bar.update(done)
+            temporary.write_text(json.dumps(record), encoding="utf-8")
 
 
 # The competition's images
@@ -273,11 +260,11 @@ def _side_by_side(work: Callable[..., int], parts: Sequence[tuple], jobs: int, w
 
 @dataclass(frozen=True)
 class Competition:
-    """What must not occur in the archives: the competition's lesions, and the hashes of those that have an image."""
+    """The competition's lesions, which must not occur in the archives, and the hashes of those that have an image."""
 
-    patients: dict[str, str]  # of every lesion, by isic_id; "" where there is none
-    hashed: Hashed
-    stores: list[Path]  # where the image of each hash lies
+    patients: dict[str, str] = field(default_factory=dict)  # of every lesion, by isic_id; "" where unknown
+    hashed: Hashed = field(default_factory=lambda: Hashed.of({}))
+    stores: list[Path] = field(default_factory=list)  # of the image of each hash: an HDF5 file or a folder
 
     def thumbnail(self, number: int) -> NDArray[np.int16]:
         """The thumbnail of an image by its position in ``hashed``."""
@@ -288,69 +275,57 @@ class Competition:
             store.close()
 
 
-def read_competition(folder: Path | None, work: Path, jobs: int) -> Competition:
-    """Reads a competition folder, both its splits where they are there, and hashes its images.
+def read_competition(folder: Path, work: Path) -> Competition:
+    """Reads a competition folder, both its splits where they exist, and hashes its images.
 
     Args:
-        folder: the folder; None for a competition without lesions.
-        work: the folder in which the hashes wait for a run that is interrupted.
-        jobs: processes.
+        folder: the competition folder.
+        work: the folder that keeps the hashes for an interrupted run.
 
     Raises:
         InputError: the folder has no metadata, or what it has cannot be read.
     """
     patients: dict[str, str] = {}
-    told, stores = [], []
-    for split in ("train", "test") if folder is not None else ():
-        path, images = folder / f"{split}-metadata.csv", find_images(folder, split)
-        if not path.is_file():
+    records: dict[str, dict] = {}
+    stores: list[Path] = []
+    for split in ("train", "test"):
+        metadata, images = folder / f"{split}-metadata.csv", find_images(folder, split)
+        if not metadata.is_file():
             continue
-        rows = read_metadata_leniently(path)[0]
+        rows = read_metadata_leniently(metadata)[0]
         isic_ids = rows[ID].tolist()
-        named = [patient if not patient.startswith("alone:") else "" for patient in rows[PATIENT]]
-        patients.update(zip(isic_ids, named, strict=True))
+        known = [patient if not patient.startswith("alone:") else "" for patient in rows[PATIENT]]
+        patients.update(zip(isic_ids, known, strict=True))
         if images is None:
             continue
         starts = range(0, len(isic_ids), COMPETITION_CHUNK)
         chunks = [(isic_ids[start : start + COMPETITION_CHUNK], work / f"{split}-{start:07d}.json") for start in starts]
         todo = [(images, ids, path) for ids, path in chunks if not path.is_file()]
-        _side_by_side(_hash_chunk, todo, jobs, f"{split} images of the competition", sum(len(ids) for _, ids, _ in todo))
-        told += [row for _, path in chunks for row in json.loads(path.read_text(encoding="utf-8"))]
-        stores += [images] * (len(told) - len(stores))
-    if folder is not None and not patients:
-        raise InputError(f"--competition {folder} has no train-metadata.csv or test-metadata.csv with rows; mend it.")
-    phash = np.frombuffer(bytes.fromhex("".join(row[2] for row in told)), np.uint64).reshape(-1, 4)
-    pixels = np.array([row[3] for row in told], np.int64)
-    return Competition(patients, Hashed([row[0] for row in told], [row[1] for row in told], phash, pixels, []), stores)
+        progress = Progress(f"{split} images of the competition", "chunk", len(isic_ids) >= 1000)
+        run_tasks(_hash_chunk, todo, len(todo), progress=progress)
+        for _, path in chunks:
+            records |= json.loads(path.read_text(encoding="utf-8"))
+        stores += [images] * (len(records) - len(stores))
+    if not patients:
+        raise InputError(
+            f"--competition {folder} has no train-metadata.csv or test-metadata.csv with rows; name its folder."
+        )
+    return Competition(patients, Hashed.of(records), stores)
 
 
-def _hash_chunk(images: Path, isic_ids: Sequence[str], path: Path) -> int:
-    """Writes id, SHA-256, perceptual hash and pixels of some images; returns how many ids there were."""
-    store, rows = ImageStore(images), []
+def _hash_chunk(images: Path, isic_ids: Sequence[str], path: Path) -> None:
+    """Writes the records of some images of the competition."""
+    store, records = ImageStore(images), {}
     for isic_id in isic_ids:
         content = store.read(isic_id)
-        try:
-            converted = convert(content, SIZE)
-        except BROKEN:
-            continue
-        rows.append((isic_id, hashlib.sha256(content).hexdigest(), converted.phash.hex(), converted.pixels))
+        with contextlib.suppress(*BROKEN):
+            records[isic_id] = convert(content, SIZE).record(content)
     store.close()
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(rows), encoding="utf-8")
-    return len(isic_ids)
-
-
-# Packing
+        temporary.write_text(json.dumps(records), encoding="utf-8")
 
 
 def pack(path: Path, image_ids: Iterable[str], work: Path) -> None:
-    """Writes the images of the work folder as the competition does: HDF5, a scalar of JPEG bytes named by each id."""
-    image_ids = list(image_ids)
-    with (
-        replacing(path) as temporary,
-        h5py.File(temporary, "w") as file,
-        tqdm(total=len(image_ids), desc=path.name, unit="image", disable=len(image_ids) < 1000) as bar,
-    ):
-        for image_id in image_ids:
-            write_scalar(file, image_id, work_file(work, image_id).read_bytes())
-            bar.update()
+    """Writes the images of the work folder into one HDF5 file."""
+    ids = list(image_ids)
+    write_image_file(path, ((image_id, work_file(work, image_id).read_bytes()) for image_id in ids), len(ids))

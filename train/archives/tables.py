@@ -1,7 +1,7 @@
 """Readers: the official ground truth and metadata files of each year -> one table.
 
-Labels come from the ground truth alone: re-published metadata files carry rewritten diagnoses. Lines are counted from 1, the
-header included, so that an error names the line that an editor shows. Sites and sexes come out in the competition's words.
+Labels come from the ground truth alone: re-published metadata files have rewritten diagnoses. Lines are counted from 1, the
+header included, so that an error names the line that an editor shows. Sites and sexes are given in the competition's words.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import pandas as pd
 
 from inference.files import sha256_of
 from inference.images import PLAIN_ID
+from inference.schema import read_table
 from train.archives.diagnoses import LABELS, label_of
 from utils import InputError
 
 YEARS = tuple(LABELS)
 PAD = "pad-ufes-20"
-#: The ground truth files of each year, as their publishers name them. Of the two of 2020 one is read, the first if there.
+#: The ground truth files of each year, as their publishers name them. Of the two of 2020 only the first that exists is read.
 GROUND_TRUTH = {
     "2016": tuple(f"ISBI2016_ISIC_Part3_{part}_GroundTruth.csv" for part in ("Training", "Test")),
     "2017": tuple(f"ISIC-2017_{part}_Part3_GroundTruth.csv" for part in ("Training", "Validation", "Test_v2")),
@@ -65,13 +66,13 @@ _WEIGHTS = ("score_weight", "validation_weight")
 
 
 def image_id_of(name: str) -> str:
-    """The id of an image: its file's name without extension, and without the mark of those that 2019 made smaller."""
+    """The id of an image: its file's name without extension, and without 2019's mark of a smaller copy."""
     stem = name[:-4] if name[-4:].lower() in (".jpg", ".png") else name[:-5] if name.lower().endswith(".jpeg") else name
     return stem.removesuffix("_downsampled")
 
 
 def one_file(found: Mapping[str, Sequence[Path]], name: str) -> Path | None:
-    """The file of an official name, None if there is none; several are one if they hold the same bytes.
+    """The file of an official name, None if there is none; several with the same bytes count as one.
 
     Args:
         found: files by their official name.
@@ -124,18 +125,17 @@ def read_year(year: str, truth: Sequence[Path], found: Mapping[str, Sequence[Pat
 
     Returns:
         One row per line with the columns ``COLUMNS``: ``line`` int64, ``target`` and ``age_approx`` float64 (NaN where
-        unknown), all others str ("" where unknown). ``word`` and ``site_word`` are diagnosis and site as the archive puts
-        them.
+        unknown), all others str ("" where unknown). ``word`` and ``site_word`` are the archive's diagnosis and site.
 
     Raises:
-        InputError: a column is missing; a word is unknown; a number is none; an id is empty, or labelled in two ways.
+        InputError: a column is missing; a word is unknown; a number cannot be read; an id is empty, or labelled in two ways.
     """
     parts = []
     for path in truth:
         rows = _READERS[year](path)
-        described = _described(year, path, found)
-        if described is not None:
-            rows = rows.merge(described, on="image_id", how="left")
+        fields = _read_fields(year, path, found)
+        if fields is not None:
+            rows = rows.merge(fields, on="image_id", how="left")
         labels = [label_of(year, word, path, line) for word, line in zip(rows["word"], rows["line"], strict=True)]
         rows = rows.assign(
             year=year,
@@ -154,7 +154,7 @@ def read_year(year: str, truth: Sequence[Path], found: Mapping[str, Sequence[Pat
 
 
 def read_duplicates(found: Mapping[str, Sequence[Path]]) -> list[tuple[str, str]]:
-    """The pairs of images that the publishers of 2020 know to be one photograph; empty without their file.
+    """The published pairs of images of 2020 that are one photograph; empty without their file.
 
     Raises:
         InputError: the file lacks a column.
@@ -185,7 +185,7 @@ def _truth_2016(path: Path) -> pd.DataFrame:
 
 
 def _truth_2017(path: Path) -> pd.DataFrame:
-    """Image and word of 2017, where neither column may be set."""
+    """Image and word of 2017; both columns may be 0."""
     table = _read(path, ("image_id", "melanoma", "seborrheic_keratosis"))
     return _with_ids(path, table, "image_id").assign(
         word=_marked(path, table, ["melanoma", "seborrheic_keratosis"], "neither")
@@ -193,7 +193,7 @@ def _truth_2017(path: Path) -> pd.DataFrame:
 
 
 def _truth_one_hot(path: Path) -> pd.DataFrame:
-    """Image and word of 2018 and 2019: exactly one column is set."""
+    """Image and word of 2018 and 2019; exactly one column is 1."""
     year = "2018" if "2018" in path.name else "2019"
     needed = [word for word in LABELS[year] if word != "UNK"]
     table = _read(path, ("image", *needed))
@@ -245,11 +245,11 @@ def _marked(path: Path, table: pd.DataFrame, words: list[str], neither: str | No
 
 
 def _with_ids(path: Path, table: pd.DataFrame, column: str | int) -> pd.DataFrame:
-    """``image_id`` and ``line`` of every row; an id that cannot be a name is refused."""
+    """``image_id`` and ``line`` of every row. Raises InputError for an id that cannot be a file name."""
     ids = [image_id_of(name) for name in table[column]]
     for image_id, line in zip(ids, table["line"], strict=True):
         if not PLAIN_ID.fullmatch(image_id):
-            raise InputError(f"{path} line {line}: {image_id!r} is no image id; mend the line.")
+            raise InputError(f"{path} line {line}: {image_id!r} is no image id; correct the line.")
     return pd.DataFrame({"image_id": ids, "line": table["line"]})
 
 
@@ -267,8 +267,11 @@ def _refuse_two_labels(rows: pd.DataFrame, path: Path) -> None:
 # Metadata
 
 
-def _described(year: str, truth: Path, found: Mapping[str, Sequence[Path]]) -> pd.DataFrame | None:
-    """What is known of the persons and lesions of one ground truth file, by ``image_id``; None if nothing is there."""
+def _read_fields(year: str, truth: Path, found: Mapping[str, Sequence[Path]]) -> pd.DataFrame | None:
+    """What is known of the persons and lesions of one ground truth file, by ``image_id``; None if there is no such file.
+
+    Of an image that occurs twice, the first line counts.
+    """
     if year == "2017":
         path = one_file(found, truth.name.replace("_Part3_GroundTruth", "_Data_metadata"))
         return path and _fields(path, "image_id", age="age_approximate", sex="sex")
@@ -280,60 +283,58 @@ def _described(year: str, truth: Path, found: Mapping[str, Sequence[Path]]) -> p
         return path and _fields(path, "image", lesion="lesion_id")
     if year == "2019":
         path = one_file(found, truth.name.replace("GroundTruth", "Metadata"))
-        names = {"age": "age_approx", "sex": "sex", "site": "anatom_site_general"}
-        if "_Training_" in truth.name:
-            names["lesion"] = "lesion_id"  # the test's metadata has none
-        return path and _fields(path, "image", **names)
+        lesion = {"lesion": "lesion_id"} if "_Training_" in truth.name else {}  # the test's metadata has none
+        return path and _fields(path, "image", age="age_approx", sex="sex", site="anatom_site_general", **lesion)
     if year == "2020":
-        names = {"patient": "patient_id", "age": "age_approx", "sex": "sex", "site": "anatom_site_general_challenge"}
-        if "lesion_id" in _header(truth):  # version 2
-            names["lesion"] = "lesion_id"
-        return _fields(truth, "image_name", **names)
+        lesion = {"lesion": "lesion_id"} if "lesion_id" in _header(truth) else {}  # version 2 has it
+        site = "anatom_site_general_challenge"
+        return _fields(truth, "image_name", patient="patient_id", age="age_approx", sex="sex", site=site, **lesion)
     if year == PAD:
         rows = _fields(truth, "img_id", patient="patient_id", lesion="lesion_id", age="age", sex="gender", site="region")
-        # Its lesion numbers are counted anew for some patients: 617 of its 2,298 rows share one with another patient.
+        # Its lesion numbers start again for some patients: 617 of its 2,298 rows share one with another patient.
         both = (rows["patient_id"] != "") & (rows["lesion_id"] != "")
         return rows.assign(lesion_id=(rows["patient_id"] + "_" + rows["lesion_id"]).where(both, ""))
     return None
 
 
-def _fields(
-    path: Path, image: str, *, patient: str = "", lesion: str = "", age: str = "", sex: str = "", site: str = ""
-) -> pd.DataFrame:
-    """The fields of a metadata file, by ``image_id``: of an image that occurs twice, the first line.
+def _fields(path: Path, image: str, **columns: str) -> pd.DataFrame:
+    """The fields of a metadata file, by ``image_id``.
 
-    The arguments name the columns of the file; "" where it has no such column.
+    Args:
+        path: the file.
+        image: its column with the images' names.
+        columns: its columns with patient, lesion, age, sex and site, as far as it has them.
     """
-    table = _read(path, tuple(name for name in (image, patient, lesion, age, sex, site) if name))
-    nothing = pd.Series("", index=table.index)
-    word = {name: _known(table[name]) if name else nothing for name in (patient, lesion, sex, site)}
-    sites = word[site].str.lower()
+    table = _read(path, (image, *columns.values()))
+    word = {kind: _known(table[column]) for kind, column in columns.items()}
+    unknown = pd.Series("", index=table.index)
+    sex, site = (word.get(kind, unknown).str.lower() for kind in ("sex", "site"))
     rows = _with_ids(path, table, image).drop(columns="line")
     rows = rows.assign(
-        patient_id=word[patient],
-        lesion_id=word[lesion],
-        age_approx=_numbers(path, table, age) if age else np.nan,
-        sex=word[sex].str.lower().where(word[sex].str.lower().isin(SEXES), ""),
-        anatom_site_general=sites.map(SITES).fillna(""),
-        site_word=sites,
+        patient_id=word.get("patient", unknown),
+        lesion_id=word.get("lesion", unknown),
+        age_approx=_numbers(path, table, columns["age"]) if "age" in columns else np.nan,
+        sex=sex.where(sex.isin(SEXES), ""),
+        anatom_site_general=site.map(SITES).fillna(""),
+        site_word=site,
     )
     return rows.drop_duplicates("image_id")
 
 
 def _known(column: pd.Series) -> pd.Series:
-    """The cells of a column, "" where they say that nothing is known."""
+    """The cells of a column, "" where the value is unknown."""
     return column.where(~column.str.lower().isin(_UNKNOWN_WORDS), "")
 
 
 def _numbers(path: Path, table: pd.DataFrame, name: str) -> np.ndarray:
-    """A column as float64, NaN where it is unknown or not finite; anything else that is no number is refused."""
+    """A column as float64, NaN where unknown or not finite. Raises InputError for any other word."""
     known = _known(table[name])
     numbers = pd.to_numeric(known, errors="coerce").to_numpy("float64")
     wrong = np.isnan(numbers) & (known != "").to_numpy()
     if wrong.any():
         row = int(np.argmax(wrong))
         raise InputError(
-            f"{path} line {table['line'].iloc[row]}: {name} {known.iloc[row]!r} is no number; mend or empty it."
+            f"{path} line {table['line'].iloc[row]}: {name} {known.iloc[row]!r} is no number; correct or empty it."
         )
     return np.where(np.isfinite(numbers), numbers, np.nan)
 
@@ -347,20 +348,9 @@ def _header(path: Path) -> list[str]:
 
 
 def _read(path: Path, columns: Sequence[str], header: bool = True) -> pd.DataFrame:
-    """A CSV file as text without outer spaces, "" where a cell is empty, with the column ``line``; checks its columns."""
-    try:
-        table = pd.read_csv(
-            path,
-            header=0 if header else None,
-            dtype=str,
-            keep_default_na=False,
-            skip_blank_lines=False,
-            index_col=False,
-            encoding="utf-8-sig",
-        )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
-        reason = (str(error).strip().splitlines() or ["unreadable"])[0]
-        raise InputError(f"{path} cannot be read as CSV ({reason}); fetch it again.") from error
+    """A CSV file as text without outer spaces, "" where a cell is empty, with the column ``line``; without blank lines."""
+    text = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False, "encoding": "utf-8-sig"}
+    table = read_table(path, header=0 if header else None, **text)
     for name in columns:
         if name not in table:
             there = ", ".join(map(str, table.columns[:8]))
