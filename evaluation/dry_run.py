@@ -32,7 +32,7 @@ from evaluation.report import Scored, write_report
 from inference.artifacts import FOLDS, OOF_IMAGE_ONLY, checked_file, load_manifest
 from inference.build_kernel import ROOT, build_kernel
 from inference.images import ImageStore, find_images
-from inference.schema import ID, PATIENT, TARGET, TEST_COLUMNS, read_metadata, read_scores
+from inference.schema import ID, PATIENT, TARGET, TEST_COLUMNS, read_metadata, read_scores, read_table
 from train.folds import HOLDOUT
 from utils import InputError, ScoreTable, add_data_options, bootstrap_scores, format_table, log, run_command
 
@@ -200,7 +200,7 @@ def checked_submission(path: Path, isic_ids: list[str]) -> pd.Series:
     Raises:
         InputError: Kaggle would not accept the file: columns, ids and their order, finite numbers.
     """
-    submission = pd.read_csv(path, dtype={ID: "str"})
+    submission = read_table(path)
     if list(submission.columns) != [ID, TARGET]:
         raise InputError(f"{path} has the columns {list(submission.columns)}, not {[ID, TARGET]}; the kernel is broken.")
     if submission[ID].tolist() != isic_ids:
