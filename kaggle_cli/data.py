@@ -2,15 +2,15 @@
 
     python -m kaggle_cli.data --data data/isic-2024-challenge
 
-Five files, one by one: the archive of the whole competition holds every crop twice, as a JPEG and inside the HDF5 file. A
-download that was interrupted goes on where it stopped, a file that is there in full stays. A file appears under its name
-only when it is whole.
+Five files, one by one: the archive of the whole competition holds every crop twice, as a JPEG and inside the HDF5 file. An
+interrupted download continues where it stopped, a complete file is kept. A file gets its name only when it is complete.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -25,11 +25,11 @@ from utils import InputError, log, run_command
 RULES = f"https://www.kaggle.com/competitions/{COMPETITION}/rules"
 TRAIN = ("train-metadata.csv", "train-image.hdf5")
 TEST = (TEST_METADATA, "test-image.hdf5")
-#: Small ones first: rules that were not accepted are told before a gigabyte is waited for.
+#: Small ones first: rules that were not accepted are an error before a gigabyte is downloaded.
 FILES = (SAMPLE, *TEST, *TRAIN)
-#: The competition lists its 401,059 JPEG files too, 200 on a page. What is not on the first pages has no listed size.
+#: The competition lists its 401,059 JPEG files too, 200 on a page. A file that is not on the first pages has no listed size.
 PAGES = 3
-#: Where the CLI downloads to, below the data folder; it keeps there what it needs to go on after an interruption.
+#: Where the CLI downloads to, below the data folder; it keeps there what it needs to continue after an interruption.
 UNFINISHED = ".unfinished-download"
 
 
@@ -46,8 +46,8 @@ def listed_sizes() -> dict[str, int]:
     return {name: sizes[name] for name in FILES if name in sizes}
 
 
-def is_whole(path: Path, size: int | None) -> bool:
-    """Whether a file is there with the listed size; without a listed size, whether it is there: only whole ones are."""
+def is_complete(path: Path, size: int | None) -> bool:
+    """Whether a file has the listed size; without a listed size, whether it exists: only complete ones do."""
     return path.is_file() and size in (None, path.stat().st_size)
 
 
@@ -57,10 +57,10 @@ def download_command(name: str, folder: Path) -> list[str]:
 
 
 def fetch(name: str, data: Path, size: int | None) -> None:
-    """Downloads one file, unpacks it if it comes packed, checks its size, and puts it in its place.
+    """Downloads one file, unpacks it if it is a zip, checks its size, and moves it to its place.
 
     Raises:
-        InputError: what came is not the file.
+        InputError: the download is broken, missing or of another size.
         KaggleError: the CLI failed.
     """
     unfinished = data / UNFINISHED
@@ -73,18 +73,18 @@ def fetch(name: str, data: Path, size: int | None) -> None:
             packed.unlink()
     except (zipfile.BadZipFile, KeyError) as error:
         packed.unlink()
-        raise InputError(f"{packed.name} came broken ({error}) and was removed; run make data again.") from error
+        raise InputError(f"{packed.name} is broken ({error}) and was removed; run make data again.") from error
     if not plain.is_file():
-        raise InputError(f"the CLI said nothing was wrong and left no {name} in {unfinished}; run make data again.")
-    if not is_whole(plain, size):
+        raise InputError(f"the CLI reported no error and left no {name} in {unfinished}; run make data again.")
+    if not is_complete(plain, size):
         found = plain.stat().st_size
         plain.unlink()
-        raise InputError(f"{name} came with {found:,} bytes, Kaggle lists {size:,}; it was removed, run make data again.")
+        raise InputError(f"{name} has {found:,} bytes, Kaggle lists {size:,}; it was removed, run make data again.")
     plain.replace(data / name)
 
 
-def checked(data: Path) -> str:
-    """Opens the files and says what they hold.
+def check_files(data: Path) -> str:
+    """Opens the files and compares them; returns their numbers of lesions.
 
     Raises:
         InputError: one cannot be read, or images and metadata are of different lesions.
@@ -96,9 +96,8 @@ def checked(data: Path) -> str:
             with h5py.File(data / images) as file:
                 crops = len(file)
         except (OSError, ValueError) as error:
-            raise InputError(
-                f"{data}/{metadata} or {images} cannot be read ({error}); remove both, run make data."
-            ) from error
+            names = f"{data}/{metadata} or {images}"
+            raise InputError(f"{names} cannot be read ({error}); remove both, run make data.") from error
         if rows != crops:
             raise InputError(
                 f"{data}/{metadata} has {rows:,} lesions and {images} {crops:,} images; remove both and run make data again."
@@ -107,37 +106,40 @@ def checked(data: Path) -> str:
     return ", ".join(parts)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Downloads what is missing, checks all."""
-    parser = argparse.ArgumentParser(description="Downloads the competition's files with the Kaggle CLI")
-    parser.add_argument("--data", type=Path, default=Path("data") / COMPETITION, metavar="DIR", help="into (%(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
-    options = parser.parse_args(arguments)
-    if options.dry_run:
-        log(f"dry run: nothing is fetched; into {options.data} these would be, unless they are there:")
-        for name in FILES:
-            log(f"$ {cli.command_line(*download_command(name, options.data / UNFINISHED))}")
-        return 0
-    log(f"into {options.data}: {', '.join(FILES)}; the competition's rules must have been accepted at {RULES}")
+def download(data: Path) -> None:
+    """Downloads the files that are missing or incomplete."""
     try:
         sizes = listed_sizes()
         for name in FILES:
             size = sizes.get(name)
-            told = f"{size:,} bytes" if size is not None else "size not among the first listed, checked by the CLI alone"
-            if is_whole(options.data / name, size):
-                log(f"{name}: is there ({told})")
+            shown = f"{size:,} bytes" if size is not None else "size not listed, checked by the CLI alone"
+            if is_complete(data / name, size):
+                log(f"{name}: complete ({shown})")
             else:
-                log(f"{name}: {told}")
-                fetch(name, options.data, size)
+                log(f"{name}: {shown}")
+                fetch(name, data, size)
     except cli.KaggleError as error:
         if error.code == 403:
             raise InputError(f"accept the competition's rules at {RULES}, then run make data again ({error})") from error
         raise
-    if (options.data / UNFINISHED).is_dir():
-        for left in (options.data / UNFINISHED).iterdir():
-            left.unlink()
-        (options.data / UNFINISHED).rmdir()
-    log(f"{options.data}: {checked(options.data)}; next: python -m train.folds --data {options.data} --artifacts artifacts")
+    shutil.rmtree(data / UNFINISHED, ignore_errors=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Downloads the missing files and checks all of them."""
+    parser = argparse.ArgumentParser(description="Downloads the competition's files with the Kaggle CLI")
+    parser.add_argument("--data", type=Path, default=Path("data") / COMPETITION, metavar="DIR", help="into (%(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, and do nothing")
+    options = parser.parse_args(arguments)
+    if options.dry_run:
+        log(f"dry run: nothing is fetched; the downloads into {options.data}, unless the files are there:")
+        for name in FILES:
+            log(f"$ {cli.command_line(*download_command(name, options.data / UNFINISHED))}")
+        return 0
+    log(f"into {options.data}: {', '.join(FILES)}; the competition's rules must have been accepted at {RULES}")
+    download(options.data)
+    checked = check_files(options.data)
+    log(f"{options.data}: {checked}; next: python -m train.folds --data {options.data} --artifacts artifacts")
     return 0
 
 

@@ -2,9 +2,9 @@
 
     python -m kaggle_cli.publish --artifacts artifacts
 
-Only what the manifest names is sent, after every file was compared with its SHA-256, from a staging folder of links. A
-publish that failed can simply be run again: files that arrived are not sent twice, and a version that is already there and
-whole is recognised by its manifest.
+Only the files that the manifest names are sent, after each was compared with its SHA-256, from a staging folder of links. A
+publish that failed can be run again: files that arrived are not sent twice, and a version that is complete on Kaggle is
+recognised by its manifest.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from kaggle_cli.kernels import dataset_slug
 from utils import InputError, log, run_command
 
 TITLE = "SLICE-3D fusion artifacts"
-#: What models trained on SLICE-3D are best treated as (README, Data).
+#: The licence of SLICE-3D, whose models these are.
 LICENCE = "CC-BY-NC-4.0"
 METADATA = "dataset-metadata.json"
-#: What an artifact folder may hold; nothing of these runs code when it is opened.
+#: What an artifact folder may hold; none of these runs code when it is opened.
 SUFFIXES = (".cbm", ".weights.h5", ".csv", ".json")
 READY, FAILED = "ready", ("failed", "deleted")
 
 
 @dataclass(frozen=True)
 class Published:
-    """A dataset as Kaggle tells it."""
+    """State and newest version of a dataset on Kaggle."""
 
     state: str
     version: int
@@ -45,7 +45,7 @@ def checked_artifacts(folder: Path) -> tuple[Manifest, list[str]]:
     """The manifest, and the names of the files to publish, all of them compared with their SHA-256.
 
     Raises:
-        InputError: the manifest or a file does not check out, or a name could not be published as it is.
+        InputError: the manifest or a file is not as trained, or a name cannot be published.
     """
     manifest = load_manifest(folder)
     names = sorted(manifest.get("files", {}))
@@ -55,20 +55,20 @@ def checked_artifacts(folder: Path) -> tuple[Manifest, list[str]]:
         if Path(name).name != name or name == MANIFEST or not name.endswith(SUFFIXES) or name.endswith("-metadata.json"):
             raise InputError(f"{folder / MANIFEST} names {name!r}; artifacts lie flat and end in {', '.join(SUFFIXES)}.")
         checked_file(folder, manifest, name)
-    return manifest, names
+    return manifest, [*names, MANIFEST]
 
 
-def notes_of(manifest: Manifest, folder: Path) -> str:
-    """What the dataset's list of versions says of this one."""
-    scores = [
-        f"{stage} pAUC {manifest[stage]['scores']['pauc']:.4f}" for stage in ("tabular", "network") if stage in manifest
-    ]
+def version_notes(manifest: Manifest, folder: Path) -> str:
+    """The notes of this version in the dataset's list of versions."""
+    scores = [f"tabular pAUC {manifest['tabular']['scores']['pauc']:.4f}"]
+    if "network" in manifest:
+        scores.append(f"final pAUC {manifest['network']['scores']['final']['pauc']:.4f}")
     return f"manifest {sha256_of(folder / MANIFEST)[:12]}, out of fold: {', '.join(scores)}"
 
 
 @contextmanager
 def staged(folder: Path, names: list[str], dataset: str) -> Iterator[Path]:
-    """A folder of links to what is published, and the dataset's metadata; removed afterwards.
+    """A folder of links to the files, and the dataset's metadata; removed afterwards.
 
     Its path is the same every time: by path, size and time the CLI recognises a file whose upload was interrupted.
     """
@@ -76,7 +76,7 @@ def staged(folder: Path, names: list[str], dataset: str) -> Iterator[Path]:
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     try:
-        for name in [*names, MANIFEST]:
+        for name in names:
             (staging / name).symlink_to((folder / name).resolve())
         content = {"title": TITLE, "id": dataset, "licenses": [{"name": LICENCE}]}
         (staging / METADATA).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -90,43 +90,41 @@ def look_up(dataset: str) -> Published | None:
     try:
         output = cli.call("datasets", "status", dataset, "--format", "json", show=False)
     except cli.KaggleError as error:
-        if error.code in (403, 404):  # which of them differs: Kaggle does not tell what is private to others
+        if error.code in (403, 404):  # Kaggle answers 403 for a private dataset and for one that does not exist
             return None
         raise
     try:
-        told = json.loads(output[output.index("{") :])
-        return Published(str(told["status"]), int(told["current_version_number"] or 0))
+        status = json.loads(output[output.index("{") :])
+        return Published(str(status["status"]), int(status["current_version_number"] or 0))
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"`kaggle datasets status {dataset}` said {cli.last_line(output)!r}; run the same again."
-        ) from error
+        printed = cli.last_line(output)
+        raise InputError(f"`kaggle datasets status {dataset}` printed {printed!r}; run the same again.") from error
 
 
-def wait_until_ready(dataset: str, newer_than: int, options: argparse.Namespace) -> int:
+def wait_until_ready(dataset: str, newer_than: int, wait: cli.Wait) -> int:
     """Waits until Kaggle has processed a version newer than ``newer_than``; returns its number.
 
     Raises:
-        InputError: Kaggle could not process it, or ``--wait`` is over.
+        InputError: Kaggle could not process it, or the wait was too short.
     """
-    seen = []
+    found = None
 
     def look() -> str | None:
+        nonlocal found
         found = look_up(dataset)
         if found is None:
             return "not listed yet"
         if found.state in FAILED:
-            raise InputError(
-                f"Kaggle ended with {found.state!r} for {dataset}; look at https://www.kaggle.com/datasets/{dataset}"
-            )
-        seen.append(found.version)
+            page = f"https://www.kaggle.com/datasets/{dataset}"
+            raise InputError(f"Kaggle ended with {found.state!r} for {dataset}; look at {page}")
         return None if found.state == READY and found.version > newer_than else f"{found.state}, version {found.version}"
 
-    cli.wait_for(f"dataset {dataset}", look, options, "run make publish again, it goes on waiting")
-    return seen[-1]
+    cli.wait_for(f"dataset {dataset}", look, wait, "run make publish again, it continues to wait")
+    return found.version
 
 
-def missing_there(dataset: str, folder: Path, names: list[str]) -> list[str]:
-    """Which of ``names`` the dataset lacks; a size that differs is told, because Kaggle may count packed bytes."""
+def missing_on_kaggle(dataset: str, folder: Path, names: list[str]) -> list[str]:
+    """Which of ``names`` the dataset lacks; a different size is only logged, because Kaggle may count packed bytes."""
     output = cli.call("datasets", "files", dataset, "--csv", "--page-size", "200", show=False)
     sizes = {row["name"]: int(row["size"]) for row in cli.table(output, "name")}
     for name in names:
@@ -137,56 +135,65 @@ def missing_there(dataset: str, folder: Path, names: list[str]) -> list[str]:
 
 
 def is_published(dataset: str, folder: Path, names: list[str]) -> bool:
-    """Whether the dataset's current version holds this very manifest, and every file that it names."""
-    with tempfile.TemporaryDirectory(prefix="kaggle-manifest-") as there:
+    """Whether the dataset's current version holds this manifest, and every file that it names."""
+    with tempfile.TemporaryDirectory(prefix="kaggle-manifest-") as fetched:
         try:
-            cli.call("datasets", "download", dataset, "-f", MANIFEST, "-p", there, "-o", "-q", show=False)
+            cli.call("datasets", "download", dataset, "-f", MANIFEST, "-p", fetched, "-o", "-q", show=False)
         except cli.KaggleError as error:
             if error.code == 404:
                 return False
             raise
-        copy = Path(there) / MANIFEST
+        copy = Path(fetched) / MANIFEST
         same = copy.is_file() and copy.read_bytes() == (folder / MANIFEST).read_bytes()
-    return same and not missing_there(dataset, folder, names)
+    return same and not missing_on_kaggle(dataset, folder, names)
+
+
+def publish(dataset: str, folder: Path, names: list[str], notes: str, wait: cli.Wait) -> None:
+    """Sends the files as a new dataset or a new version, unless Kaggle has them, and waits until they can be used.
+
+    Raises:
+        InputError: Kaggle did not take or could not process them, or a file is missing there.
+        KaggleError: the CLI failed.
+    """
+    before = look_up(dataset)
+    if before and before.state not in (READY, *FAILED):
+        log("an earlier version is still being processed")
+        before = Published(READY, wait_until_ready(dataset, 0, wait))
+    if before and before.state == READY and is_published(dataset, folder, names):
+        log(f"{dataset} version {before.version} holds these artifacts already; next: make push")
+        return
+    with staged(folder, names, dataset) as staging:
+        action = ["version", "-m", notes] if before else ["create"]
+        output = cli.call("datasets", action[0], "-p", staging, "-t", *action[1:])
+    if "being created" not in output:
+        raise InputError(f"the CLI did not report that {dataset} is created ({cli.last_line(output)!r}); run it again.")
+    version = wait_until_ready(dataset, before.version if before else 0, wait)
+    missing = missing_on_kaggle(dataset, folder, names)
+    if missing:
+        raise InputError(f"{dataset} version {version} lacks {', '.join(missing)}; run make publish again.")
+    log(f"{dataset} version {version}: {len(names)} files; next: make push")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Checks, sends, waits, checks what is there."""
+    """Checks the artifacts and publishes them."""
     parser = argparse.ArgumentParser(description="Publishes the artifact folder as a private Kaggle dataset")
     parser.add_argument("--artifacts", type=Path, required=True, metavar="DIR", help="artifact folder to publish")
     cli.add_options(parser, wait=60)
     options = parser.parse_args(arguments)
     folder = options.artifacts
     manifest, names = checked_artifacts(folder)
+    notes = version_notes(manifest, folder)
     dataset = f"{cli.user_name(options.dry_run)}/{dataset_slug()}"
-    megabytes = sum((folder / name).stat().st_size for name in [*names, MANIFEST]) / 1e6
-    log(f"publish {folder} as the private dataset {dataset}: {len(names) + 1} files, {megabytes:,.1f} MB, all as manifested")
+    megabytes = sum((folder / name).stat().st_size for name in names) / 1e6
+    log(f"publish {folder} as the private dataset {dataset}: {len(names)} files, {megabytes:,.1f} MB, SHA-256 checked")
     if "network" not in manifest:
-        log("note: there is no network among the artifacts; the kernel will score by metadata alone (run train.fusion)")
+        log("note: the artifacts hold no network; the kernel will score by metadata alone (run train.fusion)")
     if options.dry_run:
-        log("\n".join(f"  {name}" for name in [*names, MANIFEST]))
+        log("\n".join(f"  {name}" for name in names))
         log(f"$ {cli.command_line('datasets', 'create', '-p', 'STAGING', '-t')}   # the first time; after that:")
-        log(f"$ {cli.command_line('datasets', 'version', '-p', 'STAGING', '-t', '-m', notes_of(manifest, folder))}")
+        log(f"$ {cli.command_line('datasets', 'version', '-p', 'STAGING', '-t', '-m', notes)}")
         return 0
-    before = look_up(dataset)
-    if before and before.state not in (READY, *FAILED):
-        log("an earlier version is still being processed")
-        before = Published(READY, wait_until_ready(dataset, 0, options))
-    if before and before.state == READY and is_published(dataset, folder, [*names, MANIFEST]):
-        log(f"{dataset} version {before.version} holds these very artifacts already; next: make push")
-        return 0
-    with staged(folder, names, dataset) as staging:
-        if before is None:
-            output = cli.call("datasets", "create", "-p", staging, "-t")
-        else:
-            output = cli.call("datasets", "version", "-p", staging, "-t", "-m", notes_of(manifest, folder))
-    if "being created" not in output:
-        raise InputError(f"the CLI did not say that {dataset} is being created ({cli.last_line(output)!r}); run it again.")
-    version = wait_until_ready(dataset, before.version if before else 0, options)
-    missing = missing_there(dataset, folder, [*names, MANIFEST])
-    if missing:
-        raise InputError(f"{dataset} version {version} lacks {', '.join(missing)}; run make publish again.")
-    log(f"{dataset} version {version}: {len(names) + 1} files; next: make push")
+    publish(dataset, folder, names, notes, cli.Wait(options.poll, options.wait))
     return 0
 
 

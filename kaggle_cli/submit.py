@@ -1,9 +1,9 @@
-"""Submits the kernel version that `make push` fetched and checked, and shows its score when Kaggle gives it.
+"""Submits the kernel version that `make push` fetched and checked, and shows its score when Kaggle has computed it.
 
     python -m kaggle_cli.submit --output kaggle-output --message "fusion, five folds"
 
-Kaggle runs that version again on the hidden test: about as long as half a million lesions take. Stopping this command stops
-nothing there; `--score` looks at the submissions without making one.
+Kaggle runs that version again on the hidden test, half a million lesions. Stopping this command does not stop the run;
+`--score` lists the submissions without making one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PAGE = f"https://www.kaggle.com/competitions/{COMPETITION}/submissions"
 
 
 def read_record(output: Path) -> tuple[str, int]:
-    """Kernel and version that `make push` fetched and found good.
+    """Kernel and version that `make push` fetched and checked.
 
     Raises:
         InputError: there is no such record.
@@ -30,7 +30,7 @@ def read_record(output: Path) -> tuple[str, int]:
         record = json.loads((output / RECORD).read_text(encoding="utf-8"))
         return record["kernel"], int(record["version"])
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{output / RECORD} tells no checked kernel version ({error}); run make push first.") from error
+        raise InputError(f"{output / RECORD} has no checked kernel version ({error}); run make push first.") from error
 
 
 def submissions() -> dict[str, dict[str, str]]:
@@ -39,65 +39,76 @@ def submissions() -> dict[str, dict[str, str]]:
     return {row["ref"]: row | {"status": row["status"].split(".")[-1].lower()} for row in cli.table(output, "ref")}
 
 
-def told(row: dict[str, str]) -> str:
+def one_line(row: dict[str, str]) -> str:
     """One submission in one line."""
-    scores = ", ".join(
-        f"{name} {row[field] or '-'}" for name, field in (("public", "publicScore"), ("private", "privateScore"))
-    )
+    scores = f"public {row['publicScore'] or '-'}, private {row['privateScore'] or '-'}"
     return f"submission {row['ref']} ({row['description']}): {row['status']}, {scores}"
 
 
-def wait_for_score(before: set[str], message: str, options: argparse.Namespace) -> None:
+def wait_for_score(before: set[str], message: str, wait: cli.Wait) -> None:
     """Waits for the score of the submission with ``message`` that is not among ``before``.
 
     Raises:
-        InputError: Kaggle could not score it, or ``--wait`` is over.
+        InputError: Kaggle could not score it, or the wait was too short.
     """
-    mine = {}
+    found = {}
 
     def look() -> str | None:
         new = [row for ref, row in submissions().items() if ref not in before and row["description"] == message]
         if not new:
             return "not listed yet"
-        mine.update(new[0])
-        if mine["status"] == "error":
-            raise InputError(f"{told(mine)}; the reason stands at {PAGE}, mend it and push again.")
-        return None if mine["status"] == "complete" else mine["status"]
+        found.update(new[0])
+        if found["status"] == "error":
+            raise InputError(f"{one_line(found)}; the reason is at {PAGE}, correct it and push again.")
+        return None if found["status"] == "complete" else found["status"]
 
-    cli.wait_for("score", look, options, "it goes on there; look again with: make score")
-    log(told(mine))
+    cli.wait_for("score", look, wait, "Kaggle continues; look again with: make score")
+    log(one_line(found))
+
+
+def submit(kernel: str, version: int, message: str, *, dry_run: bool) -> set[str]:
+    """Submits a kernel version; returns the reference numbers of earlier submissions.
+
+    Raises:
+        InputError: Kaggle takes no submission from this account.
+        KaggleError: the CLI failed.
+    """
+    command = ["competitions", "submit", COMPETITION, "-k", kernel, "-v", str(version), "-f", SUBMISSION, "-m", message]
+    log(f"submit {kernel} version {version} to {COMPETITION}; Kaggle runs it again on the hidden test, which may take hours")
+    if dry_run:
+        log(f"dry run: $ {cli.command_line(*command)}")
+        return set()
+    try:
+        before = set(submissions())
+        cli.call(*command)
+    except cli.KaggleError as error:
+        if error.code == 403:
+            page = f"https://www.kaggle.com/competitions/{COMPETITION}"
+            raise InputError(
+                f"Kaggle takes no submission from this account ({error}); accept the rules, and check whether late "
+                f"submissions are open at {page}"
+            ) from error
+        raise
+    return before
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Submits and waits for the score, or with --score lists the scores."""
     parser = argparse.ArgumentParser(description="Submits the pushed kernel version and shows its score")
     parser.add_argument("--output", type=Path, default=Path("kaggle-output"), metavar="DIR", help="of make push")
-    parser.add_argument("--message", help="what your list of submissions says (default: kernel and version)")
+    parser.add_argument("--message", help="description in your list of submissions (default: kernel and version)")
     parser.add_argument("--score", action="store_true", help="submit nothing; list the newest submissions")
     cli.add_options(parser, wait=720, poll=60)
     options = parser.parse_args(arguments)
     if options.score:
         rows = [] if options.dry_run else list(submissions().values())
-        log("\n".join(told(row) for row in rows[:10]) or "no submission yet; next: make submit")
+        log("\n".join(one_line(row) for row in rows[:10]) or "no submission yet; next: make submit")
         return 0
     kernel, version = read_record(options.output)
     message = options.message or f"{kernel} version {version}"
-    command = ["competitions", "submit", COMPETITION, "-k", kernel, "-v", str(version), "-f", SUBMISSION, "-m", message]
-    log(f"submit {kernel} version {version} to {COMPETITION}; Kaggle runs it again on the hidden test, which may take hours")
-    if options.dry_run:
-        log(f"dry run: $ {cli.command_line(*command)}")
-        return 0
-    try:
-        before = set(submissions())
-        cli.call(*command)
-    except cli.KaggleError as error:
-        if error.code == 403:
-            raise InputError(
-                f"Kaggle takes no submission from this account ({error}); accept the rules and see whether late "
-                f"submissions are open at https://www.kaggle.com/competitions/{COMPETITION}"
-            ) from error
-        raise
-    wait_for_score(before, message, options)
+    before = submit(kernel, version, message, dry_run=options.dry_run)
+    if not options.dry_run:
+        wait_for_score(before, message, cli.Wait(options.poll, options.wait))
     return 0
 
 

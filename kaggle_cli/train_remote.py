@@ -1,11 +1,11 @@
-"""Trains on Kaggle's own GPUs: pushes the training script, waits, and says how far it came.
+"""Trains on Kaggle's GPUs: pushes the training script, waits, and prints how far it came.
 
     python -m kaggle_cli.train_remote
     python -m kaggle_cli.train_remote --part 2
 
 A session ends after 12 hours, so a training may take several parts. Each part is a private kernel of its own that attaches
-the output of the one before; a finished part's output is what `make push SOURCE=training` attaches, and nothing has to be
-downloaded and uploaded again. Only here the internet is on, for the ImageNet weights, unless a dataset brings them.
+the output of the part before; `make push SOURCE=training` attaches the output of a finished part, and nothing has to be
+downloaded and uploaded again. Only here the internet is on, for the ImageNet weights, unless a dataset has them.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from __future__ import annotations
 import argparse
 import shlex
 import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from inference.build_kernel import build_training
 from kaggle_cli import client, kernels
-from kaggle_cli.entrypoint import REPORT, read_report
+from kaggle_cli.entrypoint import REPORT, TrainingReport, read_report
 from utils import InputError, log, run_command
 
 STAGES = ("folds", "tabular", "fusion")
-HOURS = 11.0
+HOURS_PER_PART = 11.0
+MOST_HOURS = 11.75
 
 
 def training_kernel(part: int) -> str:
@@ -30,7 +31,7 @@ def training_kernel(part: int) -> str:
     return f"slice-3d-fusion-training-{part}"
 
 
-def fetched_report(kernel: str) -> dict[str, Any]:
+def fetched_report(kernel: str) -> TrainingReport:
     """training.json of the kernel's last run.
 
     Raises:
@@ -40,88 +41,92 @@ def fetched_report(kernel: str) -> dict[str, Any]:
         kernels.fetch_output(kernel, Path(folder), r"^training\.json$")
         if not (Path(folder) / REPORT).is_file():
             kernels.show_log(kernel)
-            raise InputError(f"{kernel} left no {REPORT}; its log stands above, mend it and run that part again.")
+            raise InputError(f"{kernel} left no {REPORT}; its log is above, correct it and run that part again.")
         return read_report(Path(folder))
 
 
-def settings_of(options: argparse.Namespace, owner: str) -> dict[str, list[str]]:
-    """Options of the stages: as given for the first part, for a later one those of the part before.
+def settings_of_part_before(owner: str, part: int) -> dict[str, list[str]]:
+    """Options of the stages that the part before was trained with.
 
     Raises:
-        InputError: a later part is given options of its own, or the part before is not one to go on from.
+        InputError: that part has not ended, or has finished the training.
     """
-    given = {stage: shlex.split(getattr(options, stage)) for stage in STAGES}
-    if options.part == 1:
-        return given
-    if any(given.values()):
-        raise InputError(f"--part {options.part} goes on with the options of part 1; leave out {given}.")
-    if options.dry_run:
-        return given
-    kernel = f"{owner}/{training_kernel(options.part - 1)}"
+    kernel = f"{owner}/{training_kernel(part - 1)}"
     state, _ = kernels.state_of(kernel)
     if state != kernels.DONE:
         raise InputError(f"{kernel} is {state!r}, not {kernels.DONE!r}; wait for it, or run that part again.")
     report = fetched_report(kernel)
-    if report["finished"]:
-        raise InputError(f"{kernel} has finished the training; next: make push SOURCE=training PART={options.part - 1}")
-    return report["settings"]
+    if report.finished:
+        raise InputError(f"{kernel} has finished the training; next: make push SOURCE=training PART={part - 1}")
+    return report.settings
 
 
-def metadata_of(options: argparse.Namespace, owner: str) -> dict[str, Any]:
-    """kernel-metadata.json of a part: as the submission kernel's, but for its name, its inputs and the internet."""
-    earlier = [f"{owner}/{training_kernel(options.part - 1)}"] if options.part > 1 else []
-    return kernels.completed(
+def training_metadata(owner: str, part: int, weights_dataset: str | None) -> kernels.KernelMetadata:
+    """kernel-metadata.json of a part: the submission kernel's with another name, other inputs and the internet."""
+    metadata = replace(
         kernels.read_metadata(),
-        owner,
-        id=f"{client.OWNER}/{training_kernel(options.part)}",
-        title=f"SLICE-3D fusion training {options.part}",
+        id=f"{client.OWNER}/{training_kernel(part)}",
+        title=f"SLICE-3D fusion training {part}",
         code_file="train_kernel.py",
-        enable_internet=options.weights_dataset is None,
-        dataset_sources=[options.weights_dataset] if options.weights_dataset else [],
-        kernel_sources=earlier,
+        enable_internet=weights_dataset is None,
+        dataset_sources=[weights_dataset] if weights_dataset else [],
+        kernel_sources=[f"{owner}/{training_kernel(part - 1)}"] if part > 1 else [],
     )
+    return metadata.owned_by(owner)
+
+
+def log_report(kernel: str, part: int) -> None:
+    """Logs how far the last run of a part came, and the next step.
+
+    Raises:
+        InputError: an error stopped it, or it left no report.
+    """
+    report = fetched_report(kernel)
+    if report.finished:
+        log(f"{kernel}: finished, {report.folds} fold networks; next: make push SOURCE=training PART={part}")
+        return
+    if report.trouble and "hours are over" not in report.trouble:
+        kernels.show_log(kernel)
+        raise InputError(
+            f"{kernel} stopped by {report.trouble!r}; its log is above, what it trained is kept: correct the cause, "
+            f"then make train-on-kaggle PART={part + 1}"
+        )
+    log(f"{kernel}: {report.trouble}, {report.folds} fold networks")
+    log(f"next: make train-on-kaggle PART={part + 1}")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Builds, pushes, waits, tells."""
+    """Builds and pushes the script of a part, waits for its run and prints how far it came."""
     parser = argparse.ArgumentParser(description="Trains on Kaggle's GPUs")
-    parser.add_argument("--part", type=int, default=1, help="2 goes on with what 1 left, and so on (default: %(default)s)")
+    parser.add_argument("--part", type=int, default=1, help="2 continues what 1 left, and so on (default: %(default)s)")
     for stage in STAGES:
         parser.add_argument(f"--{stage}", default="", metavar="'OPTIONS'", help=f"of train.{stage}, as one argument; part 1")
-    parser.add_argument(
-        "--hours", type=float, default=HOURS, help="after which a part stops by itself (default: %(default)g)"
-    )
+    parser.add_argument("--hours", type=float, default=HOURS_PER_PART, help="at most, of a part (default: %(default)g)")
     parser.add_argument(
         "--weights-dataset", metavar="OWNER/SLUG", help="a dataset with ResNet50's ImageNet weights; the internet stays off"
     )
-    parser.add_argument("--fetch", action="store_true", help="push nothing; wait for this part and tell how far it came")
+    parser.add_argument("--fetch", action="store_true", help="push nothing; wait for this part and print how far it came")
     client.add_options(parser, wait=13 * 60, poll=60)
     options = parser.parse_args(arguments)
-    if options.part < 1 or not 0 < options.hours <= 11.75:
-        raise InputError(f"--part {options.part} --hours {options.hours:g}: parts count from 1, hours go up to 11.75.")
+    part = options.part
+    if part < 1 or not 0 < options.hours <= MOST_HOURS:
+        raise InputError(f"--part {part} --hours {options.hours:g}: parts count from 1, hours go up to {MOST_HOURS:g}.")
+    settings = {stage: shlex.split(getattr(options, stage)) for stage in STAGES}
+    if part > 1 and any(settings.values()):
+        raise InputError(f"--part {part} has the options of part 1; leave out {settings}.")
     owner = client.user_name(options.dry_run)
-    kernel = f"{owner}/{training_kernel(options.part)}"
+    kernel = f"{owner}/{training_kernel(part)}"
     if not options.fetch:
-        settings = settings_of(options, owner)
+        if part > 1 and not options.dry_run:
+            settings = settings_of_part_before(owner, part)
         text = build_training(settings, options.hours)
         log(f"the training script: {len(text.splitlines()):,} lines of plain text, options {settings}")
-        kernels.push(metadata_of(options, owner), text, options.dry_run)
+        kernels.push(training_metadata(owner, part, options.weights_dataset), text, options.dry_run)
     if options.dry_run:
         return 0
-    again = f"go on with: python -m kaggle_cli.train_remote --part {options.part} --fetch"
-    kernels.wait_until_run(kernel, options, again)
-    report = fetched_report(kernel)
-    if report["finished"]:
-        log(f"{kernel}: finished, {report['folds']} fold networks; next: make push SOURCE=training PART={options.part}")
-        return 0
-    if report["trouble"] and "hours are over" not in report["trouble"]:
-        kernels.show_log(kernel)
-        raise InputError(
-            f"{kernel} stopped by {report['trouble']!r}; its log stands above, what it trained is kept: mend the cause, "
-            f"then make train-on-kaggle PART={options.part + 1}"
-        )
-    log(f"{kernel}: {report['trouble']}, {report['folds']} fold networks")
-    log(f"next: make train-on-kaggle PART={options.part + 1}")
+    wait = client.Wait(options.poll, options.wait)
+    kernels.wait_until_run(kernel, wait, f"continue with: python -m kaggle_cli.train_remote --part {part} --fetch")
+    log_report(kernel, part)
     return 0
 
 

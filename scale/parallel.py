@@ -70,14 +70,8 @@ class Progress:
     show: bool = True
 
 
-@dataclass(frozen=True)
-class _Call:
-    """One task: its position, and what is called with what."""
-
-    number: int
-    function: Callable[..., Any]
-    arguments: tuple
-    files: Files | None = None
+#: A task: its number, what is called with which arguments, and its files.
+_Call = tuple[int, Callable[..., Any], tuple, Files | None]
 
 
 @dataclass(frozen=True)
@@ -165,7 +159,7 @@ def stream_tasks(function: Callable[..., Any], tasks: Iterable[tuple]) -> Iterat
     Raises:
         InputError: a process was killed, or several workers over the same task; and whatever a task raises.
     """
-    calls = (_Call(number, function, task) for number, task in enumerate(tasks))
+    calls = ((number, function, task, None) for number, task in enumerate(tasks))
     return (result for _, result, _ in _current.get().run(calls, "generator"))
 
 
@@ -190,7 +184,7 @@ def run_tasks(
     """
     pool, results = _current.get(), [None] * count
     with _carried(pool.client, files) if pool.client and files else contextlib.nullcontext(files) as given:
-        calls = (_Call(number, function, task, given) for number, task in enumerate(tasks))
+        calls = ((number, function, task, given) for number, task in enumerate(tasks))
         done = pool.run(calls, "generator_unordered")
         for number, result, written in tqdm(
             done, desc=progress.desc, unit=progress.unit, total=count, disable=not progress.show
@@ -207,15 +201,16 @@ def _run(call: _Call) -> tuple[int, Any, dict[str, bytes]]:
 
     All in one argument: joblib would leave a big one with a worker of the cluster, to be lost with it.
     """
-    if call.files is None:
-        return call.number, call.function(*call.arguments), {}
-    if not isinstance(call.files, _Carried) or call.files.are_shared():
-        return call.number, call.function(call.files, *call.arguments), {}
+    number, function, arguments, files = call
+    if files is None:
+        return number, function(*arguments), {}
+    if not isinstance(files, _Carried) or files.are_shared():
+        return number, function(files, *arguments), {}
     with tempfile.TemporaryDirectory() as name:
-        copies = call.files.copies(Path(name))
-        result = call.function(copies, *call.arguments)
+        copies = files.copies(Path(name))
+        result = function(copies, *arguments)
         written = [path for path in copies.folder.rglob("*") if path.is_file()]
-        return call.number, result, {str(path.relative_to(copies.folder)): path.read_bytes() for path in written}
+        return number, result, {str(path.relative_to(copies.folder)): path.read_bytes() for path in written}
 
 
 def _run_elsewhere(call: _Call) -> tuple[int, Any, dict[str, bytes]]:

@@ -1,56 +1,49 @@
 """The real CLI against the stand-in: each way to fail, and that nothing of the credentials gets out."""
 
-import argparse
 import os
 import shutil
 import subprocess
 
 import pytest
-from kaggle_stand_in import USER, refuse, standing_in
+from kaggle_stand_in import USER, refuse
 
 from inference.build_kernel import ROOT
 from kaggle_cli import client
-from kaggle_cli.client import KaggleError, call, failure_in, last_line, table, user_name, wait_for
+from kaggle_cli.client import KaggleError, Wait, call, failure_in, last_line, table, user_name, wait_for
 from utils import InputError
 
 LIST = ("competitions", "files", "isic-2024-challenge", "--csv")
-
-
-@pytest.fixture
-def kaggle(tmp_path, monkeypatch):
-    with standing_in(tmp_path, monkeypatch) as stand_in:
-        yield stand_in
 
 
 @pytest.mark.parametrize(
     ("answer", "code", "sentence"),
     [
         (refuse(401, "Unauthenticated"), 401, "kaggle auth login"),
-        (refuse(403), 403, "403 Client Error: Forbidden .* check the name, and that this account may do it"),
-        (refuse(403, "Permission 'competitions.get' was denied"), 403, "'competitions.get' was denied.* this account may"),
+        (refuse(403), 403, "403 Client Error: Forbidden .* permissions of this account"),
+        (refuse(403, "Permission 'competitions.get' was denied"), 403, "'competitions.get' was denied.* this account"),
         (refuse(404, "Not found"), 404, "Not found.*check the name"),
         (refuse(409, "Conflict"), 409, "choose another name"),
-        (refuse(429, "Too many requests"), 429, "asks for a pause; run the same command again in some minutes"),
-        (refuse(500), 500, "500 Server Error.*Kaggle has trouble; run the same command again later"),
+        (refuse(429, "Too many requests"), 429, "run the same command again in some minutes"),
+        (refuse(500), 500, "500 Server Error.*run the same command again later"),
         (refuse(503, "Service unavailable"), 500, "Service unavailable.*run the same command again later"),
-        (refuse(400, "Bad page size"), None, "'Bad page size' .status 1.; mend that"),
+        (refuse(400, "Bad page size"), None, "'Bad page size' .status 1."),
     ],
     ids=["401", "403", "403 with words", "404", "409", "429", "500", "503 with words", "another"],
 )
-def test_every_refusal_is_a_sentence_with_the_mend(kaggle, answer, code, sentence):
+def test_every_refusal_is_a_sentence_with_a_remedy(kaggle, answer, code, sentence):
     kaggle.answers["ListDataFiles"] = answer
     with pytest.raises(KaggleError, match=sentence) as raised:
         call(*LIST, show=False)
     assert raised.value.code == code
     assert "\n" not in str(raised.value)
-    assert raised.value.is_passing == (code in (429, 500))
+    assert raised.value.is_temporary == (code in (429, 500))
 
 
-def test_a_network_that_is_not_there_is_told(kaggle, monkeypatch):
+def test_a_missing_network_is_a_temporary_error(kaggle, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with pytest.raises(KaggleError, match="cannot be reached") as raised:
         call(*LIST, show=False)
-    assert raised.value.is_passing
+    assert raised.value.is_temporary
 
 
 @pytest.mark.parametrize(
@@ -60,7 +53,7 @@ def test_a_network_that_is_not_there_is_told(kaggle, monkeypatch):
          "successfully pushed.  Please check progress at x", "not valid dataset sources .*'a/b'.*push again"),
         ("The following are not valid kernel sources and could not be added to the kernel: ['a/b']", "not valid kernel"),
         ("The following are not valid competition sources and could not be added to the kernel: ['x']", "not valid comp"),
-        ("The following are not valid tags and could not be added to the kernel: ['x']", "take the tag out"),
+        ("The following are not valid tags and could not be added to the kernel: ['x']", "remove the tag"),
         ("Your kernel title does not resolve to the specified id. This may result in surprising behavior.", "same words"),
         ("Kernel push error: Notebook not found", "Notebook not found.*push again"),
         ("Dataset creation error: The requested title is already in use", "already in use.*publish again"),
@@ -69,7 +62,7 @@ def test_a_network_that_is_not_there_is_told(kaggle, monkeypatch):
         ("Could not submit to competition", "still takes submissions"),
     ],
 )  # fmt: skip
-def test_what_the_cli_only_prints_is_a_failure_too(printed, sentence):
+def test_an_error_that_the_cli_only_prints_is_a_failure(printed, sentence):
     failure = failure_in(printed, 0)
     assert failure is not None
     with pytest.raises(KaggleError, match=sentence):
@@ -77,12 +70,12 @@ def test_what_the_cli_only_prints_is_a_failure_too(printed, sentence):
     assert failure_in("Kernel version 2 successfully pushed.  Please check progress at x", 0) is None
 
 
-def test_a_missing_cli_is_told_with_the_command_that_installs_it():
+def test_the_error_of_a_missing_cli_names_the_command_that_installs_it():
     failure = failure_in("/usr/bin/python: No module named kaggle\n", 1)
     assert "python -m pip install -r requirements-dev.txt" in str(failure)
 
 
-def test_the_command_and_what_the_cli_prints_are_passed_on(kaggle, capsys):
+def test_the_command_and_the_output_of_the_cli_are_printed(kaggle, capsys):
     kaggle.files = {"sample_submission.csv": b"isic_id,target\n"}
     output = call(*LIST)
     printed = capsys.readouterr().out
@@ -111,7 +104,7 @@ def test_the_users_name_comes_from_the_cli(kaggle, monkeypatch, tmp_path):
     assert user_name(dry_run=True) == "OWNER"
 
 
-def test_the_key_is_never_printed_even_when_the_cli_is_asked_to_tell_all(kaggle, monkeypatch, capfd):
+def test_the_key_is_never_printed_even_when_the_cli_is_verbose(kaggle, monkeypatch, capfd):
     monkeypatch.setenv("VERBOSE", "1")
     monkeypatch.setenv("VERBOSE_OUTPUT", "1")
     call(*LIST)
@@ -130,7 +123,7 @@ def test_git_ignores_credentials_wherever_they_lie():
     assert not [name for name in tracked if name.endswith(("kaggle.json", "access_token"))]
 
 
-def test_no_code_of_ours_looks_at_credentials():
+def test_no_module_reads_credentials():
     for path in (ROOT / "kaggle_cli").glob("*.py"):
         text = path.read_text(encoding="utf-8")
         assert not [word for word in ("KAGGLE_KEY", "KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "kaggle.json") if word in text]
@@ -155,7 +148,7 @@ def test_every_step_is_one_make_target_with_a_dry_run(words, command):
     if not shutil.which("make"):
         pytest.skip("there is no make on this machine, so its targets cannot be asked")
     asked = ["make", "-n", "--no-print-directory", *words.split()]
-    # Alone with its defaults: these tests may have been started by make, with variables of its own.
+    # With its defaults: these tests may have been started by make, with variables of its own.
     alone = {"cwd": ROOT, "env": {"PATH": os.environ["PATH"]}, "capture_output": True, "text": True, "check": True}
     lines = [subprocess.run([*asked, *dry], **alone).stdout for dry in ([], ["DRY=1"])]
     assert command in lines[0]
@@ -166,18 +159,17 @@ def test_every_step_is_one_make_target_with_a_dry_run(words, command):
 # Waiting
 
 
-def options(**changed):
-    return argparse.Namespace(**{"poll": 0, "wait": 1} | changed)
+NOW = Wait(poll=0, minutes=1)
 
 
-def test_waiting_tells_each_change_of_the_state_once(capsys):
+def test_each_change_of_the_state_is_logged_once(capsys):
     states = iter(["queued", "running", "running", None])
-    wait_for("run", lambda: next(states), options(), "look again")
+    wait_for("run", lambda: next(states), NOW, "look again")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" (")[0].split(" after")[0] for line in lines] == ["run: queued", "run: running", "run: done"]
 
 
-def test_waiting_outlasts_passing_troubles_and_only_those():
+def test_a_wait_survives_temporary_errors_only():
     answers = iter([KaggleError("busy", 429), KaggleError("down", 503), KaggleError("no network", 0), None])
 
     def look():
@@ -185,15 +177,15 @@ def test_waiting_outlasts_passing_troubles_and_only_those():
         if answer:
             raise answer
 
-    wait_for("run", look, options(), "look again")
+    wait_for("run", look, NOW, "look again")
     answers = iter([KaggleError("busy", 429)] * (client.PATIENCE + 1))
     with pytest.raises(KaggleError, match="busy"):
-        wait_for("run", look, options(), "look again")
+        wait_for("run", look, NOW, "look again")
     answers = iter([KaggleError("no such kernel", 404)])
     with pytest.raises(KaggleError, match="no such kernel"):
-        wait_for("run", look, options(), "look again")
+        wait_for("run", look, NOW, "look again")
 
 
-def test_a_wait_that_is_over_says_what_to_do():
+def test_a_wait_that_is_too_short_names_the_next_step():
     with pytest.raises(InputError, match="run is still queued after --wait 0 minutes; look again"):
-        wait_for("run", lambda: "queued", options(wait=0), "look again")
+        wait_for("run", lambda: "queued", Wait(poll=0, minutes=0), "look again")

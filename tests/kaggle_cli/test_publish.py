@@ -1,27 +1,22 @@
-"""`make publish` with the real CLI against the stand-in: what is sent, what is refused, and that it can be run again."""
+"""`make publish` with the real CLI against the stand-in: the files sent, the refusals, and that it can be run again."""
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kaggle_stand_in import USER, refuse, standing_in
+from kaggle_stand_in import USER, refuse
 
 from inference.artifacts import FORMAT
 from inference.files import sha256_of
 from kaggle_cli import client as cli
-from kaggle_cli.kernels import completed, read_metadata
-from kaggle_cli.publish import TITLE, dataset_slug, main
+from kaggle_cli.kernels import dataset_slug, read_metadata
+from kaggle_cli.publish import TITLE, main
 from utils import InputError
 
 SLUG = "slice-3d-fusion-artifacts"
 FAST = ["--poll", "0.05"]
-
-
-@pytest.fixture
-def kaggle(tmp_path, monkeypatch):
-    with standing_in(tmp_path, monkeypatch) as stand_in:
-        yield stand_in
 
 
 @pytest.fixture
@@ -46,7 +41,7 @@ def artifacts(tmp_path):
 
 def write_manifest(folder, names, **changed):
     content = {"format": FORMAT, "files": {name: sha256_of(folder / name) for name in names}}
-    content |= {stage: {"scores": {"pauc": pauc}} for stage, pauc in (("tabular", 0.1576), ("network", 0.1694))}
+    content |= {"tabular": {"scores": {"pauc": 0.1576}}, "network": {"scores": {"final": {"pauc": 0.1694}}}}
     (folder / "manifest.json").write_text(json.dumps(content | changed))
 
 
@@ -66,38 +61,36 @@ def test_the_first_publish_creates_a_private_dataset_and_the_next_a_version(kagg
     assert kaggle.datasets[SLUG][0]["files"] == named(artifacts)
     assert sorted(artifacts.rglob("*")) == before
     assert not list(Path(tempfile.gettempdir()).glob("kaggle-publish-*"))
-    told = capfd.readouterr().out
-    assert "private dataset somebody/slice-3d-fusion-artifacts: 4 files, 1.0 MB, all as manifested" in told
-    assert "100%" in told  # the CLI's own bar
-    assert "blobs_received" in told
-    assert f"{USER}/{SLUG} version 1: 4 files; next: make push" in told
+    printed = capfd.readouterr().out
+    assert "private dataset somebody/slice-3d-fusion-artifacts: 4 files, 1.0 MB" in printed
+    assert "100%" in printed  # the CLI's own bar
+    assert "blobs_received" in printed
+    assert f"{USER}/{SLUG} version 1: 4 files; next: make push" in printed
 
     (artifacts / "fusion_fold0.weights.h5").write_bytes(b"better weights")
     write_manifest(artifacts, ["folds.csv", "tabular_fold0_seed0.cbm", "fusion_fold0.weights.h5"])
     assert main(["--artifacts", str(artifacts), *FAST]) == 0
     (request,) = kaggle.asked("CreateDatasetVersion")
     assert request["datasetSlug"] == SLUG
-    assert "out of fold: tabular pAUC 0.1576, network pAUC 0.1694" in request["body"]["versionNotes"]
+    assert "out of fold: tabular pAUC 0.1576, final pAUC 0.1694" in request["body"]["versionNotes"]
     assert kaggle.datasets[SLUG][1]["files"] == named(artifacts)
     assert "version 2: 4 files; next: make push" in capfd.readouterr().out
 
 
 def test_a_dataset_that_stays_in_processing_is_waited_for_by_the_next_run(kaggle, known, artifacts, capfd):
     kaggle.processing = ["BLOBS_RECEIVED"] * 3
-    with pytest.raises(
-        InputError, match="is still blobs_received, version 1 after --wait 0 minutes; run make publish again"
-    ):
+    with pytest.raises(InputError, match="is still blobs_received, version 1 after --wait 0 minutes"):
         main(["--artifacts", str(artifacts), *FAST, "--wait", "0"])
     assert main(["--artifacts", str(artifacts), *FAST]) == 0
-    told = capfd.readouterr().out
-    assert "an earlier version is still being processed" in told
-    assert "version 1 holds these very artifacts already; next: make push" in told
+    printed = capfd.readouterr().out
+    assert "an earlier version is still being processed" in printed
+    assert "version 1 holds these artifacts already; next: make push" in printed
     assert len(kaggle.datasets[SLUG]) == 1
 
 
-def test_a_file_that_did_not_arrive_is_a_failure_and_the_next_run_mends_it(kaggle, known, artifacts):
+def test_a_file_that_did_not_arrive_is_a_failure_and_the_next_run_sends_it(kaggle, known, artifacts):
     kaggle.refuse_upload = {"fusion_fold0.weights.h5"}
-    with pytest.raises(InputError, match=r"'Upload unsuccessful: fusion_fold0\.weights\.h5'; run the same command again"):
+    with pytest.raises(InputError, match=r"'Upload unsuccessful: fusion_fold0\.weights\.h5'"):
         main(["--artifacts", str(artifacts), *FAST])
     assert "fusion_fold0.weights.h5" not in kaggle.datasets[SLUG][0]["files"]  # the CLI made the dataset all the same
     kaggle.refuse_upload = set()
@@ -105,9 +98,9 @@ def test_a_file_that_did_not_arrive_is_a_failure_and_the_next_run_mends_it(kaggl
     assert kaggle.datasets[SLUG][1]["files"] == named(artifacts)
 
 
-def test_what_arrived_before_a_failure_is_not_sent_again(kaggle, known, artifacts):
+def test_files_that_arrived_before_a_failure_are_not_sent_again(kaggle, known, artifacts):
     kaggle.answers["CreateDataset"] = refuse(500, "Internal error", times=1)
-    with pytest.raises(InputError, match=r"Internal error.*run the same command again later"):
+    with pytest.raises(InputError, match=r"Internal error"):
         main(["--artifacts", str(artifacts), *FAST])
     assert len(kaggle.blobs) == 4
     assert main(["--artifacts", str(artifacts), *FAST]) == 0
@@ -115,7 +108,7 @@ def test_what_arrived_before_a_failure_is_not_sent_again(kaggle, known, artifact
     assert kaggle.datasets[SLUG][0]["files"] == named(artifacts)
 
 
-def test_a_pause_that_kaggle_asks_for_is_kept(kaggle, known, artifacts, capfd):
+def test_a_pause_that_kaggle_requests_is_kept(kaggle, known, artifacts, capfd):
     kaggle.answers["CreateDataset"] = refuse(429, "Too many requests", headers={"Retry-After": "0"}, times=2)
     assert main(["--artifacts", str(artifacts), *FAST]) == 0
     assert capfd.readouterr().out.count("Will retry in") == 2
@@ -123,11 +116,11 @@ def test_a_pause_that_kaggle_asks_for_is_kept(kaggle, known, artifacts, capfd):
 
 def test_a_dataset_that_kaggle_does_not_create_or_cannot_process_is_a_failure(kaggle, known, artifacts):
     kaggle.answers["CreateDataset"] = lambda body: {"status": "Error", "error": "Title already in use"}
-    with pytest.raises(InputError, match="Dataset creation error: Title already in use'; mend that and publish again"):
+    with pytest.raises(InputError, match="Dataset creation error: Title already in use'"):
         main(["--artifacts", str(artifacts), *FAST])
     del kaggle.answers["CreateDataset"]
     kaggle.processing = ["FAILED"]
-    with pytest.raises(InputError, match="ended with 'failed' for somebody/slice-3d-fusion-artifacts; look at https://"):
+    with pytest.raises(InputError, match="ended with 'failed' for somebody/slice-3d-fusion-artifacts"):
         main(["--artifacts", str(artifacts), *FAST])
 
 
@@ -147,7 +140,7 @@ def test_a_folder_without_usable_artifacts_is_refused(artifacts, tmp_path):
     with pytest.raises(InputError, match=r"has no manifest\.json"):
         main(["--artifacts", str(tmp_path / "nothing")])
     write_manifest(artifacts, ["folds.csv"], format="slice-3d-fusion/0")
-    with pytest.raises(InputError, match="is of format 'slice-3d-fusion/0'"):
+    with pytest.raises(InputError, match="'slice-3d-fusion/0'"):
         main(["--artifacts", str(artifacts)])
     (artifacts / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": {}}))
     with pytest.raises(InputError, match="has no tabular models"):
@@ -160,22 +153,22 @@ def test_a_name_that_cannot_be_published_as_it_is_is_refused(artifacts, name):
     for path in (artifacts / name, artifacts / "folds.csv"):
         path.write_text("content")
     write_manifest(artifacts, [name])
-    with pytest.raises(InputError, match=r"names '.*'; artifacts lie flat and end in \.cbm"):
+    with pytest.raises(InputError, match=r"names '.*'; artifacts lie flat"):
         main(["--artifacts", str(artifacts)])
 
 
 def test_a_dry_run_lists_what_would_be_sent_and_calls_nothing(kaggle, artifacts, capsys):
     assert main(["--artifacts", str(artifacts), "--dry-run"]) == 0
-    told = capsys.readouterr().out
-    assert "OWNER/slice-3d-fusion-artifacts" in told
-    assert "$ kaggle datasets create -p STAGING -t" in told
-    assert all(f"  {name}\n" in told for name in named(artifacts))
-    assert "stray" not in told
+    printed = capsys.readouterr().out
+    assert "OWNER/slice-3d-fusion-artifacts" in printed
+    assert "$ kaggle datasets create -p STAGING -t" in printed
+    assert all(f"  {name}\n" in printed for name in named(artifacts))
+    assert "stray" not in printed
     assert not kaggle.calls
 
 
 def test_the_names_are_those_that_kaggle_makes_from_the_titles():
     assert dataset_slug() == SLUG == TITLE.lower().replace(" ", "-")
-    assert completed(read_metadata(), USER)["id"] == f"{USER}/slice-3d-fusion-kernel"
+    assert read_metadata().owned_by(USER).id == f"{USER}/slice-3d-fusion-kernel"
     with pytest.raises(InputError, match="the title 'Another title' becomes 'another-title' on Kaggle"):
-        completed(read_metadata() | {"title": "Another title"}, USER)
+        replace(read_metadata(), title="Another title").owned_by(USER)

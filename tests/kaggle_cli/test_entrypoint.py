@@ -1,0 +1,250 @@
+"""The training script on Kaggle: parts, time limits, errors, and what it trains."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from kaggle_stand_in import USER
+
+from evaluation.dry_run import without_network
+from inference.artifacts import checked_file
+from inference.build_kernel import build_training
+from inference.network import NetworkConfig, load_network
+from kaggle_cli import entrypoint
+from kaggle_cli.entrypoint import BACKBONE_WEIGHTS, REPORT, OutOfTime, read_report, time_limit
+from train.manifest import record_stage
+from utils import InputError
+
+NO_OPTIONS = {"folds": [], "tabular": [], "fusion": []}
+
+
+# Real trainings
+
+
+@pytest.fixture
+def on_kaggle(trained, tmp_path):
+    """``on_kaggle(network, more)``: writes the script with the options of ``trained``; returns it, its arguments and the
+    working folder."""
+
+    def prepare(network, more=()):
+        parameters = str(trained.data.parent / "few_trees.json")
+        common = ["--weights", "none", "--image-size", "32", "--epochs", "1"]
+        settings = {
+            "folds": ["--folds", "2", "--holdout", "0.25"],
+            "tabular": ["--seeds", "1", "--params", parameters, *more],
+            "fusion": [*common, *network, *more],
+        }
+        competition, working = tmp_path / "input" / "competitions" / "isic-2024-challenge", tmp_path / "working"
+        competition.parent.mkdir(parents=True)
+        competition.symlink_to(trained.data)
+        working.mkdir()
+        script = tmp_path / "script.py"
+        script.write_text(build_training(settings, 1.0), encoding="utf-8")
+        return script, settings, ["--input-root", str(tmp_path / "input"), "--working", str(working)]
+
+    return prepare
+
+
+def check_output(working, settings, trained):
+    """That ``working`` holds a finished training on the folds and CatBoost models of ``trained``; returns its manifest."""
+    report = read_report(working)
+    assert (report.finished, report.settings, report.trouble) == (True, settings, "")
+    ours, theirs = (json.loads((folder / "manifest.json").read_text()) for folder in (working, trained.artifacts))
+    for name in ("folds.csv", "oof_tabular.csv"):
+        assert ours["files"][name] == theirs["files"][name]
+    assert set(ours["files"]) == set(theirs["files"])
+    assert ours["network"]["settings"] == theirs["network"]["settings"]
+    for name in ours["network"]["weights"]:
+        load_network(NetworkConfig.from_dict(ours["network"]["settings"]), checked_file(working, ours, name))
+    # Flat, and nothing that a kernel could not open: the output can be attached as it is.
+    assert {path.name for path in working.iterdir()} == {*ours["files"], "manifest.json", "logs", REPORT}
+    return ours
+
+
+def test_the_script_trains_what_the_repository_trains(on_kaggle, trained, eager, tmp_path):
+    script, settings, arguments = on_kaggle(["--batch-size", "16", "--learning-rate", "0.003"])
+    spec = importlib.util.spec_from_file_location("train_kernel", script)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train_kernel"] = module
+    try:
+        spec.loader.exec_module(module)
+        assert module.main(module.SETTINGS, module.HOURS, arguments) == 0
+    finally:
+        del sys.modules["train_kernel"]
+    manifest = check_output(tmp_path / "working", settings, trained)
+    theirs = json.loads((trained.artifacts / "manifest.json").read_text())
+    assert manifest["files"]["oof_fusion.csv"] == theirs["files"]["oof_fusion.csv"]
+
+
+@pytest.mark.slow
+def test_the_script_trains_in_several_processes_without_the_network(on_kaggle, trained, tmp_path):
+    """As on Kaggle: functions of ``__main__`` in worker processes, and TensorFlow's graphs made from them."""
+    network = ["--batch-size", "64", "--unfreeze", "none", "--negatives-per-positive", "1"]
+    script, settings, arguments = on_kaggle(network, ["--jobs", "2"])
+    command = [*without_network()[0], sys.executable, "-I", str(script), *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "AutoGraph could not" not in done.stderr
+    assert "2 fold networks: finished" in done.stdout
+    check_output(tmp_path / "working", settings, trained)
+
+
+# Parts, with stages that only record themselves
+
+
+@pytest.fixture
+def part(tmp_path, monkeypatch):
+    """Kaggle's folders, and stages that only record themselves; ``part(settings, hours)`` runs a part."""
+    root, working = tmp_path / "input", tmp_path / "working"
+    (root / "isic-2024-challenge").mkdir(parents=True)
+    (root / "isic-2024-challenge" / "train-metadata.csv").write_text("isic_id\n")
+    (root / "notebooks" / USER).mkdir(parents=True)
+    working.mkdir()
+    done = []
+
+    def stage(name, section):
+        def record(arguments):
+            done.append(name)
+            (working / f"{name}.csv").write_text(name)
+            record_stage(working, section, {"weights": ["a", "b"]}, [f"{name}.csv"])
+
+        return record
+
+    def run(settings=NO_OPTIONS, hours=1.0):
+        assert entrypoint.main(settings, hours, ["--input-root", str(root), "--working", str(working)]) == 0
+        return read_report(working)
+
+    def next_part():
+        shutil.move(working, root / "notebooks" / USER / "slice-3d-fusion-training-1")
+        working.mkdir()
+        done.clear()
+
+    for name, section, function in (
+        ("folds", "folds", "make_folds"),
+        ("tabular", "tabular", "train_tabular"),
+        ("fusion", "network", "train_fusion"),
+    ):
+        monkeypatch.setattr(entrypoint, function, stage(name, section))
+    run.root, run.working, run.done, run.next_part = root, working, done, next_part
+    return run
+
+
+def train_one_fold_and(end):
+    """A fusion stage that leaves one finished fold in its hidden folder."""
+
+    def fusion(arguments):
+        kept = Path(arguments[arguments.index("--artifacts") + 1]) / ".fusion-training"
+        kept.mkdir(exist_ok=True)
+        (kept / "fold0.weights.h5").write_text("weights")
+        (kept / "fold0.csv").write_text("row,network\n")
+        end()
+
+    return fusion
+
+
+def test_a_part_that_runs_out_of_time_is_continued_by_the_next(part, monkeypatch):
+    whole = entrypoint.train_fusion
+    monkeypatch.setattr(entrypoint, "train_fusion", train_one_fold_and(lambda: time.sleep(60)))
+    report = part(hours=1 / 3600)
+    assert (report.finished, report.settings, report.folds) == (False, NO_OPTIONS, 1)
+    assert "hours are over" in report.trouble
+    assert report.stages == ["folds", "tabular"]
+    assert not [path for path in part.working.iterdir() if path.name.startswith(".")]
+    part.next_part()
+    calls = []
+    monkeypatch.setattr(entrypoint, "train_fusion", calls.append)
+    assert part().folds == 1
+    assert len(calls) == 1
+    assert part.done == []  # nothing is done twice
+    assert (part.working / "unfinished" / "fusion-training" / "fold0.weights.h5").read_text() == "weights"
+    monkeypatch.setattr(entrypoint, "train_fusion", whole)
+    shutil.rmtree(part.working)
+    part.working.mkdir()
+    assert part().finished is True
+
+
+def test_networks_moved_out_when_the_time_is_over_go_back(tmp_path):
+    kept = tmp_path / ".fusion-training"
+    kept.mkdir()
+    for name in ("fold0.csv", "fold1.csv", "fold1.weights.h5"):
+        (kept / name).write_text(name)
+    (tmp_path / "fusion_fold0.weights.h5").write_text("network 0")
+    entrypoint.set_aside(tmp_path)
+    waiting = tmp_path / "unfinished" / "fusion-training"
+    assert (waiting / "fold0.weights.h5").read_text() == "network 0"
+    assert (waiting / "fold1.weights.h5").read_text() == "fold1.weights.h5"
+    assert [path.name for path in tmp_path.iterdir()] == ["unfinished"]
+
+
+def test_a_part_after_the_last_one_only_copies(part):
+    assert part().finished is True
+    assert part.done == ["folds", "tabular", "fusion"]
+    part.next_part()
+    assert part().finished is True
+    assert part.done == []
+    assert (part.working / "fusion.csv").read_text() == "fusion"
+
+
+def test_after_an_error_the_trained_models_are_kept(part, monkeypatch, capsys):
+    def fail():
+        raise RuntimeError("out of memory\nand more")
+
+    monkeypatch.setattr(entrypoint, "train_fusion", train_one_fold_and(fail))
+    report = part()
+    assert report.trouble == "RuntimeError: out of memory"
+    assert report.folds == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_part_with_other_options_or_changed_files_is_refused(part):
+    part()
+    part.next_part()
+    with pytest.raises(InputError, match="was trained with .*--seeds"):
+        part(NO_OPTIONS | {"tabular": ["--seeds", "2"]})
+    before = part.root / "notebooks" / USER / "slice-3d-fusion-training-1"
+    (before / "tabular.csv").write_text("changed")
+    with pytest.raises(InputError, match=r"tabular\.csv has SHA-256"):
+        part()
+    (before / REPORT).write_text('{"finished": true}')
+    with pytest.raises(InputError, match=r"training\.json is not a report"):
+        part()
+
+
+def test_missing_and_duplicate_inputs_are_refused(part):
+    shutil.copytree(part.root / "isic-2024-challenge", part.root / "competitions" / "isic-2024-challenge")
+    with pytest.raises(InputError, match=r"train-metadata\.csv is in 2 inputs"):
+        part()
+    shutil.rmtree(part.root)
+    with pytest.raises(InputError, match="attach the competition"):
+        part()
+
+
+def test_attached_weights_are_used_from_a_path_that_stays(part, monkeypatch):
+    (part.root / "weights").mkdir()
+    (part.root / "weights" / BACKBONE_WEIGHTS).write_text("weights")
+    given = []
+    monkeypatch.setattr(entrypoint, "train_fusion", given.extend)
+    part()
+    path = Path(given[given.index("--weights") + 1])
+    assert path.read_text() == "weights"
+    assert part.root not in path.parents
+    path.unlink()
+
+
+def test_a_wrong_option_of_the_last_stage_ends_the_run_at_its_start(part):
+    with pytest.raises(InputError, match="--epochs 0"):
+        part(NO_OPTIONS | {"fusion": ["--epochs", "0"]})
+    assert part.done == []
+
+
+def test_the_alarm_is_off_after_the_block():
+    with pytest.raises(OutOfTime), time_limit(0.05):
+        time.sleep(5)
+    with time_limit(0.05):
+        pass
+    time.sleep(0.1)
