@@ -1,54 +1,29 @@
-"""The figures of an exploration, as SVG for its page: each with a description for those who do not see it.
+"""The charts of an exploration, as SVG, each with a description that a screen reader reads aloud.
 
-Colours are Okabe and Ito's, which remain distinct in the common forms of colour blindness; what a colour says, a shape, a
-hatch or a line says as well.
+What a colour means, a shape, a hatch or a line means as well.
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from markupsafe import Markup
+from matplotlib.ticker import MaxNLocator
 
 from evaluation.explore.tables import UNITS
 from evaluation.html import chart
 from inference.schema import TARGET
+from train.charts import BLUE, GREY, INK, VERMILION, styled_axes
 
-BLUE, VERMILION, GREY, INK = "#0072b2", "#d55e00", "#57606a", "#333a42"
-STYLE = {
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.edgecolor": "#57606a",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.7,
-    "font.size": 10,
-    "text.parse_math": False,
-}
 WIDTH = 4.6  # of a panel, in inches of 72 SVG units: as wide as a phone
 #: Dots of benign lesions drawn for one patient at most; more only cover each other and make the page heavy.
 DOTS = 1500
 BINS = 40
-
-
-@contextmanager
-def panel(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
-    """A figure with one plot in the page's style, so many inches wide and high."""
-    with rc_context(STYLE):
-        figure = Figure((width, height), layout="constrained")
-        axes = figure.subplots()
-        axes.tick_params(length=0)
-        yield figure, axes
+#: A legend above the plot, at its left edge.
+LEGEND_ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1), "frameon": False, "borderaxespad": 0.2}
 
 
 def axis_name(name: str) -> str:
@@ -61,18 +36,18 @@ def wrapped(name: str, width: int = 30) -> str:
     return "\n".join(textwrap.wrap(name, width, max_lines=2, placeholder=" ..."))
 
 
-def draw_rates(title: str, table: pd.DataFrame, overall: float) -> str:
+def draw_rates(title: str, table: pd.DataFrame, overall: float) -> Markup:
     """Malignancy rate and interval of each group, as dots with lines.
 
     Args:
         title: what the lesions are grouped by.
-        table: of ``explore_tables.rate_table``.
+        table: of ``tables.rate_table``.
         overall: rate of all lesions, 0 to 1, drawn dashed.
     """
     rows = np.arange(len(table))
     names = [wrapped(name) for name in table["group"]]
     lines = sum(1 + name.count("\n") for name in names)
-    with panel(WIDTH, 1.0 + 0.2 * lines + 0.1 * len(names)) as (figure, axes):
+    with styled_axes(WIDTH, 1.0 + 0.2 * lines + 0.1 * len(names)) as (figure, axes):
         axes.axvline(100 * overall, color=INK, linestyle="--", linewidth=1, label=f"all lesions, {100 * overall:.3g} %")
         axes.hlines(rows, 100 * table["low"], 100 * table["high"], color=BLUE, linewidth=2.2)
         axes.plot(100 * table["rate"], rows, "o", color=BLUE, markersize=6, clip_on=False)
@@ -81,38 +56,37 @@ def draw_rates(title: str, table: pd.DataFrame, overall: float) -> str:
         axes.set_xlim(left=-2.5 * table["high"].max())
         axes.set_xlabel("malignant, % (bars: 95 % interval)")
         axes.grid(axis="x")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, borderaxespad=0.2)
-    told = "; ".join(f"{row.group} {100 * row.rate:.2f} %" for row in table.itertuples())
-    return chart(figure, f"Malignancy rate by {title}, with 95 % intervals: {told}. The table beside it has the numbers.")
+        axes.legend(**LEGEND_ABOVE)
+    rates = "; ".join(f"{row.group} {100 * row.rate:.2f} %" for row in table.itertuples())
+    return chart(figure, f"Malignancy rate by {title}, with 95 % intervals: {rates}. The table beside it has the numbers.")
 
 
-def draw_sizes(sizes: np.ndarray) -> str:
-    """How many lesions the patients have, as a histogram on a logarithmic scale; ``sizes`` of shape (patients,)."""
+def draw_sizes(sizes: np.ndarray) -> Markup:
+    """Histogram of the lesions per patient on a logarithmic scale; ``sizes`` of shape (patients,)."""
     edges = np.unique(np.round(np.geomspace(1, sizes.max() + 1, 25)))
-    with panel(WIDTH, 2.8) as (figure, axes):
+    with styled_axes(WIDTH, 2.8) as (figure, axes):
         axes.hist(sizes, bins=edges, color=BLUE, edgecolor="white", linewidth=0.7)
         axes.set_xscale("log")
         ticks = [tick for tick in (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000) if tick <= sizes.max()]
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axes.minorticks_off()
+        axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
         axes.set(xlabel="lesions of the patient (logarithmic)", ylabel="patients")
         axes.grid(axis="y")
     middle = f"median {np.median(sizes):,.0f}, from {sizes.min():,} to {sizes.max():,}"
     return chart(figure, f"Histogram of the lesions per patient, {len(sizes):,} patients: {middle}.")
 
 
-def draw_single(single: pd.DataFrame) -> str:
+def draw_single(single: pd.DataFrame) -> Markup:
     """pAUC of single columns as bars; those that no model may use are hatched. ``single``: rows of ``single_columns``."""
-    rows = np.arange(len(single))
-    with panel(WIDTH, 1.1 + 0.25 * len(rows)) as (figure, axes):
-        for usable, colour, hatch, label in (
-            (True, BLUE, "", "usable"),
-            (False, "#f3c9a8", "///", "not for a model"),
+    rows, usable = np.arange(len(single)), single["usable"].to_numpy(dtype=bool)
+    with styled_axes(WIDTH, 1.1 + 0.25 * len(rows)) as (figure, axes):
+        for chosen, label, style in (
+            (usable, "usable", {"color": BLUE, "edgecolor": BLUE}),
+            (~usable, "not for a model", {"color": "#f3c9a8", "edgecolor": VERMILION, "hatch": "///"}),
         ):
-            chosen = (single["usable"] == usable).to_numpy()
             if chosen.any():
-                style = {"color": colour, "hatch": hatch, "edgecolor": colour if usable else VERMILION, "linewidth": 0.6}
-                axes.barh(rows[chosen], single["pauc"][chosen], height=0.7, label=label, **style)
+                axes.barh(rows[chosen], single["pauc"][chosen], height=0.7, label=label, linewidth=0.6, **style)
         axes.axvline(0.02, color=INK, linestyle="--", linewidth=1, label="guessing, 0.02")
         names = single["column"] + np.where(single["what"] == "value", "", " (is filled)")
         axes.set_yticks(rows, names)
@@ -121,11 +95,11 @@ def draw_single(single: pd.DataFrame) -> str:
         axes.set_xlabel("pAUC (best 0.20)")
         axes.grid(axis="x")
         figure.legend(loc="outside upper left", ncols=3, frameon=False, columnspacing=1)
-    told = "; ".join(f"{name} {pauc:.4f}" for name, pauc in zip(names, single["pauc"], strict=True))
-    return chart(figure, f"pAUC of the strongest single columns: {told}.")
+    scores = "; ".join(f"{name} {pauc:.4f}" for name, pauc in zip(names, single["pauc"], strict=True))
+    return chart(figure, f"pAUC of the strongest single columns: {scores}.")
 
 
-def edges_of(values: np.ndarray) -> np.ndarray:
+def bin_edges(values: np.ndarray) -> np.ndarray:
     """Edges of a histogram's bars: ``BINS`` equal ones, the outermost values left out, or a bar for each of few values."""
     few = np.unique(values)
     if len(few) <= BINS:
@@ -136,31 +110,31 @@ def edges_of(values: np.ndarray) -> np.ndarray:
     return np.linspace(low, high if high > low else low + 1, BINS + 1)
 
 
-def draw_density(train: pd.DataFrame, name: str) -> str:
+def draw_density(train: pd.DataFrame, name: str) -> Markup:
     """How a number is distributed among benign (filled) and malignant lesions (line), each to a sum of 100 %."""
     values, labels = train[name], train[TARGET]
-    edges = edges_of(values.dropna().to_numpy())
-    with panel(WIDTH, 2.7) as (figure, axes):
-        for label, style in (
-            (0, {"fill": True, "color": "#c3c9cf", "label": "benign"}),
-            (1, {"fill": False, "color": VERMILION, "linewidth": 1.8, "label": "malignant"}),
+    edges, medians = bin_edges(values.dropna().to_numpy()), []
+    with styled_axes(WIDTH, 2.7) as (figure, axes):
+        for label, word, style in (
+            (0, "benign", {"fill": True, "color": "#c3c9cf"}),
+            (1, "malignant", {"fill": False, "color": VERMILION, "linewidth": 1.8}),
         ):
             chosen = values[(labels == label) & values.notna()]
             counts = np.histogram(chosen.clip(edges[0], edges[-1]), edges)[0]
-            axes.stairs(100 * counts / max(len(chosen), 1), edges, **style)
+            axes.stairs(100 * counts / max(len(chosen), 1), edges, label=word, **style)
+            medians.append(f"{word} median {chosen.median():.4g}")
         axes.set_xlabel(axis_name(name), linespacing=1.4)
         axes.set_ylabel("% of the class")
         axes.set_ylim(bottom=0)
         axes.grid(axis="y")
-        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
-    middle = [f"{word} median {values[labels == label].median():.4g}" for label, word in ((0, "benign"), (1, "malignant"))]
-    return chart(figure, f"Distribution of {name} among benign and malignant lesions: {', '.join(middle)}.")
+        axes.legend(ncols=2, **LEGEND_ABOVE)
+    return chart(figure, f"Distribution of {name} among benign and malignant lesions: {', '.join(medians)}.")
 
 
-def draw_correlations(rho: pd.DataFrame) -> str:
+def draw_correlations(rho: pd.DataFrame) -> Markup:
     """A square for each pair: its area is the strength, blue and filled above zero, an empty vermilion frame below."""
     count = len(rho)
-    with panel(2.6 + 0.24 * count, 2.5 + 0.24 * count) as (figure, axes):
+    with styled_axes(2.6 + 0.24 * count, 2.5 + 0.24 * count) as (figure, axes):
         column, row = np.meshgrid(np.arange(count), np.arange(count))
         values = rho.to_numpy().ravel()
         # Squares of 0.9 of a cell at a correlation of 1; a cell has 0.24 inches, or 17 points.
@@ -177,7 +151,7 @@ def draw_correlations(rho: pd.DataFrame) -> str:
     return chart(figure, f"Spearman correlation of {count} columns, as squares. The table below names the strongest pairs.")
 
 
-def draw_duckling(patient: str, lesions: pd.DataFrame, names: Sequence[str], seed: int) -> str:
+def draw_patient(patient: str, lesions: pd.DataFrame, names: Sequence[str], seed: int) -> Markup:
     """One patient's lesions in two columns: benign ones as small dots, malignant ones as large triangles.
 
     Args:
@@ -189,23 +163,18 @@ def draw_duckling(patient: str, lesions: pd.DataFrame, names: Sequence[str], see
     benign, malignant = lesions[lesions[TARGET] == 0], lesions[lesions[TARGET] == 1]
     drawn = benign.sample(DOTS, random_state=seed) if len(benign) > DOTS else benign
     shown = f"{len(benign):,} benign" if len(drawn) == len(benign) else f"{len(drawn):,} of {len(benign):,} benign"
-    with panel(WIDTH, 3.5) as (figure, axes):
-        first, second = names
-        dots = {"markersize": 5.5, "alpha": 0.7} if len(drawn) < 300 else {"markersize": 3.5, "alpha": 0.5}
+    dots = {"markersize": 5.5, "alpha": 0.7} if len(drawn) < 300 else {"markersize": 3.5, "alpha": 0.5}
+    triangles = {"markersize": 10, "markeredgecolor": "black", "markeredgewidth": 0.9}
+    first, second = names
+    with styled_axes(WIDTH, 3.5) as (figure, axes):
         axes.plot(drawn[first], drawn[second], "o", color=GREY, markeredgewidth=0, label=shown, **dots)
-        style = {
-            "color": VERMILION,
-            "markersize": 10,
-            "markeredgecolor": "black",
-            "markeredgewidth": 0.9,
-            "linestyle": "none",
-        }
-        axes.plot(malignant[first], malignant[second], marker="^", label=f"{len(malignant)} malignant", **style)
+        label = f"{len(malignant)} malignant"
+        axes.plot(malignant[first], malignant[second], "^", color=VERMILION, label=label, **triangles)
         axes.set_title(patient, loc="left", fontsize=10, pad=24)
         axes.set_xlabel(axis_name(first), linespacing=1.4)
         axes.set_ylabel(axis_name(second), linespacing=1.4)
         axes.grid()
-        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+        axes.legend(ncols=2, **LEGEND_ABOVE)
     places = [
         f"{100 * (benign[name] < value).mean():.0f} % of the benign ones have less {name}"
         for name in names

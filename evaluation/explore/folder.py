@@ -1,7 +1,6 @@
-"""A competition folder as it is: every column and every row of it, and which lesions have an image of their own.
+"""A competition folder as it is: every column and every row, and which lesions have an image of their own.
 
-Training refuses doubtful rows (``schema.read_metadata``). Here they are read and counted, as whoever explores a folder
-wants to hear of all of them at once.
+Training refuses doubtful rows (``schema.read_metadata``). Here they are read and counted, so that one run reports all.
 """
 
 from __future__ import annotations
@@ -15,10 +14,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from inference.images import ImageStore, find_images
-from inference.schema import COLUMNS, ID, PATIENT, TARGET
+from inference.schema import COLUMNS, ID, PATIENT, TARGET, read_table
 from utils import InputError
 
-TEXT = {column.name: "str" for column in COLUMNS if column.kind in ("id", "category")}
 NUMERIC = [column.name for column in COLUMNS if column.kind == "number"]
 #: Images are compared byte by byte until so many bytes have been read; all crops of the competition have some 1.2 GB.
 MOST_BYTES = 4_000_000_000
@@ -29,14 +27,14 @@ class Images:
     """The images of a split.
 
     Attributes:
-        source: name of the file or folder that holds them; "" where there is none.
+        source: the file or folder that holds them; None where there is none.
         present: which rows have one whose header can be read, shape (rows,).
-        same: per row the number of its picture: rows whose images are the same bytes share it, others have their own,
+        same: per row the number of its image: rows whose images are the same bytes share it, others have their own,
             -1 where there is no image or it was not compared; shape (rows,).
         compared: how many images were compared.
     """
 
-    source: str
+    source: Path | None
     present: np.ndarray
     same: np.ndarray
     compared: int
@@ -49,7 +47,7 @@ class Folder:
     Attributes:
         train: rows of train-metadata.csv, in its order, with all its columns: numbers float64, ids and categories str,
             ``target`` int64, columns that the schema does not know as pandas reads them.
-        test: rows of test-metadata.csv in the same way; None where there is no such file.
+        test: rows of test-metadata.csv in the same form; None where there is no such file.
         garbled: column -> how many cells of train hold text where the schema has a number; they count as missing.
         images: of the train rows.
         test_images: how many test rows have an image.
@@ -81,18 +79,12 @@ def read_folder(data: Path) -> Folder:
 
 
 def read_split(path: Path, *, labelled: bool) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The rows of a metadata file, doubtful ones too, and per column how many cells are no number though they should be.
+    """The rows of a metadata file, doubtful ones too, and per numeric column how many cells hold something else.
 
     Raises:
         InputError: as ``read_folder``.
     """
-    try:
-        frame = pd.read_csv(path, dtype=TEXT, low_memory=False, index_col=False)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise InputError(f"{path.name} is not in {path.parent}; give the folder of the competition's files.") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path} cannot be read as CSV ({reason}); fetch it again.") from error
+    frame = read_table(path)
     for name in (ID, PATIENT, *([TARGET] if labelled else [])):
         if name not in frame:
             columns = ", ".join(map(repr, frame.columns[:5]))
@@ -106,7 +98,7 @@ def read_split(path: Path, *, labelled: bool) -> tuple[pd.DataFrame, dict[str, i
             row = int(np.argmax(wrong))
             raise InputError(
                 f"{path.name} line {row + 2}: {TARGET} {frame[TARGET].tolist()[row]!r} is not 0 (benign) or 1 (malignant) "
-                f"({int(wrong.sum())} such rows in all); mend it."
+                f"({int(wrong.sum())} such rows in all); correct it."
             )
         frame[TARGET] = labels.astype("int64")
     garbled = {}
@@ -133,24 +125,22 @@ def read_images(data: Path, isic_ids: pd.Series, most_bytes: int = MOST_BYTES) -
     source = find_images(data, "train")
     present, same = np.zeros(len(isic_ids), dtype=bool), np.full(len(isic_ids), -1)
     if source is None:
-        return Images("", present, same, 0)
+        return Images(None, present, same, 0)
     store = ImageStore(source)
-    # A picture's number is where its hash was first met. The row of a repeated isic_id does not repeat its picture.
-    met: dict[bytes, int] = {}
-    seen: dict[str, int] = {}
+    numbers: dict[bytes, int] = {}  # SHA-256 -> number of the image
+    first_rows: dict[str, int] = {}  # a repeated isic_id is the same image once, not a duplicate of it
     total = 0
-    known = isic_ids.notna().to_numpy()
     for row, lesion in enumerate(tqdm(isic_ids.tolist(), desc="images", unit="image", disable=len(isic_ids) < 10_000)):
-        if not known[row]:
+        if pd.isna(lesion):
             continue
-        if lesion in seen:
-            present[row] = present[seen[lesion]]
+        if lesion in first_rows:
+            present[row] = present[first_rows[lesion]]
         elif total >= most_bytes:
             present[row] = lesion in store
         elif content := store.read(lesion):
             present[row] = True
             total += len(content)
-            same[row] = met.setdefault(hashlib.sha256(content).digest(), len(met))
-        seen.setdefault(lesion, row)
+            same[row] = numbers.setdefault(hashlib.sha256(content).digest(), len(numbers))
+        first_rows.setdefault(lesion, row)
     store.close()
-    return Images(source.name, present, same, int((same >= 0).sum()))
+    return Images(source, present, same, int((same >= 0).sum()))

@@ -1,16 +1,15 @@
-"""Crops of an exploration's page: a sample of each class, and patients whose malignant lesion lies among their others."""
+"""Crops on an exploration's page: a sample of each class, and a patient's malignant lesions beside their others."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
-from evaluation.html import picture
 from inference.images import JPEG_START, MOST_PIXELS, ImageStore
 from inference.schema import ID, PATIENT, TARGET
 
@@ -18,7 +17,25 @@ from inference.schema import ID, PATIENT, TARGET
 MOST_BYTES = 40_000
 #: Larger ones are shown with their longer side so many pixels long.
 SIDE = 256
-WORDS = ("benign", "malignant")
+LABELS = ("benign", "malignant")
+#: What a card says of a lesion, where the metadata have it.
+KNOWN = {
+    "age_approx": "age {:.0f}",
+    "sex": "{}",
+    "anatom_site_general": "{}",
+    "clin_size_long_diam_mm": "{:.1f} mm",
+}
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One lesion of a gallery: ``label`` is "benign" or "malignant", ``known`` its metadata in words, ``kind`` of image."""
+
+    isic_id: str
+    label: str
+    known: str
+    content: bytes
+    kind: str
 
 
 def shown_image(content: bytes) -> tuple[bytes, str] | None:
@@ -39,40 +56,16 @@ def shown_image(content: bytes) -> tuple[bytes, str] | None:
         return None
 
 
-def told(lesion: pd.Series) -> str:
-    """What is known of a lesion: age, sex, site, diameter."""
-    words = []
-    for name, form in (
-        ("age_approx", "age {:.0f}"),
-        ("sex", "{}"),
-        ("anatom_site_general", "{}"),
-        ("clin_size_long_diam_mm", "{:.1f} mm"),
-    ):
-        value = lesion.get(name)
-        if pd.notna(value):
-            words.append(form.format(value))
-    return ", ".join(words)
-
-
-def card(lesion: pd.Series, content: bytes, kind: str) -> str:
-    """One lesion of a gallery: its picture, its id and what is known of it."""
-    word, facts = WORDS[int(lesion[TARGET])], told(lesion)
-    described = f"Crop of the {word} lesion {lesion[ID]}" + (f": {facts}" if facts else "")
-    marked = ' class="malignant"' if lesion[TARGET] == 1 else ""
-    image = picture(content, described, kind, 128)
-    return f"<li{marked}>{image}<br><strong>{escape(str(lesion[ID]))}</strong><br>{word}<br>{escape(facts)}</li>"
-
-
-def gallery(rows: pd.DataFrame, store: ImageStore, most: int, name: str) -> str:
-    """Cards of the first ``most`` of ``rows`` whose image can be read, as a list called ``name``; "" where there is none."""
-    cards = []
-    for _, lesion in rows.iterrows():
-        if len(cards) == most:
+def gallery(rows: pd.DataFrame, store: ImageStore | None, most: int) -> list[Crop]:
+    """The first ``most`` of ``rows`` whose image can be read; none where there is no ``store``."""
+    crops = []
+    for _, lesion in rows.iterrows() if store else ():
+        if len(crops) == most:
             break
         if shown := shown_image(store.read(lesion[ID])):
-            cards.append(card(lesion, *shown))
-    columns = "grid-template-columns:repeat(auto-fill,minmax(9rem,1fr))"
-    return f'<ul class="cards" aria-label="{escape(name)}" style="{columns}">' + "".join(cards) + "</ul>" if cards else ""
+            known = [form.format(lesion[name]) for name, form in KNOWN.items() if pd.notna(lesion.get(name))]
+            crops.append(Crop(lesion[ID], LABELS[int(lesion[TARGET])], ", ".join(known), *shown))
+    return crops
 
 
 def sampled(train: pd.DataFrame, present: np.ndarray, label: int, seed: int) -> pd.DataFrame:
@@ -91,7 +84,7 @@ def side_by_side(
     Args:
         train: all rows.
         present: which have an image, shape (rows,).
-        patients: whom to look at, in this order.
+        patients: ids, in the order of the result.
         most: lesions per patient.
         seed: draws the lesions.
     """

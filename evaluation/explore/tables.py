@@ -1,7 +1,7 @@
 """The numbers of an exploration: pure functions from metadata to small tables.
 
-Rows are as ``explore_folder.read_folder`` gives them. Which columns are numbers and which categories the schema says; of a
-column that it does not know, the type that pandas read.
+Rows are as ``folder.read_folder`` gives them. The schema defines which columns are numbers and which categories; a column
+that it does not know has the type that pandas read.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ KINDS = {column.name: column.kind for column in COLUMNS}
 UNITS = {column.name: column.unit for column in COLUMNS}
 #: Categories with more values than this name single lesions rather than kinds of them.
 MOST_VALUES = 1000
-#: Patients are dealt into so many groups; a category is scored by its malignancy rate in the other groups.
-DEALT = 5
-#: A category's rate counts so many lesions of the overall rate as well, so that a rare one is not taken at its word.
+#: Patients are split into so many groups; a category is scored by its malignancy rate in the other groups.
+PATIENT_GROUPS = 5
+#: So many lesions of the overall rate are added to a category, so that a rare one does not get an extreme rate.
 PRIOR = 20
 #: Columns in the correlation map at most.
 MAPPED = 30
@@ -54,8 +54,8 @@ def columns_of(frame: pd.DataFrame, kind: str) -> list[str]:
     return [name for name in frame if kind_of(frame, name) == kind]
 
 
-def described(values: pd.Series, kind: str) -> str:
-    """What a column holds, in a few words: a number's median and range, the most common of other values."""
+def summary(values: pd.Series, kind: str) -> str:
+    """A column in a few words: the median and range of numbers, the most common of other values."""
     values = values.dropna()
     if values.empty:
         return "nothing"
@@ -75,9 +75,9 @@ def column_table(train: pd.DataFrame, test: pd.DataFrame | None) -> pd.DataFrame
         ``column``, ``kind``, ``unit``; ``missing`` rows of train and their ``share``, 0 to 1 (NaN where train lacks the
         column); ``test_share`` (NaN where test lacks it); ``distinct`` values and ``values`` in words.
     """
-    strangers = [] if test is None else [name for name in test if name not in train]
+    only_test = [] if test is None else [name for name in test if name not in train]
     rows = []
-    for name in [*train, *strangers]:
+    for name in [*train, *only_test]:
         frame = train if name in train else test
         kind, in_train = kind_of(frame, name), name in train
         in_test = test is not None and name in test
@@ -90,7 +90,7 @@ def column_table(train: pd.DataFrame, test: pd.DataFrame | None) -> pd.DataFrame
                 "share": train[name].isna().mean() if in_train else np.nan,
                 "test_share": test[name].isna().mean() if in_test else np.nan,
                 "distinct": frame[name].nunique(),
-                "values": described(frame[name], kind),
+                "values": summary(frame[name], kind),
             }
         )
     return pd.DataFrame(rows)
@@ -125,8 +125,8 @@ def shift_table(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
                 "column": name,
                 "kind": kind,
                 "distance": float(distance),
-                "train": described(first, kind),
-                "test": described(second, kind),
+                "train": summary(first, kind),
+                "test": summary(second, kind),
                 "train_share": train[name].isna().mean(),
                 "test_share": test[name].isna().mean(),
             }
@@ -198,14 +198,14 @@ def rate_tables(train: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def category_rates(values: pd.Series, labels: np.ndarray, patients: pd.Series) -> np.ndarray:
     """Each lesion's category as a number: that category's malignancy rate among other patients, shape (rows,).
 
-    The patients are dealt into ``DEALT`` groups, and a rate comes from the other groups, so that it is not told by the
-    lesion's own label. ``PRIOR`` lesions of the overall rate are added to each category.
+    The patients are split into ``PATIENT_GROUPS`` groups, and a rate comes from the other groups, so that the lesion's own
+    label is not in it. ``PRIOR`` lesions of the overall rate are added to each category.
     """
     codes = pd.factorize(values.astype(object).where(values.notna(), MISSING))[0]
-    dealt = group_codes(patients.fillna(MISSING)) % DEALT
+    patient_groups = group_codes(patients.fillna(MISSING)) % PATIENT_GROUPS
     rates = np.zeros(len(labels))
-    for group in np.unique(dealt):
-        own, others = dealt == group, dealt != group
+    for group in np.unique(patient_groups):
+        own, others = patient_groups == group, patient_groups != group
         if not others.any():
             return rates
         overall = labels[others].mean()
@@ -216,7 +216,7 @@ def category_rates(values: pd.Series, labels: np.ndarray, patients: pd.Series) -
 
 
 def single_columns(train: pd.DataFrame) -> pd.DataFrame:
-    """What each column, and whether it is filled, tells by itself: pAUC and AUC, the highest pAUC first.
+    """pAUC and AUC of each column by itself, and of whether it is filled, the highest pAUC first.
 
     A number is taken in the direction in which its pAUC is higher, picked on these very rows, with the median where it is
     unknown; a category by ``category_rates``. Empty where all labels are of one class.

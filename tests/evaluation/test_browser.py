@@ -24,6 +24,7 @@ from evaluation import dry_run
 from evaluation.explore import __main__ as explore
 from evaluation.html import STYLE, table_of, write_page
 from evaluation.triage import __main__ as triage
+from evaluation.triage import scores as triage_scores
 from inference.build_kernel import build_kernel
 
 #: Where Debian, Google and Ubuntu put it.
@@ -150,7 +151,7 @@ def triage_real_page(real_data, folder):
     """Of networks that have learned nothing, as a training would take too long here."""
     artifacts, out = make_artifacts(real_data, folder / "artifacts"), folder / "triage_real"
     with without_graphs(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triage, "HEATED", 4)
+        patch.setattr(triage_scores, "HEATED", 4)
         triage.main(["--data", str(real_data), "--artifacts", str(artifacts), "--out", str(out), "--patients", "1"])
     return next(path for path in out.glob("*.html") if path.stem != "index")
 

@@ -14,7 +14,7 @@ from utils import InputError
 
 @pytest.fixture
 def folder(synthetic_data, tmp_path):
-    """A copy of the synthetic_data that may be changed."""
+    """A copy of synthetic_data that may be changed."""
     return shutil.copytree(synthetic_data, tmp_path / "competition")
 
 
@@ -29,7 +29,7 @@ def test_a_folder_is_read_as_it_is(synthetic_data, metadata):
     found = read_folder(synthetic_data)
     pd.testing.assert_frame_equal(found.train[metadata.columns.tolist()], metadata, check_dtype=False)
     assert len(found.test) == found.test_images == 3
-    assert found.images.source == "train-image.hdf5" and found.images.present.all()
+    assert found.images.source == synthetic_data / "train-image.hdf5" and found.images.present.all()
     assert found.images.compared == 60 and len(set(found.images.same)) == 60
     assert found.garbled == {}
 
@@ -50,7 +50,7 @@ def test_doubtful_rows_are_read_and_counted(folder):
     assert found.garbled == {"age_approx": 2}
     assert found.train.loc[[4, 5], "age_approx"].isna().all()
     assert found.images.present.tolist() == [True, False] + [True] * 58
-    assert found.images.same[3] == -1  # the row that repeats an isic_id does not repeat its picture
+    assert found.images.same[3] == -1  # a repeated isic_id is not a duplicate image
 
 
 @pytest.mark.parametrize(
@@ -97,9 +97,9 @@ def test_images_of_the_same_bytes_are_found(tmp_path):
     assert few.same.tolist() == [0, 1, -1, -1, -1] and few.compared == 2
 
 
-def test_no_images_is_no_trouble(tmp_path):
+def test_a_folder_without_images_has_none(tmp_path):
     images = read_images(tmp_path, pd.Series(["a"]))
-    assert images.source == "" and not images.present.any()
+    assert images.source is None and not images.present.any()
 
 
 def test_images_in_a_folder_of_files_count_as_well(tmp_path):

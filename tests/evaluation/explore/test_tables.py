@@ -64,7 +64,7 @@ def test_every_grouping_counts_every_lesion(metadata):
     assert set(rate_tables(metadata[[ID, PATIENT, TARGET]])) == {"lesions of the patient"}
 
 
-def test_patients_are_told_by_how_many_lesions_they_have():
+def test_patients_are_grouped_by_their_number_of_lesions():
     train = pd.DataFrame({PATIENT: ["a"] * 1 + ["b"] * 9 + ["c"] * 10, ID: range(20)})
     assert size_bands(train).tolist() == ["1"] + ["2 to 9"] * 9 + ["10 to 49"] * 10
 
@@ -98,7 +98,7 @@ def test_chance_alone_stays_below_its_distance_in_nineteen_of_twenty_draws():
     assert chance_distance(1, 1) == 1
 
 
-def test_columns_are_told_with_their_gaps():
+def test_columns_are_listed_with_their_gaps():
     train = pd.DataFrame({ID: ["x", "y", "z", "w"], TARGET: [0, 1, 0, 0], "sex": ["male", None, "male", "female"]})
     train["tbp_lv_H"] = [1.0, 2.0, 3.0, np.nan]
     train["own"] = [5, 5, 5, 5]
@@ -111,7 +111,7 @@ def test_columns_are_told_with_their_gaps():
     assert np.isnan(table.loc["later", "missing"])
 
 
-def test_a_single_column_scores_as_the_metric_says_in_its_better_direction(metadata):
+def test_a_single_column_has_the_pauc_of_its_better_direction(metadata):
     table = single_columns(metadata)
     assert table["pauc"].is_monotonic_decreasing
     labels = metadata[TARGET]
@@ -142,11 +142,11 @@ def test_a_category_is_not_scored_by_the_patients_own_labels():
     again = category_rates(values, changed, patients)
     np.testing.assert_array_equal(rates[patients == 7], again[patients == 7])
     assert (rates[patients == 8] != again[patients == 8]).any()
-    told = category_rates(pd.Series(np.where(labels, "x", "y")), labels, patients)
-    assert partial_auc(labels, told) == pytest.approx(0.2)
+    rates = category_rates(pd.Series(np.where(labels, "x", "y")), labels, patients)
+    assert partial_auc(labels, rates) == pytest.approx(0.2)
 
 
-def test_a_category_of_one_patient_tells_nothing():
+def test_a_category_of_one_patient_has_no_rate():
     assert not category_rates(pd.Series(list("abab")), np.array([0, 1, 0, 1]), pd.Series(["p"] * 4)).any()
 
 

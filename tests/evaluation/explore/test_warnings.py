@@ -12,7 +12,7 @@ from inference.schema import HOSPITAL, ID, PATIENT, TARGET
 
 @pytest.fixture
 def folder(synthetic_data):
-    """The synthetic_data as it is read; ``dataclasses.replace`` makes another one of it."""
+    """synthetic_data as it is read; ``dataclasses.replace`` makes another one of it."""
     return read_folder(synthetic_data)
 
 
@@ -28,23 +28,23 @@ def changed(folder, **columns):
     return replace(folder, train=folder.train.assign(**columns))
 
 
-def test_the_twin_has_the_leaks_of_the_competition_and_no_doubtful_rows(folder):
+def test_synthetic_data_has_the_leaks_of_the_competition_and_no_doubtful_rows(folder):
     found = warnings_of(folder)
-    assert {"Columns that tell the label", "Columns only in train", "Few malignant lesions"} <= set(found)
-    assert "iddx_1 (0.2000 by its value)" in found["Columns that tell the label"]
+    assert {"Columns that give the label away", "Columns only in train", "Few malignant lesions"} <= set(found)
+    assert "iddx_1 (0.2000 by its value)" in found["Columns that give the label away"]
     assert "lesion_id" in found["Columns only in train"] and "target" not in found["Columns only in train"]
     doubtful = {"Repeated isic_id", "Duplicate images", "Patients in two hospitals", "Rows without an image"}
     assert not doubtful & set(found)
-    assert "attribution: FNQH Cairns, in 1 of 3" in found["Categories never seen in train"]
+    assert "attribution: FNQH Cairns, in 1 of 3" in found["Categories that train does not have"]
 
 
-def test_a_leak_under_any_name_is_seen(folder):
+def test_a_leak_under_any_name_is_found(folder):
     labels = folder.train[TARGET]
     number = warnings_of(changed(folder, secret=labels * 2.0 - 5))
-    assert "secret (0.2000 by its value)" in number["Columns that tell the label"]
+    assert "secret (0.2000 by its value)" in number["Columns that give the label away"]
     assert "secret" in number["Columns of another file"]
     gaps = warnings_of(changed(folder, tbp_lv_H=folder.train["tbp_lv_H"].where(labels == 1)))
-    assert "tbp_lv_H (0.2000 by its gaps)" in gaps["Columns that tell the label"]
+    assert "tbp_lv_H (0.2000 by its gaps)" in gaps["Columns that give the label away"]
 
 
 def test_repeated_ids_and_shared_ones_are_counted(folder):
@@ -60,14 +60,14 @@ def test_repeated_ids_and_shared_ones_are_counted(folder):
     )
 
 
-def test_duplicate_images_of_two_patients_and_of_both_labels_are_told(folder):
+def test_duplicate_images_of_two_patients_and_of_both_labels_are_counted(folder):
     train = folder.train.assign(**{PATIENT: [f"p{i // 4}" for i in range(60)], TARGET: [1, 0, 0, 0, 0, 0] + [0, 1] * 27})
     same = np.arange(60)
     same[1], same[5] = same[0], same[3]  # of one patient with both labels; of two patients with one label
     images = replace(folder.images, same=same)
     text = warnings_of(replace(folder, train=train, images=images))["Duplicate images"]
     assert text.startswith("4 lesions share 2 images byte for byte, for example " + ", ".join(train[ID][:2]))
-    assert "1 of these images belong to several patients" in text and "1 are called both" in text
+    assert "1 of these images belong to several patients" in text and "1 have both labels" in text
 
 
 def test_patients_in_two_hospitals_are_named(folder):
@@ -86,7 +86,7 @@ def test_rows_without_an_image_are_counted_by_class(folder):
     found = warnings_of(replace(folder, images=replace(folder.images, present=present), test_images=1))
     assert found["Rows without an image"].startswith("2 of 60 rows of train, 2 of them malignant")
     assert found["Test rows without an image"].startswith("2 of 3")
-    none = replace(folder.images, source="", present=np.zeros(60, dtype=bool))
+    none = replace(folder.images, source=None, present=np.zeros(60, dtype=bool))
     assert "No images" in warnings_of(replace(folder, images=none))
 
 
@@ -97,7 +97,7 @@ def test_empty_constant_and_garbled_columns_are_named(folder):
     assert found["Cells that are no number"].startswith("age_approx (3)")
 
 
-def test_a_test_unlike_train_is_told(folder):
+def test_a_test_split_unlike_train_is_reported(folder):
     test = pd.concat([folder.test] * 4, ignore_index=True).assign(later=1)
     test["tbp_lv_Lext"] = np.linspace(40, 50, len(test))
     test["tbp_lv_stdLExt"] = test["tbp_lv_Lext"]
@@ -110,13 +110,13 @@ def test_a_test_unlike_train_is_told(folder):
     assert not {"Copied column in test", "Numbers of test outside train's range"} & set(found)
 
 
-def test_the_public_test_file_is_seen_to_repeat_a_column(real_data):
+def test_the_public_test_file_repeats_a_column(real_data):
     found = warnings_of(read_folder(real_data))
     assert "tbp_lv_stdLExt equals tbp_lv_Lext" in found["Copied column in test"]
     assert found["Rows without an image"].startswith("4,918 of 5,115")
 
 
-def test_one_class_and_lonely_hospitals_are_told(folder):
+def test_one_class_and_hospitals_without_a_malignant_lesion_are_named(folder):
     assert "All 60 lesions are benign" in warnings_of(changed(folder, **{TARGET: 0}))["One class only"]
     hospitals = np.where(folder.train[TARGET] == 1, "A", "B")
     assert warnings_of(changed(folder, **{HOSPITAL: hospitals}))["Hospitals without a malignant lesion"].startswith("B:")
