@@ -31,7 +31,7 @@ def clinic():
 
 
 @pytest.fixture
-def nobody(clinic):
+def no_holdout(clinic):
     return np.zeros(len(clinic), dtype=bool)
 
 
@@ -42,25 +42,25 @@ def run(data, artifacts, *options):
 # Assigning
 
 
-def test_no_patient_is_on_both_sides_of_a_fold(clinic, nobody):
-    fold = assign_folds(clinic, 5, nobody, seed=0)
+def test_no_patient_is_on_both_sides_of_a_fold(clinic, no_holdout):
+    fold = assign_folds(clinic, 5, no_holdout, seed=0)
     assert fold.dtype == "int64"
     assert set(fold) == {0, 1, 2, 3, 4}
     assert (clinic.assign(fold=fold).groupby(PATIENT)["fold"].nunique() == 1).all()
 
 
-def test_malignant_lesions_are_spread_evenly(clinic, nobody):
-    fold = assign_folds(clinic, 5, nobody, seed=0)
+def test_malignant_lesions_are_spread_evenly(clinic, no_holdout):
+    fold = assign_folds(clinic, 5, no_holdout, seed=0)
     malignant = np.bincount(fold, clinic[TARGET])
     lesions = np.bincount(fold)
     assert malignant.max() - malignant.min() <= 2
     assert lesions.max() < 1.2 * lesions.min()
 
 
-def test_same_seed_same_folds(clinic, nobody):
-    fold = assign_folds(clinic, 5, nobody, seed=3)
-    assert np.array_equal(fold, assign_folds(clinic, 5, nobody, seed=3))
-    assert not np.array_equal(fold, assign_folds(clinic, 5, nobody, seed=4))
+def test_same_seed_same_folds(clinic, no_holdout):
+    fold = assign_folds(clinic, 5, no_holdout, seed=3)
+    assert np.array_equal(fold, assign_folds(clinic, 5, no_holdout, seed=3))
+    assert not np.array_equal(fold, assign_folds(clinic, 5, no_holdout, seed=4))
 
 
 def test_the_holdout_is_in_no_fold(clinic):
@@ -70,10 +70,10 @@ def test_the_holdout_is_in_no_fold(clinic):
     assert (clinic.assign(fold=fold).groupby(PATIENT)["fold"].nunique() == 1).all()
 
 
-def test_too_few_patients_with_a_malignant_lesion_are_refused(clinic, nobody):
+def test_too_few_patients_with_a_malignant_lesion_are_refused(clinic, no_holdout):
     clinic[TARGET] = clinic[PATIENT].isin(clinic[PATIENT].unique()[:3]).astype(int)
     with pytest.raises(InputError, match=r"3 patients with a malignant lesion cannot fill 5 folds; .*--folds"):
-        assign_folds(clinic, 5, nobody, seed=0)
+        assign_folds(clinic, 5, no_holdout, seed=0)
 
 
 def test_a_fold_that_cannot_be_scored_is_refused_before_anything_is_trained():
@@ -96,7 +96,7 @@ def test_the_holdout_has_about_the_share_asked_for(clinic, share):
     assert (clinic.assign(out=holdout).groupby(PATIENT)["out"].nunique() == 1).all()
 
 
-def test_a_share_of_nothing_holds_nobody_out(clinic):
+def test_a_share_of_0_holds_no_row_out(clinic):
     assert not holdout_by_share(clinic, 0.0, seed=0).any()
 
 
@@ -116,7 +116,7 @@ def test_a_hospital_is_found_by_a_part_of_its_name(clinic, name):
     assert np.array_equal(holdout_by_hospital(clinic, name), clinic[HOSPITAL] == "University Hospital of Basel")
 
 
-def test_a_patient_seen_in_two_hospitals_is_held_out_whole(clinic):
+def test_a_patient_of_two_hospitals_is_held_out_whole(clinic):
     patient = clinic.loc[clinic[HOSPITAL] == "ACEMID MIA", PATIENT].iloc[0]
     rows = clinic.index[clinic[PATIENT] == patient]
     clinic.loc[rows[0], HOSPITAL] = "University Hospital of Basel"
@@ -135,7 +135,7 @@ def test_a_whole_name_wins_over_names_that_contain_it(clinic):
     assert np.array_equal(holdout_by_hospital(clinic, "ACEMID MIA"), clinic[HOSPITAL] == "ACEMID MIA")
 
 
-def test_without_hospitals_there_is_none_to_hold_out(clinic):
+def test_without_hospitals_none_can_be_held_out(clinic):
     with pytest.raises(InputError, match="needs the column 'attribution'"):
         holdout_by_hospital(clinic.drop(columns=HOSPITAL), "Basel")
 
@@ -154,7 +154,7 @@ def test_the_command_writes_folds_that_are_read_back_in_any_order(synthetic_data
     assert "2 folds of" in capsys.readouterr().out
     manifest = load_manifest(tmp_path)
     assert checked_file(tmp_path, manifest, FOLDS) == tmp_path / FOLDS
-    assert manifest["folds"]["holdout rows"] == (fold == HOLDOUT).sum()
+    assert manifest["folds"]["holdout_rows"] == (fold == HOLDOUT).sum()
 
 
 def test_the_command_holds_a_hospital_out(synthetic_data, metadata, tmp_path):
@@ -162,10 +162,10 @@ def test_the_command_holds_a_hospital_out(synthetic_data, metadata, tmp_path):
     run(synthetic_data, tmp_path, "--folds", "2", "--holdout-hospital", hospital)
     fold = read_folds(tmp_path, metadata)
     assert np.array_equal(fold == HOLDOUT, metadata[HOSPITAL] == hospital)
-    assert load_manifest(tmp_path)["folds"]["holdout hospital"] == hospital
+    assert load_manifest(tmp_path)["folds"]["holdout_hospital"] == hospital
 
 
-def test_the_same_settings_may_be_given_again_others_not(synthetic_data, tmp_path):
+def test_the_same_settings_may_be_given_again_but_no_others(synthetic_data, tmp_path):
     run(synthetic_data, tmp_path, "--folds", "2", "--holdout", "0")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert run(synthetic_data, tmp_path, "--folds", "2", "--holdout", "0") == 0
@@ -186,23 +186,15 @@ def test_folds_of_other_rows_are_refused(synthetic_data, metadata, tmp_path):
 
 @pytest.mark.parametrize("folds", ["1", "0", "-3"])
 def test_fewer_than_two_folds_are_refused(synthetic_data, tmp_path, folds):
-    with pytest.raises(InputError, match=f"--folds {folds} is too few"):
+    with pytest.raises(InputError, match=f"--folds is {folds}"):
         run(synthetic_data, tmp_path, "--folds", folds)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.integration
 def test_the_command_exits_with_2_and_one_sentence(synthetic_data, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "train.folds",
-        "--data",
-        synthetic_data,
-        "--artifacts",
-        tmp_path,
-        "--holdout-hospital",
-        "Atlantis",
-    ]
+    where = ["--data", synthetic_data, "--artifacts", tmp_path]
+    command = [sys.executable, "-m", "train.folds", *where, "--holdout-hospital", "Atlantis"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: --holdout-hospital 'Atlantis' fits 0 hospitals; give one of: ")
@@ -219,4 +211,4 @@ def test_real_patients_and_their_folds(real_data, tmp_path):
     assert malignant.index.tolist() == [HOLDOUT, 0, 1, 2, 3, 4]
     assert malignant.drop(HOLDOUT).max() - malignant.drop(HOLDOUT).min() <= 2
     assert malignant[HOLDOUT] == pytest.approx(0.2 * malignant.sum(), abs=2)
-    assert load_manifest(tmp_path)["folds"]["holdout rows"] == (table["fold"] == HOLDOUT).sum()
+    assert load_manifest(tmp_path)["folds"]["holdout_rows"] == (table["fold"] == HOLDOUT).sum()

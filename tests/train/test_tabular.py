@@ -11,7 +11,7 @@ from inference.tabular import load_tabular_models, select_features, tabular_logi
 from train.config import PARAMETERS
 from train.cross_validation import sample_negatives, train_model
 from train.folds import HOLDOUT, make_folds, read_folds
-from train.tabular import check_scale, summary, train_tabular
+from train.tabular import compare_scales, describe_logits, train_tabular
 from utils import InputError, partial_auc
 
 SMALL = {"iterations": 12, "depth": 3, "learning_rate": 0.3}
@@ -47,12 +47,12 @@ def oof(artifacts):
 # Its parts
 
 
-def test_another_scale_at_test_is_not_passed_over(capsys):
+def test_another_scale_in_the_holdout_is_logged(capsys):
     scores = np.random.default_rng(0).normal(-5, 1, 1000)
-    check_scale(scores, scores[:300])
+    compare_scales(scores, scores[:300])
     assert capsys.readouterr().out.endswith("same scale\n")
     for other in (scores + 1, scores - 1, (scores + 5) * 2 - 5, (scores + 5) / 2 - 5):
-        check_scale(scores, other)
+        compare_scales(scores, other)
         assert "WARNING: not the same scale" in capsys.readouterr().out
 
 
@@ -70,8 +70,8 @@ def test_every_lesion_outside_the_holdout_has_an_out_of_fold_score(artifacts, me
     assert oof["tabular"].std() > 0.1
 
 
-def test_a_lesion_is_scored_by_models_that_saw_no_lesion_of_its_patient(artifacts, manifest, metadata, oof):
-    """The models of the other folds, trained here once more on the rows that they may see, give the scores in the file."""
+def test_a_lesion_is_scored_by_models_trained_without_its_patient(artifacts, manifest, metadata, oof):
+    """The models of the other folds, trained here again on the other folds, give the scores in the file."""
     fold = read_folds(artifacts, metadata)
     assert (metadata.assign(fold=fold).groupby(PATIENT)["fold"].nunique() == 1).all()
     features = build_features(metadata)
@@ -114,7 +114,7 @@ def test_the_manifest_names_every_file_with_its_hash(artifacts, manifest):
         assert checked_file(artifacts, manifest, name).is_file()
 
 
-def test_the_manifest_says_what_was_trained_on_what_and_how_well(artifacts, manifest, metadata, oof):
+def test_the_manifest_has_features_parameters_rows_and_scores(artifacts, manifest, metadata, oof):
     tabular = manifest["tabular"]
     features = build_features(metadata)
     assert tabular["features"] == list(features)
@@ -124,7 +124,7 @@ def test_the_manifest_says_what_was_trained_on_what_and_how_well(artifacts, mani
     assert tabular["scores"]["pauc"] == pytest.approx(partial_auc(oof[TARGET], oof["tabular"]))
     low, high = tabular["scores"]["interval"]
     assert low <= tabular["scores"]["pauc"] <= high
-    assert tabular["out_of_fold"] == pytest.approx(summary(oof["tabular"].to_numpy()), rel=1e-6)
+    assert tabular["out_of_fold"] == pytest.approx(describe_logits(oof["tabular"].to_numpy()), rel=1e-6)
 
 
 def test_the_saved_models_score_as_they_did_in_training(artifacts, manifest, metadata, oof):

@@ -8,24 +8,20 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from pictures import picture
 from PIL import Image
 
 from inference.images import ImageStore
 from inference.schema import read_metadata
+from scale.parallel import workers
 from train.archives import __main__ as archives
 from train.archives import images as archive_images
-from train.archives.__main__ import IMAGES, METADATA, OUTPUT_COLUMNS, REPORT, WORK, main, write_archives
+from train.archives.__main__ import IMAGES, METADATA, OUTPUT_COLUMNS, WORK, ArchivesConfig, main, write_archives
+from train.archives.report import REPORT
 from train.folds import make_folds
 from utils import InputError
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-def picture(seed, width=80, height=60):
-    """A made picture, unlike that of any other seed."""
-    rng = np.random.default_rng(seed)
-    blotches = rng.integers(60, 200, (18, 24, 1)) + rng.integers(-15, 15, (18, 24, 3))
-    return Image.fromarray(blotches.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def save(path, image, **options):
@@ -126,6 +122,10 @@ def root(tmp_path):
     return folder
 
 
+def converted(root, out, **options):
+    return write_archives(ArchivesConfig(root, **options), out)
+
+
 def contents(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -141,7 +141,7 @@ def report_of(out):
 # What is written
 
 
-def test_the_folder_is_a_competitions(root, tmp_path, capsys):
+def test_the_folder_is_a_competition_folder(root, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["--root", str(root), "--out", str(out), "--size", "40", "--jobs", "1"]) == 0
     assert {path.name for path in out.iterdir()} == {METADATA, IMAGES, REPORT}
@@ -158,10 +158,10 @@ def test_the_folder_is_a_competitions(root, tmp_path, capsys):
 
 
 def test_every_row_and_its_fields(root, tmp_path):
-    write_archives(root, tmp_path / "out")
-    told = rows_of(tmp_path / "out")[["target", "patient_id", "lesion_id", "diagnosis", "source", "image_type"]]
-    assert told.to_dict("index") == {
-        name: dict(zip(told.columns, cells, strict=True))
+    converted(root, tmp_path / "out")
+    fields = rows_of(tmp_path / "out")[["target", "patient_id", "lesion_id", "diagnosis", "source", "image_type"]]
+    assert fields.to_dict("index") == {
+        name: dict(zip(fields.columns, cells, strict=True))
         for name, cells in {
             "ISIC_16": ("0", "ISIC_16", "", "nevus", "ISIC 2017", "dermoscopic"),
             # ISIC_1, of lesion HAM_1, is a copy of IP_3's ISIC_23, so ISIC_2 of that lesion is IP_3's as well.
@@ -181,39 +181,39 @@ def test_every_row_and_its_fields(root, tmp_path):
 
 
 def test_the_report_says_why_each_row_is_left_out(root, tmp_path, capsys):
-    write_archives(root, tmp_path / "out")
+    converted(root, tmp_path / "out")
     report = report_of(tmp_path / "out")
-    left_out = {year: told["all"]["left out"] for year, told in report["years"].items()}
+    left_out = {year: counts["all"]["left_out"] for year, counts in report["years"].items()}
     assert left_out == {
-        "2016": {"contradictory labels": 1, "repeated across years": 1},
-        "2017": {"contradictory labels": 1},
+        "2016": {"contradictory_labels": 1, "repeated_across_years": 1},
+        "2017": {"contradictory_labels": 1},
         "2018": {
-            **{"repeated across years": 2, "contradictory labels": 1, "corrupt": 1},
-            **{"exact duplicate": 1, "unknown": 1},
+            **{"repeated_across_years": 2, "contradictory_labels": 1, "corrupt": 1},
+            **{"exact_duplicate": 1, "unknown": 1},
         },
-        "2019": {"no image": 1},
-        "2020": {"contradictory labels": 1, "published duplicate": 1},
+        "2019": {"no_image": 1},
+        "2020": {"contradictory_labels": 1, "published_duplicate": 1},
         "pad-ufes-20": {},
     }
-    for told in report["years"].values():
-        for counts in (told["all"], *told["classes"].values()):
-            assert counts["rows"] == counts["kept"] + sum(counts["left out"].values())
+    for year in report["years"].values():
+        for counts in (year["all"], *year["classes"].values()):
+            assert counts["rows"] == counts["kept"] + sum(counts["left_out"].values())
             assert counts["rows"] == counts["malignant"] + counts["benign"] + counts["unknown"]
-        for name in ("rows", "kept", "with image"):
-            assert told["all"][name] == sum(counts[name] for counts in told["classes"].values())
+        for name in ("rows", "kept", "with_image"):
+            assert year["all"][name] == sum(counts[name] for counts in year["classes"].values())
     assert report["corrupt"] == ["2018/ISIC2018_Task3_Training_Input/ISIC_7.jpg"]
-    assert report["exact duplicates"] == [["ISIC_1", "ISIC_23"]]
-    assert report["near duplicates"] == [["ISIC_24", "ISIC_6"]]
-    assert report["images without a row in the ground truth of these years"] == {"2017/ISIC-2017_Training_Data": 1}
-    assert report["years"]["2019"]["sites without a competition word"] == {"palms/soles": 3}
-    assert report["years"]["2019"]["all"]["with image"] == 2
+    assert report["exact_duplicates"] == [["ISIC_1", "ISIC_23"]]
+    assert report["near_duplicates"] == [["ISIC_24", "ISIC_6"]]
+    assert report["images_without_ground_truth"] == {"2017/ISIC-2017_Training_Data": 1}
+    assert report["years"]["2019"]["unmapped_sites"] == {"palms/soles": 3}
+    assert report["years"]["2019"]["all"]["with_image"] == 2
     printed = capsys.readouterr().out
     assert "corrupt: 2018/ISIC2018_Task3_Training_Input/ISIC_7.jpg" in printed
     assert all(f"| {year}" in printed for year in report["years"])
 
 
-def test_nobody_is_on_both_sides_of_a_fold(root, tmp_path):
-    write_archives(root, tmp_path / "out")
+def test_no_person_is_on_both_sides_of_a_fold(root, tmp_path):
+    converted(root, tmp_path / "out")
     make_folds(
         ["--data", str(tmp_path / "out"), "--artifacts", str(tmp_path / "artifacts"), "--folds", "2", "--holdout", "0"]
     )
@@ -223,44 +223,46 @@ def test_nobody_is_on_both_sides_of_a_fold(root, tmp_path):
 
 
 def test_only_the_years_asked_for(root, tmp_path, capsys):
-    write_archives(root, tmp_path / "out", years=["2018"])
+    converted(root, tmp_path / "out", years=["2018"])
     rows = rows_of(tmp_path / "out")
     assert set(rows.index) == {"ISIC_1", "ISIC_2", "ISIC_5", "ISIC_6"}
     assert set(rows["source"]) == {"ISIC 2018"}
     assert rows.loc[["ISIC_1", "ISIC_2"], "patient_id"].tolist() == ["HAM_1", "HAM_1"]
-    assert report_of(tmp_path / "out")["years"]["2018"]["all"]["left out"] == {"unknown": 2, "corrupt": 1}
+    assert report_of(tmp_path / "out")["years"]["2018"]["all"]["left_out"] == {"unknown": 2, "corrupt": 1}
     assert "AKIEC" in capsys.readouterr().out
 
 
-def test_lesions_of_unknown_target_can_be_taken_for_malignant(root, tmp_path):
-    write_archives(root, tmp_path / "out", years=["2018"], unknown="malignant")
+def test_lesions_of_unknown_target_can_count_as_malignant(root, tmp_path):
+    converted(root, tmp_path / "out", years=["2018"], unknown="malignant")
     rows = rows_of(tmp_path / "out")
     assert rows.loc[["ISIC_3", "ISIC_4"], "target"].astype(int).tolist() == [1, 1]
     assert rows.loc[["ISIC_1", "ISIC_5"], "target"].astype(int).tolist() == [0, 1]
     counts = report_of(tmp_path / "out")["years"]["2018"]["all"]
-    assert (counts["unknown"], counts["left out"]) == (2, {"corrupt": 1})
+    assert (counts["unknown"], counts["left_out"]) == (2, {"corrupt": 1})
 
 
-def test_a_year_without_images_is_told_and_skipped(root, tmp_path, capsys):
+def test_a_year_without_images_is_logged_and_skipped(root, tmp_path, capsys):
     for image in (root / "PAD").rglob("*.png"):
         image.unlink()
-    write_archives(root, tmp_path / "out")
+    converted(root, tmp_path / "out")
     assert "pad-ufes-20: the ground truth is there, but none of its images" in capsys.readouterr().out
-    assert report_of(tmp_path / "out")["years"]["pad-ufes-20"]["all"]["left out"] == {"no image": 2}
+    assert report_of(tmp_path / "out")["years"]["pad-ufes-20"]["all"]["left_out"] == {"no_image": 2}
 
 
 # Again, in parallel, interrupted
 
 
-def test_processes_change_no_byte(root, tmp_path):
+@pytest.mark.integration
+def test_processes_change_no_byte(root, competition, tmp_path):
     for jobs in (1, 2):
-        write_archives(root, tmp_path / str(jobs), size=40, jobs=jobs)
+        with workers(jobs):
+            converted(root, tmp_path / str(jobs), size=40, competition=competition)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
 @pytest.mark.parametrize("stops_in", ["convert", "pack", "write_json"])
 def test_an_interrupted_run_goes_on_and_ends_the_same(root, tmp_path, monkeypatch, stops_in):
-    write_archives(root, tmp_path / "whole", size=40)
+    converted(root, tmp_path / "whole", size=40)
     out, done = tmp_path / "out", []
     module = archive_images if stops_in == "convert" else archives
     original = getattr(module, stops_in)
@@ -273,39 +275,40 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(root, tmp_path, monkeypatc
 
     monkeypatch.setattr(module, stops_in, stop)
     with pytest.raises(KeyboardInterrupt):
-        write_archives(root, out, size=40)
+        converted(root, out, size=40)
     assert (out / WORK).is_dir()
     assert not (out / REPORT).exists()
     monkeypatch.undo()
     again = []
     convert = archive_images.convert
     monkeypatch.setattr(archive_images, "convert", lambda *arguments: again.append(1) or convert(*arguments))
-    write_archives(root, out, size=40)
+    converted(root, out, size=40)
     readable = len(archive_images.survey(root).images) - 1  # one has no row
     assert len(again) == (readable - 5 if stops_in == "convert" else 0)
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_a_killed_process_leaves_nothing_that_is_taken_for_whole(root, tmp_path):
+@pytest.mark.integration
+def test_a_killed_process_leaves_nothing_that_counts_as_complete(root, tmp_path):
     out = tmp_path / "out"
     code = (
-        "import os, sys; from pathlib import Path; from train import archives\n"
+        "import os, sys; from train.archives import __main__ as archives\n"
         "archives.pack = lambda *arguments: os.kill(os.getpid(), 9)\n"
-        "archives.write_archives(Path(sys.argv[1]), Path(sys.argv[2]), size=40)"
+        "archives.main(['--root', sys.argv[1], '--out', sys.argv[2], '--size', '40', '--jobs', '1'])"
     )
     status = subprocess.run([sys.executable, "-c", code, str(root), str(out)], cwd=ROOT, check=False).returncode
     assert status == -9
     assert {path.name for path in out.iterdir()} == {WORK}
-    write_archives(root, out, size=40)
-    write_archives(root, tmp_path / "whole", size=40)
+    converted(root, out, size=40)
+    converted(root, tmp_path / "whole", size=40)
     assert contents(out) == contents(tmp_path / "whole")
 
 
 def test_a_finished_folder_is_left_as_it_is(root, tmp_path):
     out = tmp_path / "out"
-    write_archives(root, out)
+    converted(root, out)
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert "nothing to do" in write_archives(root, out)
+    assert "nothing to do" in converted(root, out)
     assert before == {path: path.stat().st_mtime_ns for path in out.iterdir()}
 
 
@@ -317,10 +320,10 @@ def test_a_finished_folder_is_left_as_it_is(root, tmp_path):
     ],
 )
 def test_another_request_for_the_same_folder_is_refused(root, tmp_path, change, sentence):
-    write_archives(root, tmp_path / "out")
+    converted(root, tmp_path / "out")
     before = contents(tmp_path / "out")
     with pytest.raises(InputError, match=sentence):
-        write_archives(root, tmp_path / "out", **change)
+        converted(root, tmp_path / "out", **change)
     assert contents(tmp_path / "out") == before
 
 
@@ -328,21 +331,21 @@ def test_an_interrupted_run_goes_on_with_more_archives_but_not_with_another_size
     out = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(archives, "pack", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
-        write_archives(root, out)
+        converted(root, out)
     save(root / "2019" / "ISIC_8.jpg", picture(8))
     with pytest.raises(InputError, match="different: size"):
-        write_archives(root, out, size=50)
-    write_archives(root, out)
-    write_archives(root, tmp_path / "whole")
+        converted(root, out, size=50)
+    converted(root, out)
+    converted(root, tmp_path / "whole")
     assert "ISIC_8" in rows_of(out).index
     assert contents(out) == contents(tmp_path / "whole")
 
 
 def test_other_inputs_for_the_same_folder_are_refused(root, tmp_path):
-    write_archives(root, tmp_path / "out")
+    converted(root, tmp_path / "out")
     save(root / "2019" / "ISIC_8.jpg", picture(8))
     with pytest.raises(InputError, match="different: archives"):
-        write_archives(root, tmp_path / "out")
+        converted(root, tmp_path / "out")
 
 
 # Copies of the competition
@@ -365,21 +368,21 @@ def competition(root, tmp_path):
 
 
 def test_what_the_competition_has_is_left_out(root, competition, tmp_path, capsys):
-    write_archives(root, tmp_path / "out", competition=competition)
+    converted(root, tmp_path / "out", competition=competition)
     rows = rows_of(tmp_path / "out")
     assert not {"ISIC_2", "ISIC_5", "ISIC_6", "ISIC_24"} & set(rows.index)
     years = report_of(tmp_path / "out")["years"]
-    assert years["2018"]["all"]["left out"]["occurs in the competition"] == 2  # ISIC_2, ISIC_6
-    assert years["2019"]["all"]["left out"]["occurs in the competition"] == 1  # ISIC_5
-    assert years["2020"]["all"]["left out"]["occurs in the competition"] == 1  # ISIC_24, a copy of ISIC_6
+    assert years["2018"]["all"]["left_out"]["in_competition"] == 2  # ISIC_2, ISIC_6
+    assert years["2019"]["all"]["left_out"]["in_competition"] == 1  # ISIC_5
+    assert years["2020"]["all"]["left_out"]["in_competition"] == 1  # ISIC_24, a copy of ISIC_6
     # ISIC_23 is linked to ISIC_2 over the lesion, and ISIC_2 is a picture of the competition's IP_77.
     assert rows.loc["ISIC_23", "patient_id"] == "IP_77"
-    assert report_of(tmp_path / "out")["kept"]["lesions of persons in the competition"] == 2  # ISIC_22 is IP_2's
-    assert "2 lesions are of persons who are in the competition" in capsys.readouterr().out
+    assert report_of(tmp_path / "out")["kept"]["lesions_of_competition_patients"] == 2  # ISIC_22 is IP_2's
+    assert "2 lesions are of patients who are in the competition" in capsys.readouterr().out
 
 
 def test_equal_bytes_are_found_whatever_the_size(root, competition, tmp_path):
-    write_archives(root, tmp_path / "out", years=["2018"], size=16, competition=competition)
+    converted(root, tmp_path / "out", years=["2018"], size=16, competition=competition)
     assert "ISIC_6" not in rows_of(tmp_path / "out").index
 
 
@@ -387,10 +390,10 @@ def test_a_competition_may_have_hdf5_and_lie_inside_the_root(root, competition, 
     with h5py.File(competition / "train-image.hdf5", "w") as file:
         for path in (competition / "train-image" / "image").iterdir():
             file[path.stem] = np.bytes_(path.read_bytes())
-    write_archives(root, tmp_path / "one", competition=competition)
+    converted(root, tmp_path / "one", competition=competition)
     inside = root / "competition"
     competition.rename(inside)
-    write_archives(root, tmp_path / "two", competition=inside)
+    converted(root, tmp_path / "two", competition=inside)
     one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
     assert one[METADATA] == two[METADATA]
     assert one[IMAGES] == two[IMAGES]
@@ -403,31 +406,31 @@ def test_a_competition_may_have_hdf5_and_lie_inside_the_root(root, competition, 
     ("spoil", "options", "sentence"),
     [
         (lambda root: None, {"size": 8}, "--size is 8"),
-        (lambda root: None, {"jobs": 0}, "--jobs is 0"),
         (lambda root: (root / "2019" / "ISIC_2019_Training_GroundTruth.csv").unlink(), {"years": ["2019"]}, "asks for 2019"),
         (lambda root: (root / "ISIC_2019_Training_Input.zip").write_bytes(b"PK"), {}, "half-downloaded"),
         (lambda root: [path.unlink() for path in root.rglob("*.jpg")], {"years": ["2018"]}, "none of the 7 images"),
         (lambda root: [path.write_bytes(b"") for path in root.rglob("*.jpg")], {"years": ["2020"]}, r"left \(corrupt 5\)"),
     ],
 )
-def test_bad_input_is_told_in_one_sentence(root, tmp_path, spoil, options, sentence):
+def test_bad_input_is_refused_in_one_sentence(root, tmp_path, spoil, options, sentence):
     spoil(root)
     with pytest.raises(InputError, match=sentence):
-        write_archives(root, tmp_path / "out", **options)
+        converted(root, tmp_path / "out", **options)
 
 
 def test_a_folder_with_something_else_is_refused(root, tmp_path, synthetic_data):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "train-metadata.csv").write_text("mine")
     with pytest.raises(InputError, match=r"holds other files, such as train-metadata\.csv"):
-        write_archives(root, tmp_path / "out")
+        converted(root, tmp_path / "out")
     assert (tmp_path / "out" / "train-metadata.csv").read_text() == "mine"
     with pytest.raises(InputError, match="which is a file"):
-        write_archives(root, tmp_path / "out" / "train-metadata.csv")
+        converted(root, tmp_path / "out" / "train-metadata.csv")
 
 
+@pytest.mark.integration
 def test_exit_status_2_and_one_line(tmp_path):
-    command = [sys.executable, "-m", "train.archives.__main__", "--root", str(tmp_path), "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "train.archives", "--root", str(tmp_path), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: no ground truth file is below --root")

@@ -5,14 +5,15 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import encoded, picture
 from PIL import Image
 
-from train.archives import dedup as archive_groups
+from train.archives import dedup
 from train.archives.dedup import (
     CONTRADICTORY,
+    IN_COMPETITION,
     MAX_BITS,
     MAX_LEVELS,
-    OCCURS,
     choose_copies,
     components,
     equal_pairs,
@@ -47,7 +48,7 @@ def merged(*rows):
         ([("2017", 1, "melanoma"), ("2019", 1, "melanoma")], "2019"),  # else the later year
     ],
 )
-def test_the_most_telling_label_wins(labels, wins):
+def test_the_most_specific_label_wins(labels, wins):
     rows = [row("a", year, target, group) for year, target, group in labels]
     for order in (rows, rows[::-1]):
         result = merged(*order)
@@ -55,7 +56,7 @@ def test_the_most_telling_label_wins(labels, wins):
         assert not result["contradictory"].any()
 
 
-def test_fields_are_filled_from_the_latest_year_that_tells_them():
+def test_fields_are_filled_from_the_latest_year_that_has_them():
     result = merged(
         row("a", "2018", 0, "nevus", lesion_id="HAM_1", age_approx=40.0, sex="male"),
         row("a", "2019", 0, "nevus", age_approx=45.0),
@@ -63,13 +64,13 @@ def test_fields_are_filled_from_the_latest_year_that_tells_them():
         row("b", "2017", 0, "nevus"),
     )
     assert result["image_id"].tolist() == ["a", "b"]
-    told = result.iloc[0]
-    assert (told["lesion_id"], told["age_approx"], told["sex"], told["site_word"]) == ("HAM_1", 45.0, "male", "back")
+    first = result.iloc[0]
+    assert (first["lesion_id"], first["age_approx"], first["sex"], first["site_word"]) == ("HAM_1", 45.0, "male", "back")
     assert (result.iloc[1]["lesion_id"], result.iloc[1]["sex"]) == ("", "")
     assert np.isnan(result.iloc[1]["age_approx"])
 
 
-def test_years_that_disagree_are_contradictory_and_an_open_label_disagrees_with_nobody():
+def test_years_that_disagree_are_contradictory_and_an_open_label_agrees_with_all():
     result = merged(row("a", "2016", 0), row("a", "2019", 1, "melanoma"), row("b", "2018", np.nan), row("b", "2019", 1))
     assert result["contradictory"].tolist() == [True, False]
 
@@ -142,16 +143,12 @@ def test_a_person_is_named_by_patient_then_lesion_then_image():
 # Copies
 
 
-def picture(seed, width=120, height=90):
-    rng = np.random.default_rng(seed)
-    blotches = rng.integers(60, 200, (18, 24, 1)) + rng.integers(-15, 15, (18, 24, 3))
-    return Image.fromarray(blotches.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+def original(seed):
+    return picture(seed, 120, 90)
 
 
 def jpeg(image, quality=90):
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=quality)
-    return file.getvalue()
+    return encoded(image, quality=quality)
 
 
 def hashes(contents):
@@ -159,7 +156,7 @@ def hashes(contents):
 
 
 def altered(image):
-    """Copies of an image as they get around."""
+    """Copies of an image as they circulate."""
     width, height = image.size
     half = image.resize((width // 2, height // 2), Image.Resampling.BILINEAR)
     return [jpeg(image, 60), jpeg(half), jpeg(image.resize((width * 4 // 3, height), Image.Resampling.BICUBIC))]
@@ -172,8 +169,8 @@ def test_equal_bytes_are_linked_to_the_first():
 
 @pytest.mark.parametrize("cells", [7, 4_000_000])
 def test_copies_are_found_in_blocks_of_any_size(monkeypatch, cells):
-    monkeypatch.setattr(archive_groups, "BLOCK_CELLS", cells)
-    contents = [jpeg(picture(seed)) for seed in range(12)] + altered(picture(4)) + [jpeg(picture(7), 60)]
+    monkeypatch.setattr(dedup, "BLOCK_CELLS", cells)
+    contents = [jpeg(original(seed)) for seed in range(12)] + altered(original(4)) + [jpeg(original(7), 60)]
     phash = hashes(contents)
     found = similar_pairs(phash, None, lambda number: thumbnail(contents[number]))
     assert found.tolist() == [[4, 12], [4, 13], [4, 14], [7, 15], [12, 13], [12, 14], [13, 14]]
@@ -184,7 +181,7 @@ def test_copies_are_found_in_blocks_of_any_size(monkeypatch, cells):
 
 
 def test_equal_hashes_are_no_copies_if_the_colours_differ():
-    image = picture(1)
+    image = original(1)
     red = Image.merge("RGB", [image.getchannel(0).point(lambda level: min(255, level + 40)), *image.split()[1:]])
     contents = [jpeg(image), jpeg(red)]
     phash = np.repeat(hashes(contents[:1]), 2, axis=0)
@@ -197,7 +194,7 @@ def test_nothing_is_similar_to_nothing():
     assert similar_pairs(np.zeros((2, 4), np.uint64), nothing, thumbnail).shape == (0, 2)
 
 
-def told(*rows):
+def table(*rows):
     return pd.DataFrame(rows, columns=["image_id", "target", "patient_id", "lesion_id", "class", "pixels"])
 
 
@@ -211,28 +208,28 @@ def told(*rows):
         (("P", "L", "nevus", 9), ("P", "L", "nevus", 9), 0),  # then the first id
     ],
 )
-def test_of_copies_the_one_that_tells_the_most_stays(one, two, stays):
-    rows = told(("a", 0.0, *one), ("b", 0.0, *two), ("c", 1.0, "", "", "", 1))
-    links = {"exact duplicate": NO_PAIRS, "near duplicate": np.array([[0, 1]])}
+def test_of_copies_the_best_described_stays(one, two, stays):
+    rows = table(("a", 0.0, *one), ("b", 0.0, *two), ("c", 1.0, "", "", "", 1))
+    links = {"exact_duplicate": NO_PAIRS, "near_duplicate": np.array([[0, 1]])}
     for order in ([0, 1, 2], [2, 1, 0]):
         there = np.argsort(order)
         pairs = {name: there[pair] for name, pair in links.items()}
         reasons = choose_copies(rows.iloc[order], np.ones(3, bool), np.zeros(3, bool), pairs)
-        expected = {"a": "", "b": "", "c": "", "ab"[1 - stays]: "near duplicate"}
+        expected = {"a": "", "b": "", "c": "", "ab"[1 - stays]: "near_duplicate"}
         assert dict(zip(rows["image_id"].iloc[order], reasons, strict=True)) == expected
 
 
 def test_copies_that_contradict_each_other_go_and_the_competitions_copies_go():
-    rows = told(*[(name, float(name in "be"), "", "", "", 1) for name in "abcdef"])
-    links = {"published duplicate": np.array([[0, 1], [2, 3]]), "near duplicate": np.array([[3, 5]])}
+    rows = table(*[(name, float(name in "be"), "", "", "", 1) for name in "abcdef"])
+    links = {"published_duplicate": np.array([[0, 1], [2, 3]]), "near_duplicate": np.array([[3, 5]])}
     foreign = np.array([False, False, False, False, False, True])
     reasons = choose_copies(rows, np.ones(6, bool), foreign, links)
-    assert reasons.tolist() == [CONTRADICTORY, CONTRADICTORY, OCCURS, OCCURS, "", OCCURS]
+    assert reasons.tolist() == [CONTRADICTORY, CONTRADICTORY, IN_COMPETITION, IN_COMPETITION, "", IN_COMPETITION]
 
 
 def test_a_copy_that_cannot_stay_neither_stays_nor_contradicts():
-    rows = told(("a", np.nan, "P", "L", "nevus", 9), ("b", 0.0, "", "", "", 1))
-    reasons = choose_copies(rows, np.array([False, True]), np.zeros(2, bool), {"exact duplicate": np.array([[0, 1]])})
+    rows = table(("a", np.nan, "P", "L", "nevus", 9), ("b", 0.0, "", "", "", 1))
+    reasons = choose_copies(rows, np.array([False, True]), np.zeros(2, bool), {"exact_duplicate": np.array([[0, 1]])})
     assert reasons.tolist() == ["", ""]
 
 
@@ -256,4 +253,4 @@ def test_real_copies_are_found_and_real_lesions_are_not_merged(real_images):
 
 
 def test_the_thresholds_lie_where_they_were_measured():
-    assert (MAX_BITS, MAX_LEVELS) == (40, 6.0)  # another number wants another measurement, told beside it
+    assert (MAX_BITS, MAX_LEVELS) == (40, 6.0)  # another number needs another measurement

@@ -43,10 +43,10 @@ def test_actinic_keratosis_is_benign_and_other_in_every_archive():
         assert (LABELS[year][word].target, LABELS[year][word].group) == (0, "other")
 
 
-def test_the_class_of_what_nobody_has_named_is_open():
+def test_the_class_of_an_unnamed_diagnosis_is_open():
     assert class_of("") == class_of("wart") == ""
 
 
-def test_an_unknown_word_is_told_with_its_file_and_line():
+def test_an_unknown_word_is_refused_with_its_file_and_line():
     with pytest.raises(InputError, match=r"truth\.csv line 7: 'wart' is no diagnosis of 2019"):
         label_of("2019", "wart", Path("truth.csv"), 7)

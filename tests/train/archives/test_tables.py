@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from train.archives.__main__ import write_archives
+from train.archives.__main__ import ArchivesConfig, write_archives
 from train.archives.images import survey
 from train.archives.tables import COLUMNS, GROUND_TRUTH, find_ground_truth, image_id_of, read_duplicates, read_year
 from utils import InputError
@@ -74,17 +74,17 @@ def read(root, year):
     return read_year(year, find_ground_truth(tables, [year])[year], tables)
 
 
-def told(rows, *names):
+def cells(rows, *names):
     return rows[list(names)].astype(object).where(rows[list(names)].notna(), None).to_numpy().tolist()
 
 
 # Each year
 
 
-def test_2016_knows_only_benign_and_malignant(root):
+def test_2016_has_only_benign_and_malignant(root):
     rows = read(root, "2016")
     assert tuple(rows.columns) == COLUMNS
-    assert told(rows, "image_id", "target", "class", "line") == [
+    assert cells(rows, "image_id", "target", "class", "line") == [
         *(["ISIC_0000001", 0, "", 1], ["ISIC_0000002", 1, "", 2]),
         *(["ISIC_0000003", 0, "", 1], ["ISIC_0000004", 1, "", 2]),
     ]
@@ -92,7 +92,7 @@ def test_2016_knows_only_benign_and_malignant(root):
 
 def test_2017_without_either_mark_is_a_nevus(root):
     rows = read(root, "2017")
-    assert told(rows, "diagnosis", "target", "age_approx", "sex") == [
+    assert cells(rows, "diagnosis", "target", "age_approx", "sex") == [
         ["melanoma", 1, None, ""],
         ["seborrheic keratosis", 0, 55, "female"],
         ["nevus", 0, None, ""],
@@ -102,7 +102,7 @@ def test_2017_without_either_mark_is_a_nevus(root):
 
 def test_2018_takes_labels_from_the_ground_truth_and_persons_from_ham10000(root):
     rows = read(root, "2018")
-    assert told(rows, "word", "target", "lesion_id", "age_approx", "sex", "anatom_site_general", "site_word") == [
+    assert cells(rows, "word", "target", "lesion_id", "age_approx", "sex", "anatom_site_general", "site_word") == [
         ["NV", 0, "HAM_0000001", 80, "male", "head/neck", "scalp"],
         ["AKIEC", None, "HAM_0000002", None, "", "", "trunk"],
         ["VASC", 0, "HAM_0000003", 0, "female", "", ""],
@@ -117,9 +117,9 @@ def test_2018_takes_lesions_from_the_groupings_where_ham10000_is_missing(root):
     assert read(root, "2018")["lesion_id"].tolist() == ["", "", "HAM_9"]
 
 
-def test_2019_strips_downsampled_and_knows_unk(root):
+def test_2019_strips_downsampled_and_has_unk(root):
     rows = read(root, "2019")
-    assert told(rows, "image_id", "word", "target", "class", "anatom_site_general", "site_word", "lesion_id") == [
+    assert cells(rows, "image_id", "word", "target", "class", "anatom_site_general", "site_word", "lesion_id") == [
         ["ISIC_0000001", "NV", 0, "nevus", "", "palms/soles", ""],
         ["ISIC_0024307", "SCC", 1, "squamous cell carcinoma", "", "lateral torso", "HAM_0000002"],
         ["ISIC_0034321", "UNK", None, "", "head/neck", "head/neck", ""],
@@ -128,7 +128,7 @@ def test_2019_strips_downsampled_and_knows_unk(root):
 
 def test_2020_has_patients_and_from_version_2_lesions(root):
     rows = read(root, "2020")
-    assert told(rows, "patient_id", "lesion_id", "target", "class", "age_approx") == [
+    assert cells(rows, "patient_id", "lesion_id", "target", "class", "age_approx") == [
         ["IP_3075186", "IL_0000001", 0, "", 45],
         ["IP_2842074", "IL_0000002", 1, "melanoma", None],
     ]
@@ -143,12 +143,12 @@ def test_2020_prefers_version_2_and_reads_version_1(root):
     )
     assert len(read(root, "2020")) == 2
     (root / "ISIC_2020_Training_GroundTruth_v2.csv").unlink()
-    assert told(read(root, "2020"), "image_id", "patient_id", "lesion_id") == [["ISIC_1", "IP_1", ""]]
+    assert cells(read(root, "2020"), "image_id", "patient_id", "lesion_id") == [["ISIC_1", "IP_1", ""]]
 
 
 def test_pad_lesion_numbers_are_made_the_patients_own(root):
     rows = read(root, "pad-ufes-20")
-    assert told(rows, "image_id", "patient_id", "lesion_id", "sex", "anatom_site_general", "target", "image_type") == [
+    assert cells(rows, "image_id", "patient_id", "lesion_id", "sex", "anatom_site_general", "target", "image_type") == [
         ["PAT_46_881_939", "PAT_46", "PAT_46_881", "female", "head/neck", 1, "clinical"],
         ["PAT_9_881_1", "PAT_9", "PAT_9_881", "", "lower extremity", 0, "clinical"],
     ]
@@ -216,7 +216,7 @@ def test_ids_are_names_without_extension(name, image_id):
         ),
     ],
 )
-def test_bad_files_are_told_with_file_line_and_word(root, name, old, new, year, sentence):
+def test_bad_files_are_refused_with_file_line_and_word(root, name, old, new, year, sentence):
     path = root / name
     path.write_text(SMALL[name].replace(old, new, 1))
     with pytest.raises(InputError, match=sentence) as error:
@@ -224,20 +224,20 @@ def test_bad_files_are_told_with_file_line_and_word(root, name, old, new, year, 
     assert name in str(error.value)
 
 
-def test_blank_lines_do_not_shift_the_lines_that_are_told(root):
+def test_blank_lines_do_not_shift_the_lines_of_errors(root):
     path = root / "ISIC_2020_Training_GroundTruth_v2.csv"
     path.write_text(path.read_text().replace("ISIC_0052212", "\n\nISIC_0052212").replace(",melanoma", ",wart"))
     with pytest.raises(InputError, match="line 5: 'wart'"):
         read(root, "2020")
 
 
-def test_byte_order_mark_and_quotes_are_no_matter(root):
+def test_byte_order_mark_and_quotes_do_not_matter(root):
     path = root / "ISIC_2019_Test_Metadata.csv"
     path.write_text(
         '\ufeff"image",age_approx,anatom_site_general,sex\n"ISIC_0034321",inf,Head/Neck, Male \n', encoding="utf-8"
     )
     rows = read(root, "2019")
-    assert told(rows.tail(1), "age_approx", "anatom_site_general", "sex") == [[None, "head/neck", "male"]]
+    assert cells(rows.tail(1), "age_approx", "anatom_site_general", "sex") == [[None, "head/neck", "male"]]
 
 
 @pytest.mark.parametrize("year", GROUND_TRUTH)
@@ -250,7 +250,7 @@ def test_a_year_that_is_not_there_is_named_by_its_file(root, year):
     assert list(find_ground_truth(tables, None)) == [other for other in GROUND_TRUTH if other != year]
 
 
-def test_somebody_elses_metadata_csv_is_not_pad(root):
+def test_another_metadata_csv_is_not_pad(root):
     (root / "metadata.csv").write_text("a,b\n1,2\n")
     assert "pad-ufes-20" not in find_ground_truth(survey(root).tables, None)
 
@@ -319,7 +319,7 @@ def test_real_fields(real_archives, real_rows):
     assert np.isfinite(rows["2020"]["age_approx"]).sum() == 33126 - 68
 
 
-def test_2019_tells_the_akiec_of_2018(real_rows):
+def test_2019_splits_the_akiec_of_2018(real_rows):
     rows = {year: real_rows[year].set_index("image_id")["word"] for year in ("2018", "2019")}
     akiec = rows["2018"][rows["2018"] == "AKIEC"].index
     assert rows["2019"].loc[akiec].value_counts().to_dict() == {"SCC": 197, "AK": 130}
@@ -334,7 +334,7 @@ def test_the_whole_on_real_archives(real_archives, tmp_path):
             copy = root / path.relative_to(real_archives)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.symlink_to(path)
-    write_archives(root, tmp_path / "out", jobs=2)
+    write_archives(ArchivesConfig(root), tmp_path / "out")
     rows = pd.read_csv(tmp_path / "out" / "train-metadata.csv", dtype=str, keep_default_na=False).set_index("isic_id")
     report = json.loads((tmp_path / "out" / "archives-report.json").read_text())
 
@@ -362,16 +362,20 @@ def test_the_whole_on_real_archives(real_archives, tmp_path):
         image_id = line[header.index("img_id")].removesuffix(".png")
         targets[image_id] = {"pad-ufes-20": int(line[header.index("diagnostic")] in ("BCC", "MEL", "SCC"))}
 
-    known = {image_id: {target for target in told.values() if target is not None} for image_id, told in targets.items()}
+    known = {image_id: {target for target in labels.values() if target is not None} for image_id, labels in targets.items()}
     there = {path.stem.removesuffix("_downsampled") for path in root.rglob("*") if path.suffix in (".jpg", ".png")}
     expected = {image_id: known[image_id].copy().pop() for image_id in there & set(known) if len(known[image_id]) == 1}
     assert rows["target"].astype(int).to_dict() == expected
-    assert report["exact duplicates"] == report["near duplicates"] == []
-    for year, told in report["years"].items():
+    assert report["exact_duplicates"] == report["near_duplicates"] == []
+    for year, counts in report["years"].items():
         of_year = [labels[year] for labels in targets.values() if year in labels]
         counted = Counter(of_year)
-        assert told["all"]["rows"] == len(of_year)
-        assert [told["all"][name] for name in ("benign", "malignant", "unknown")] == [counted[0], counted[1], counted[None]]
+        assert counts["all"]["rows"] == len(of_year)
+        assert [counts["all"][name] for name in ("benign", "malignant", "unknown")] == [
+            counted[0],
+            counted[1],
+            counted[None],
+        ]
     contradictory = {image_id for image_id, labels in known.items() if len(labels) == 2}
     assert {line.split()[0] for line in report["contradictory"]} == contradictory
     ham = {line[1]: line[0] for line in lines("HAM10000_metadata.csv")[1:]}
