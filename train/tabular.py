@@ -42,7 +42,7 @@ def train_tabular(arguments: list[str] | None = None) -> int:
     with workers(options.jobs, options.cluster):
         result = cross_validate(rows.features, rows.labels, fold, config)
 
-    train = fold != HOLDOUT
+    train = fold != HOLDOUT  # here result.logits are out of fold, elsewhere the mean over all models
     labels, out_of_fold = rows.labels[train], result.logits[train]
     if not train.all():
         compare_scales(out_of_fold, result.logits[~train])

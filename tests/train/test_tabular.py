@@ -14,6 +14,8 @@ from train.folds import HOLDOUT, make_folds, read_folds
 from train.tabular import compare_scales, describe_logits, train_tabular
 from utils import InputError, partial_auc
 
+pytestmark = pytest.mark.integration
+
 SMALL = {"iterations": 12, "depth": 3, "learning_rate": 0.3}
 
 

@@ -325,6 +325,7 @@ def test_2019_splits_the_akiec_of_2018(real_rows):
     assert rows["2019"].loc[akiec].value_counts().to_dict() == {"SCC": 197, "AK": 130}
 
 
+@pytest.mark.integration
 def test_the_whole_on_real_archives(real_archives, tmp_path):
     """Every year's tables with 80 of the images of 2018 and all others, against counts by the csv module."""
     root = tmp_path / "root"

@@ -107,6 +107,7 @@ def test_hdf5_form_equals_the_real_files(folder):
     assert form(folder / "test-image.hdf5") == form(REAL)
 
 
+@pytest.mark.integration
 def test_same_arguments_give_same_bytes_whatever_the_jobs(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "CHUNK", 16)
     with workers(2):
