@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from evaluation.curves import calibration_section, distribution_figure, examined_section
+from evaluation.curves import calibration_charts, class_charts
+from evaluation.html import render
 from evaluation.measures import Calibration, CalibrationBin, OperatingPoint, calibration, operating_points
 from utils import Estimate
 
@@ -16,6 +17,11 @@ def scored():
     rng = np.random.default_rng(0)
     logits = rng.normal(-1.5, 1.5, 800)
     return (rng.random(800) < expit(logits)).astype(int), np.arange(800) // 20, logits
+
+
+def calibration_page(calibrations, note=""):
+    charts = calibration_charts(calibrations)
+    return render("report/calibration.html", calibrations=calibrations, charts=charts, note=note)
 
 
 def texts_of(page):
@@ -32,7 +38,7 @@ def test_lesions_to_examine_stand_in_the_table():
             OperatingPoint(0.05, 3000, 90, Estimate(33.333, 30, 40)),
         ]
     }
-    page = examined_section(points, "<a>", 10_000, 100)
+    page = render("report/examined.html", points=points, headline="<a>", rows=10_000, malignant=100)
     assert '<tr class="first"><th scope="row">&lt;a&gt;</th><td>15.00</td><td>12.35 to 20.00</td>' in page
     assert "<td>1,200 (12.0 %)</td><td>33.33</td><td>30.00 to 40.00</td><td>3,000 (30.0 %)</td>" in page
     assert "Without a score it is 100.0" in page
@@ -40,28 +46,28 @@ def test_lesions_to_examine_stand_in_the_table():
 
 def test_every_calibration_bin_is_in_table_and_chart(scored):
     measured = calibration(*scored, samples=20)
-    page = calibration_section({"tabular": measured, "final": measured}, "a note & more")
+    page = calibration_page({"tabular": measured, "final": measured}, "a note & more")
     assert page.count("<svg") == 2
     for part in measured.bins:
         row = f'<th scope="row">{100 * part.predicted:.3g}</th><td>{100 * part.observed.value:.3g}</td>'
         assert page.count(row) == 2
     assert "a note &amp; more" in page
     ratio = measured.observed_to_expected
-    assert f"fusion: {ratio.value:.2f} malignant lesions observed for each one expected" in page
+    assert f"final: {ratio.value:.2f} malignant lesions observed for each one expected" in page
     assert f"{ratio.low:.2f} to {ratio.high:.2f}" in page
 
 
 def test_a_bin_without_malignant_lesions_can_be_drawn():
     empty = CalibrationBin(50, 0, 1e-9, Estimate(0, 0, 0))
     full = CalibrationBin(10, 5, 0.4, Estimate(0.5, 0.2, 0.8))
-    page = calibration_section({"tabular": Calibration([empty, full], Estimate(1.2, 1, 1.5))})
+    page = calibration_page({"tabular": Calibration([empty, full], Estimate(1.2, 1, 1.5))})
     assert '<th scope="row">1e-07</th><td>0</td>' in page
     assert not re.search(r"\bnan\b", page, re.IGNORECASE)
 
 
 def test_the_rare_class_has_its_axes(scored):
     labels, patients, logits = scored
-    (drawn,) = texts_of(calibration_section({"tabular": calibration(labels, patients, logits - 6, samples=5)}))
+    (drawn,) = texts_of("".join(calibration_charts({"tabular": calibration(labels, patients, logits - 6, samples=5)})))
     assert {"0.01 %", "100 %", "predicted probability", "observed rate"} <= set(drawn)
 
 
@@ -69,14 +75,14 @@ def test_distributions_mark_where_80_and_90_in_100_are_found(scored):
     labels, patients, logits = scored
     scores = {"tabular": logits, "final": expit(logits)}  # ranked alike, on two scales
     points, _ = operating_points(labels, patients, scores, "final", samples=2)
-    page = distribution_figure(labels, dict.fromkeys(scores, logits), scores, points)
+    page = "".join(class_charts(labels, dict.fromkeys(scores, logits), scores, points))
     for drawn in texts_of(page):
         assert {f"benign, {(labels == 0).sum()}", f"malignant, {(labels == 1).sum()}", "80 %", "90 %"} <= set(drawn)
     median = np.median(logits[labels == 1])
-    assert f'aria-label="Logits of fusion by class; medians: benign {np.median(logits[labels == 0]):.2f}' in page
+    assert f'aria-label="Logits of final by class; medians: benign {np.median(logits[labels == 0]):.2f}' in page
     assert f"malignant {median:.2f}" in page
-    tabular, fusion = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    places = [re.findall(r'd="M (\S+) \S+ \nL \1 \S+ \n" clip-path[^>]*dasharray', plot) for plot in (tabular, fusion)]
+    tabular, final = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    places = [re.findall(r'd="M (\S+) \S+ \nL \1 \S+ \n" clip-path[^>]*dasharray', plot) for plot in (tabular, final)]
     assert len(places[0]) >= 2
     assert places[0] == places[1]
 
@@ -84,4 +90,5 @@ def test_distributions_mark_where_80_and_90_in_100_are_found(scored):
 def test_a_score_of_one_value_can_be_drawn():
     labels = np.array([0, 1, 0, 1])
     points, _ = operating_points(labels, np.arange(4), {"a": np.zeros(4)}, "a", samples=2)
-    assert "<svg" in distribution_figure(labels, {"a": np.zeros(4)}, {"a": np.zeros(4)}, points)
+    (drawn,) = class_charts(labels, {"a": np.zeros(4)}, {"a": np.zeros(4)}, points)
+    assert "<svg" in drawn

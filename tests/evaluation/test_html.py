@@ -7,18 +7,35 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from jinja2 import DictLoader, UndefinedError
 from matplotlib.figure import Figure
 from PIL import Image
 
-from evaluation.html import SCRIPT, STYLE, chart, fact_table, jpeg_of, picture, row_of, table_of, write_page
-from utils import InputError
+from evaluation import html
+from evaluation.html import ENVIRONMENT, SCRIPT, STYLE, Section, chart, data_uri, jpeg_of, render, write_page
+from utils import Estimate, InputError
 
 NASTY = "<script>alert('1')</script> & \"quoted\""
+PAGES = {
+    "words.html": '{% extends "base.html" %}{% block content %}<p>{{ words }}</p>{% endblock %}',
+    "wide.html": '{% extends "base.html" %}{% set width = "20rem" %}{% set interactive = true %}',
+}
 
 
-def written(path, body, title="Title", **options):
-    write_page(path / "page.html", title, body, **options)
+@pytest.fixture
+def pages(monkeypatch):
+    """The macros and base.html, with two pages of the tests' own."""
+    own = {name: ENVIRONMENT.loader.get_source(ENVIRONMENT, name)[0] for name in ("base.html", "macros.html")}
+    monkeypatch.setattr(html, "ENVIRONMENT", ENVIRONMENT.overlay(loader=DictLoader(own | PAGES)))
+
+
+def written(path, template, title="Title", **context):
+    write_page(path / "page.html", template, title=title, **context)
     return (path / "page.html").read_text(encoding="utf-8")
+
+
+def macro(name, *arguments, **named):
+    return str(getattr(ENVIRONMENT.get_template("macros.html").module, name)(*arguments, **named))
 
 
 def policy_of(page):
@@ -44,15 +61,14 @@ class Text(HTMLParser):
 # The page around it all
 
 
-def test_a_page_without_anything_to_sort_has_no_script_and_allows_none(tmp_path):
-    page = written(tmp_path, "<p>words</p>")
+def test_a_page_without_anything_to_sort_has_no_script_and_allows_none(pages, tmp_path):
+    page = written(tmp_path, "words.html", words="words")
     assert "<script" not in page
     assert policy_of(page) == {"default-src": "'none'", "style-src": "'unsafe-inline'", "img-src": "data:"}
 
 
-@pytest.mark.parametrize("body", [table_of("t", ("a",), [row_of("1", [])], "numbers sortable"), "<ul data-list></ul>"])
-def test_the_policy_names_the_very_script_of_the_page(tmp_path, body):
-    page = written(tmp_path, body)
+def test_the_policy_names_the_script_of_an_interactive_page(pages, tmp_path):
+    page = written(tmp_path, "wide.html")
     scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
     assert scripts == [SCRIPT]
     digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
@@ -60,8 +76,8 @@ def test_the_policy_names_the_very_script_of_the_page(tmp_path, body):
     assert policy_of(page)["default-src"] == "'none'"
 
 
-def test_a_page_has_a_title_a_language_a_width_and_nothing_from_elsewhere(tmp_path):
-    page = written(tmp_path, "<p>words</p>", title=NASTY, width="20rem")
+def test_a_page_has_a_title_a_language_a_width_and_nothing_from_elsewhere(pages, tmp_path):
+    page = written(tmp_path, "wide.html", title=NASTY)
     text = Text(page)
     assert page.startswith("<!DOCTYPE html>") and '<html lang="en">' in page
     assert text.text.count(NASTY) == 2  # title and heading
@@ -72,39 +88,71 @@ def test_a_page_has_a_title_a_language_a_width_and_nothing_from_elsewhere(tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
-def test_a_page_that_cannot_be_written_is_told_in_one_sentence(tmp_path):
+def test_a_page_that_cannot_be_written_is_an_input_error(pages, tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="cannot be written"):
-        write_page(tmp_path / "file" / "page.html", "Title", "")
+        write_page(tmp_path / "file" / "page.html", "words.html", title="Title", words="")
 
 
-# What it holds
+def test_a_name_that_the_context_lacks_is_an_error(pages, tmp_path):
+    with pytest.raises(UndefinedError, match="words"):
+        written(tmp_path, "words.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_template_can_be_compiled():
+    names = ENVIRONMENT.list_templates(extensions=["html"])
+    assert {"base.html", "macros.html", "report/page.html"} <= set(names)
+    for name in names:
+        ENVIRONMENT.get_template(name)
+
+
+# The parts of pages
+
+
+def test_values_are_escaped_and_parts_are_not_escaped_again(pages):
+    assert "&lt;script&gt;" in render("words.html", title="", words=NASTY)
+    part = Section("Heading", "words.html", {"title": "", "words": NASTY}).html()
+    assert "&lt;script&gt;" in render("words.html", title="", words=part) and "&amp;lt;" not in part
 
 
 def test_a_table_is_named_and_scoped_and_reached_by_keyboard():
-    table = table_of(NASTY, ("<em>a</em>", "b"), [row_of("x", ["1"]), row_of("y", ["2"], "first")], "numbers")
+    table = macro("table", NASTY, ("<em>a</em>", "b"), [("x", 1), ("y", "2")], "numbers", first="y")
     tags = Text(table).tags
     assert tags[0] == ("div", {"class": "wide", "role": "region", "aria-label": NASTY, "tabindex": "0"})
     assert [attributes["scope"] for tag, attributes in tags if tag == "th"] == ["col", "col", "row", "row"]
-    assert ("tr", {"class": "first"}) in tags and ("em", {}) in tags
+    assert [attributes for tag, attributes in tags if tag == "tr"] == [{}, {}, {"class": "first"}]
+    assert "<em>" not in table
 
 
 def test_text_stays_text():
-    assert Text(row_of(NASTY, [NASTY, "2"])).text == f"{NASTY}{NASTY}2"
-    assert "<script" not in row_of(NASTY, [NASTY])
-    facts = fact_table({NASTY: "one\ntwo", "b": NASTY}, NASTY)
-    assert Text(facts).text.split("\n", 1)[0] == "factvalue"
+    assert Text(macro("row", (NASTY, NASTY, "2"))).text == f"{NASTY}{NASTY}2"
+    assert "<script" not in macro("row", (NASTY, NASTY))
+    facts = macro("facts", {NASTY: "one\ntwo", "b": NASTY}, NASTY)
+    assert Text(facts).text.split()[0] == "factvalue"
     assert "one\ntwo" in facts and "<script" not in facts
     assert [tag for tag, _ in Text(facts).tags].count("tr") == 3
 
 
 def test_a_picture_is_in_the_page_and_described():
-    tags = Text(picture(b"bytes", NASTY, "png", 128)).tags
-    ((tag, attributes),) = tags
+    ((tag, attributes),) = Text(macro("picture", b"bytes", NASTY, "png", 128)).tags
     assert tag == "img" and attributes["alt"] == NASTY and attributes["width"] == "128"
-    kind, data = attributes["src"].split(",")
-    assert kind == "data:image/png;base64" and base64.b64decode(data) == b"bytes"
-    assert "width" not in picture(b"", "x")
+    assert attributes["src"] == data_uri(b"bytes", "png") == "data:image/png;base64,Ynl0ZXM="
+    assert "width" not in macro("picture", b"", "x")
+
+
+def test_numbers_are_written_alike():
+    cells = macro("estimated", Estimate(0.12345, -0.1, 1), 3, " *")
+    assert cells == "<td>0.123</td><td>-0.100 to 1.000 *</td>"
+    filters = ENVIRONMENT.filters
+    assert (filters["thousands"](12345), filters["percent"](0.1234), filters["signed"](-0.001)) == (
+        "12,345",
+        "12.3 %",
+        "+0.00",
+    )
+
+
+# Charts and pictures
 
 
 def a_figure():

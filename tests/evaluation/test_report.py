@@ -7,7 +7,7 @@ import pytest
 from html_page import Page
 from scipy.special import expit
 
-from evaluation.html import fact_table
+from evaluation.html import Section
 from evaluation.report import Scored, write_report
 from inference.schema import PATIENT, TARGET
 from inference.scoring import RANK_AVERAGE
@@ -18,7 +18,7 @@ FACTS = {"rows": "400", "commands": "make dry-run\nmake report"}
 
 @pytest.fixture
 def run():
-    """Labels, patients and scores as a dry run has them; the submission is the fusion."""
+    """Labels, patients and scores as a dry run has them."""
     rng = np.random.default_rng(0)
     labels = (np.arange(400) % 10 == 0).astype(int)
     tabular, network = rng.normal(size=(2, 400)) + np.outer((1, 3), labels)
@@ -29,12 +29,14 @@ def run():
 def page_of(path, labels, patients, scores, title="Dry run", facts=FACTS, samples=50, **more):
     table = bootstrap_scores(labels, patients, scores, samples=samples)
     scored = Scored(pd.DataFrame({TARGET: np.asarray(labels).astype(int), PATIENT: patients}), scores, **more)
-    write_report(path / "report.html", title, table, scored, {"Facts": fact_table(facts)} if facts else {})
+    rows = [list(fact) for fact in facts.items()]
+    sections = [Section("Facts", "report/making.html", {"facts": facts, "files": rows})] if facts else []
+    write_report(path / "report.html", title, table, scored, sections)
     return (path / "report.html").read_text(encoding="utf-8"), table
 
 
 def plots_of(page):
-    """The SVG elements of the two panels of ROC curves, the first of the page: the whole curves, the scored part."""
+    """The SVG elements of the two charts of ROC curves, the first of the page: the whole curves, the scored part."""
     return [ElementTree.fromstring(plot) for plot in re.findall(r"<svg[^>]*role=.*?</svg>", page, re.DOTALL)][:2]
 
 
@@ -48,11 +50,12 @@ def curve_in(plot, name, floor):
     return across * 1.03 - 0.015, floor + (1 - floor) * (up * 1.03 - 0.015)
 
 
-def test_the_page_says_what_the_submission_scores(tmp_path, run):
+def test_the_headline_and_the_table_hold_the_scores(tmp_path, run):
     page, table = page_of(tmp_path, *run)
     pauc = table.scores["final"].pauc
     read = Page(page)
     text = "".join(read.words).replace("\xa0", " ")
+    text = " ".join(text.split())
     assert f"The submission reaches a pAUC of {pauc.value:.4f} (95 % interval {pauc.low:.4f} to {pauc.high:.4f})" in text
     assert "on 400 lesions of 50 patients, 40 of them malignant; the best possible on these rows is 0.2000." in text
     row = next(row for row in read.rows if row[0] == "tabular")
@@ -61,20 +64,20 @@ def test_the_page_says_what_the_submission_scores(tmp_path, run):
     assert ["commands", "make dry-run\nmake report"] in read.rows
 
 
-def test_differences_are_paired_and_put_into_words(tmp_path, run):
+def test_differences_are_paired_and_read_in_words(tmp_path, run):
     page, table = page_of(tmp_path, *run)
     rows = {row[0]: row[1:] for row in Page(page).rows}
     apart = table.difference("final", "tabular")
-    assert rows["fusion − tabular"][:2] == [f"{apart.value:+.4f}", f"{apart.low:+.4f} to {apart.high:+.4f}"]  # noqa: RUF001
-    assert rows["fusion − tabular"][2] == "higher"  # noqa: RUF001
-    assert rows["fusion − best possible"][2] == "lower"  # noqa: RUF001
+    assert rows["final − tabular"][:2] == [f"{apart.value:+.4f}", f"{apart.low:+.4f} to {apart.high:+.4f}"]  # noqa: RUF001
+    assert rows["final − tabular"][2] == "higher"  # noqa: RUF001
+    assert rows["final − best possible"][2] == "lower"  # noqa: RUF001
 
 
-def test_a_fusion_that_never_left_the_tabular_score_reads_so(tmp_path, run):
+def test_equal_scores_are_the_same_in_every_resample(tmp_path, run):
     labels, patients, scores = run
     page, _ = page_of(tmp_path, labels, patients, {"tabular": scores["tabular"], "final": scores["tabular"]})
     rows = {row[0]: row[1:] for row in Page(page).rows}
-    assert rows["fusion − tabular"][2] == "the same in every resample"  # noqa: RUF001
+    assert rows["final − tabular"][2] == "the same in every resample"  # noqa: RUF001
 
 
 def test_one_score_of_any_name_is_enough(tmp_path, run):
@@ -126,7 +129,7 @@ def test_the_page_can_be_read_aloud(tmp_path, run):
         }
 
 
-def test_both_panels_show_the_curve_whose_area_is_the_metric(tmp_path):
+def test_both_charts_show_the_curve_whose_area_is_the_metric(tmp_path):
     rng = np.random.default_rng(1)
     labels = rng.random(300) < 0.2
     scores = rng.integers(0, 12, 300)
@@ -165,7 +168,7 @@ def test_names_are_drawn_as_they_are_written(tmp_path, run):
         assert name in drawn
 
 
-def test_a_hospital_of_lesions_makes_a_small_page(tmp_path):
+def test_100_000_lesions_make_a_small_page(tmp_path):
     rng = np.random.default_rng(2)
     labels = rng.random(100_000) < 0.02
     scores = {f"score {number}": rng.normal(size=100_000) + labels for number in range(6)}
@@ -183,7 +186,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, run, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_page_leads_to_each_of_its_parts(tmp_path, run):
+def test_the_page_links_to_each_of_its_parts(tmp_path, run):
     page, _ = page_of(tmp_path, *run)
     links = re.findall(r'<a href="#part-\d+">(.*?)</a>', page)
     assert links == re.findall(r'<h2 id="part-\d+">(.*?)</h2>', page)
@@ -198,7 +201,7 @@ def test_calibration_and_distributions_are_of_the_scores_that_are_logits(tmp_pat
     text = "".join(read.words)
     assert "Scores by class" in text
     assert f"tabular: {labels.sum() / expit(logits['tabular']).sum():.2f} malignant lesions observed for each one" in text
-    assert "fusion: " in text
+    assert "final: " in text
 
 
 def test_an_average_of_ranks_is_not_read_as_a_probability(tmp_path, run):
@@ -206,17 +209,17 @@ def test_an_average_of_ranks_is_not_read_as_a_probability(tmp_path, run):
     logits = {name: scores[name] for name in ("tabular", "final")}
     page, _ = page_of(tmp_path, labels, patients, logits, logits=logits, combination=RANK_AVERAGE)
     assert "The submission is an average of ranks, which is no probability: it is left out." in page
-    assert "fusion: " not in page
+    assert "final: " not in page
     assert "tabular: " in page
 
 
 def test_a_warning_stands_above_the_figures(tmp_path, run):
-    page, _ = page_of(tmp_path, *run, warning="too good & <seen>")
-    assert page.index("too good &amp; &lt;seen&gt;") < page.index('class="headline"')
+    page, _ = page_of(tmp_path, *run, warning="too good & <high>")
+    assert page.index("too good &amp; &lt;high&gt;") < page.index('class="headline"')
 
 
 def test_the_submission_s_curve_has_a_band(tmp_path, run):
     page, _ = page_of(tmp_path, *run)
-    assert "pointwise 95&nbsp;% interval of the false-positive rate of fusion, from 50 resamples" in page
+    assert "pointwise 95&nbsp;% interval of the false-positive rate of final, from 50 resamples" in " ".join(page.split())
     for plot in plots_of(page):
         assert "#56b4e9; opacity: 0.35" in ElementTree.tostring(plot, encoding="unicode")
