@@ -1,18 +1,28 @@
-"""A network of the same parts as the real one, for what is about training and not about ResNet50: it is traced at once."""
+"""The project's own network around a backbone of two convolutions, for tests that are not about ResNet50: traced at once."""
+
+from unittest import mock
+
+from inference.network import NetworkConfig, build_network
 
 
-def a_network(dropout=0.5):
-    """From 32-px crops and opinions to logits; its "resnet50" has two convolutions, in two stages."""
+def small_backbone(input_tensor, name, **_):
+    """Stands for ``keras.applications.ResNet50``, with two stages of the same layer names; random weights."""
     import keras
     from keras import layers
 
-    keras.utils.set_random_seed(0)
-    pixels = keras.Input((32, 32, 3))
-    first = layers.BatchNormalization(name="conv4_bn")(layers.Conv2D(4, 5, strides=4, name="conv4_conv")(pixels))
+    first = layers.BatchNormalization(name="conv4_bn")(layers.Conv2D(4, 5, strides=4, name="conv4_conv")(input_tensor))
     second = layers.BatchNormalization(name="conv5_bn")(layers.Conv2D(4, 3, activation="relu", name="conv5_conv")(first))
-    backbone = keras.Model(pixels, layers.GlobalAveragePooling2D()(second), name="resnet50")
-    crop, tabular = keras.Input((32, 32, 3), name="crop", dtype="uint8"), keras.Input((1,), name="tabular")
-    seen = layers.Concatenate()([backbone(layers.Rescaling(1 / 255)(crop)), tabular])
-    hidden = layers.Dropout(dropout, name="head_dropout")(layers.Dense(8, activation="relu", name="head")(seen))
-    correction = layers.Dense(1, name="correction")(hidden)
-    return keras.Model({"crop": crop, "tabular": tabular}, layers.Add()([tabular, correction]))
+    return keras.Model(input_tensor, layers.GlobalAveragePooling2D()(second), name=name)
+
+
+def a_network(dropout=0.5):
+    """From 32-px crops and tabular logits to logits; the same initial weights every time."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    with mock.patch("keras.applications.ResNet50", small_backbone):
+        network = build_network(NetworkConfig(32, head_units=8, head_dropout=dropout))
+    correction = network.get_layer("correction")  # of zeros, it would keep the backbone from learning in the first step
+    kernel = keras.random.normal(correction.kernel.shape, stddev=0.3, seed=0)
+    correction.kernel.assign(kernel)
+    return network

@@ -103,9 +103,9 @@ def trained_scores(trained):
     store = ImageStore(find_images(trained.data, "train"))
     every = np.ones(len(metadata), dtype=bool)
     lesions = Lesions(metadata[ID].to_numpy(), None, None, fold, tabular, every)
-    from train.network.config import parse_fusion_options
+    from train.network.config import TrainingConfig
 
-    options = parse_fusion_options(["--data", "-", "--artifacts", "-", "--image-size", "32"])
+    options = TrainingConfig(image_size=32)
     rows = np.flatnonzero(fold == -1)
     networks = [
         load_network(

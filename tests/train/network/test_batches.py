@@ -4,7 +4,9 @@ import pytest
 from inference.images import ImageStore
 from inference.schema import ID, TARGET
 from train.network.augmentation import DRAWS
-from train.network.batches import JoinedImages, Sequence, training_batches
+from train.network.batches import JoinedImages, TrainingData, training_batches
+
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
@@ -14,10 +16,22 @@ def store(synthetic_data):
     store.close()
 
 
-def sequence(metadata, order):
-    """Lesions in this order; opinion and weight tell which lesion it is."""
+@pytest.fixture
+def data(store, metadata):
+    """``data(order, **more)``: lesions in this order; tabular logit and weight identify the lesion."""
     ids, labels = metadata[ID].to_numpy(dtype=object), metadata[TARGET].to_numpy()
-    return Sequence(ids[order], {"tabular": order / 10}, labels[order], order + 1.0)
+
+    def make(order, batch_size=4, steps=2, **more):
+        given = {"images": store, "steps": steps, "image_size": 32, "batch_size": batch_size} | more
+        return TrainingData(
+            isic_ids=ids[order],
+            inputs={"tabular": order / 10},
+            targets=labels[order],
+            sample_weight=order + 1.0,
+            **given,
+        )
+
+    return make
 
 
 def gathered(batches):
@@ -27,25 +41,24 @@ def gathered(batches):
     return inputs, np.concatenate([each[1] for each in found]), np.concatenate([each[2] for each in found])
 
 
-def test_batches_carry_what_belongs_to_their_own_lesion(store, metadata):
+def test_batches_carry_what_belongs_to_their_own_lesion(data, metadata):
     order = np.arange(12)[::-1]
-    rows = sequence(metadata, order)
+    rows = data(order)
     rows.isic_ids[[2, 5]] = "ISIC_9999999"  # no image
-    seen = np.delete(order, [2, 5])
-    found = list(training_batches(store, rows, 32, 4))
+    kept = np.delete(order, [2, 5])
+    found = list(training_batches(rows))
     assert [len(targets) for _, targets, _ in found] == [4, 4, 2]
     inputs, targets, weights = gathered(found)
     assert inputs["crop"].shape == (10, 32, 32, 3)
     assert inputs["tabular"].shape == targets.shape == (10, 1)
-    np.testing.assert_allclose(inputs["tabular"][:, 0], seen / 10, rtol=1e-6)
-    np.testing.assert_allclose(weights, seen + 1)
-    assert targets[:, 0].tolist() == metadata[TARGET].to_numpy()[seen].tolist()
+    np.testing.assert_allclose(inputs["tabular"][:, 0], kept / 10, rtol=1e-6)
+    np.testing.assert_allclose(weights, kept + 1)
+    assert targets[:, 0].tolist() == metadata[TARGET].to_numpy()[kept].tolist()
 
 
-def test_draws_differ_by_row_batch_and_seed(store, metadata):
-    rows = sequence(metadata, np.arange(8))
-    draws = gathered(training_batches(store, rows, 32, 4, seed=1))[0]["draws"]
-    other = gathered(training_batches(store, rows, 32, 4, seed=2))[0]["draws"]
+def test_draws_differ_by_row_batch_and_seed(data):
+    draws = gathered(training_batches(data(np.arange(8), seed=1)))[0]["draws"]
+    other = gathered(training_batches(data(np.arange(8), seed=2)))[0]["draws"]
     assert draws.shape == (8, DRAWS)
     assert (draws >= 0).all()
     assert (draws < 1).all()
@@ -53,19 +66,18 @@ def test_draws_differ_by_row_batch_and_seed(store, metadata):
 
 
 @pytest.mark.parametrize("mixup", [0.0, 0.4])
-def test_a_training_that_goes_on_sees_what_it_would_have_seen(store, metadata, mixup):
-    order = np.arange(20) % 7
-    whole = gathered(training_batches(store, sequence(metadata, order), 32, 4, seed=3, mixup=mixup))
-    rest = gathered(training_batches(store, sequence(metadata, order[8:]), 32, 4, seed=3, first_step=2, mixup=mixup))
+def test_batches_from_a_later_epoch_are_those_of_the_whole_training(data, mixup):
+    rows = data(np.arange(20) % 7, seed=3, mixup=mixup)
+    whole, rest = gathered(training_batches(rows)), gathered(training_batches(rows, first_epoch=1))
     for name, values in rest[0].items():
         np.testing.assert_array_equal(values, whole[0][name][8:])
     np.testing.assert_array_equal(rest[1], whole[1][8:])
 
 
-def test_mixup_mixes_crop_opinion_label_and_weight_in_the_same_share(store, metadata):
-    rows = sequence(metadata, np.arange(6))
-    plain, _, _ = gathered(training_batches(store, rows, 32, 6))
-    inputs, targets, weights = gathered(training_batches(store, rows, 32, 6, mixup=0.4))
+def test_mixup_mixes_crop_tabular_logit_label_and_weight_in_the_same_share(data):
+    rows = data(np.arange(6), batch_size=6, mixup=0.4)
+    plain, _, _ = gathered(training_batches(data(np.arange(6), batch_size=6)))
+    inputs, targets, weights = gathered(training_batches(rows))
     before = np.roll(np.arange(6), 1)
     own, other = rows.inputs["tabular"], rows.inputs["tabular"][before]
     share = (inputs["tabular"][:, 0] - other) / (own - other)
@@ -76,7 +88,8 @@ def test_mixup_mixes_crop_opinion_label_and_weight_in_the_same_share(store, meta
     part = share[:, None, None, None]
     np.testing.assert_allclose(inputs["crop"], part * crops + (1 - part) * crops[before], atol=0.51)
     np.testing.assert_allclose(targets[:, 0], share * rows.targets + (1 - share) * rows.targets[before], atol=1e-5)
-    np.testing.assert_allclose(weights, share * rows.weights + (1 - share) * rows.weights[before], atol=1e-4)
+    expected = share * rows.sample_weight + (1 - share) * rows.sample_weight[before]
+    np.testing.assert_allclose(weights, expected, atol=1e-4)
 
 
 def test_two_stores_are_read_as_one(store, metadata, tmp_path):

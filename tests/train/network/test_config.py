@@ -1,43 +1,70 @@
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from train.network.config import chosen, imbalance_of, parse_fusion_options
+from train.network.config import TrainingConfig, parse_fusion_options
+from train.network.sampling import Imbalance
 from utils import InputError
 
 WHERE = ["--data", "d", "--artifacts", "some/artifacts"]
 
 
-def test_the_head_learns_first_where_the_backbone_has_learned_before():
-    assert parse_fusion_options(WHERE).head_epochs == 1
-    assert parse_fusion_options([*WHERE, "--weights", "none"]).head_epochs == 0
-    assert parse_fusion_options([*WHERE, "--weights", "none", "--head-epochs", "2"]).head_epochs == 2
+def training(*options):
+    return parse_fusion_options([*WHERE, *options])[1]
+
+
+def test_the_defaults_of_the_command_line_are_those_of_the_dataclass():
+    assert training("--head-epochs", "0") == TrainingConfig()
+
+
+def test_every_field_is_kept_by_json():
+    config = training("--weights", "some.h5", "--mixup", "0.2", "--deterministic")
+    assert TrainingConfig(**json.loads(json.dumps(asdict(config)))) == config
+
+
+def test_the_head_is_trained_first_where_the_backbone_is_pretrained():
+    assert training().head_epochs == 1
+    assert training("--weights", "none").head_epochs == 0
+    assert training("--weights", "none", "--head-epochs", "2").head_epochs == 2
 
 
 def test_logs_lie_beside_the_artifacts():
-    assert parse_fusion_options(WHERE).logs == Path("some/artifacts-logs")
-    assert parse_fusion_options([*WHERE, "--logs", "elsewhere"]).logs == Path("elsewhere")
+    assert parse_fusion_options(WHERE)[0].logs == Path("some/artifacts-logs")
+    assert parse_fusion_options([*WHERE, "--logs", "elsewhere"])[0].logs == Path("elsewhere")
 
 
-def test_folders_and_a_restart_do_not_decide_what_is_learned():
-    same = chosen(parse_fusion_options(WHERE))
-    assert chosen(parse_fusion_options(["--data", "e", "--artifacts", "b", "--logs", "l", "--restart"])) == same
-    assert chosen(parse_fusion_options([*WHERE, "--seed", "7"])) != same
-    assert {"epochs", "imbalance", "unfreeze", "precision", "mixup", "ema"} < set(same)
+def test_folders_workers_and_a_restart_do_not_decide_the_results():
+    aside = ["--data", "e", "--artifacts", "b", "--logs", "l", "--restart", "--jobs", "2"]
+    run, config = parse_fusion_options(aside)
+    assert config == training()
+    assert (run.data, run.restart, run.jobs) == (Path("e"), True, 2)
+    assert training("--seed", "7") != config
 
 
-def test_the_imbalance_has_its_ratio():
-    found = imbalance_of(parse_fusion_options([*WHERE, "--imbalance", "oversample", "--negatives-per-positive", "3"]))
-    assert (found.mode, found.per_positive) == ("oversample", 3)
-    assert imbalance_of(parse_fusion_options([*WHERE, "--imbalance", "focal", "--focal-gamma", "1"])).gamma == 1
+def test_sampling_has_the_ratio_and_the_focal_exponent():
+    assert training("--imbalance", "oversample", "--negatives-per-positive", "3").sampling == Imbalance("oversample", 3)
+    focal = training("--imbalance", "focal", "--focal-gamma", "1.5").sampling
+    assert focal.focal_exponent() == 1.5
+    assert training("--focal-gamma", "1.5").sampling.focal_exponent() == 0
 
 
 @pytest.mark.parametrize(
-    "option", ["--epochs", "--batch-size", "--learning-rate", "--negatives-per-positive", "--focal-gamma"]
+    "option",
+    [
+        "--epochs",
+        "--batch-size",
+        "--learning-rate",
+        "--head-learning-rate",
+        "--negatives-per-positive",
+        "--focal-gamma",
+        "--archives-epochs",
+    ],
 )
 def test_an_option_out_of_range_is_named(option):
-    with pytest.raises(InputError, match=f"{option} 0.* must be above zero"):
-        parse_fusion_options([*WHERE, option, "0"])
+    with pytest.raises(InputError, match=f"{option} 0"):
+        training(option, "0")
 
 
 @pytest.mark.parametrize(
@@ -45,15 +72,15 @@ def test_an_option_out_of_range_is_named(option):
 )
 def test_a_share_out_of_range_is_named(option, value):
     with pytest.raises(InputError, match=f"{option} {value}"):
-        parse_fusion_options([*WHERE, f"{option}={value}"])
+        training(f"{option}={value}")
 
 
 @pytest.mark.parametrize("half", [["--archives", "folder"], ["--archives-mode", "joint"]])
 def test_archives_and_their_mode_go_together(half):
-    with pytest.raises(InputError, match=r"go together; give both or none \(modes: pretrain, joint\)"):
-        parse_fusion_options([*WHERE, *half])
+    with pytest.raises(InputError, match=r"--archives-mode.*pretrain, joint"):
+        training(*half)
 
 
-def test_archives_teach_nothing_to_a_network_that_does_not_see():
-    with pytest.raises(InputError, match="--inputs tabular sees nothing"):
-        parse_fusion_options([*WHERE, "--archives", "folder", "--archives-mode", "joint", "--inputs", "tabular"])
+def test_archives_need_a_network_with_images():
+    with pytest.raises(InputError, match="--inputs tabular"):
+        training("--archives", "folder", "--archives-mode", "joint", "--inputs", "tabular")
