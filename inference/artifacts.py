@@ -61,13 +61,13 @@ def load_manifest(folder: Path) -> Manifest:
 
 
 def checked_file(folder: Path, manifest: Manifest, name: str) -> Path:
-    """The path of an artifact, once its bytes are known to be those that training wrote.
+    """The path of an artifact after a check of its SHA-256.
 
     Raises:
         InputError: the manifest does not name the file, or the file is missing or differs.
     """
     expected = manifest.get("files", {}).get(name)
-    if expected is None or not name or Path(name).name != name:  # the folder is flat: a path leads out of it
+    if expected is None or not name or Path(name).name != name:  # the folder is flat: a path would lead out of it
         raise InputError(f"{folder / MANIFEST} does not name {name!r}; only files named there are opened.")
     path = folder / name
     if not path.is_file():
@@ -75,6 +75,6 @@ def checked_file(folder: Path, manifest: Manifest, name: str) -> Path:
     actual = sha256_of(path)
     if actual != expected:
         raise InputError(
-            f"{path} has SHA-256 {actual[:12]}..., {MANIFEST} says {expected[:12]}...; copy the artifacts again or retrain."
+            f"{path} has SHA-256 {actual[:12]}..., {MANIFEST} has {expected[:12]}...; copy the artifacts again or retrain."
         )
     return path

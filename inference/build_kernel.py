@@ -5,18 +5,17 @@
     python -m inference.build_kernel --training train_kernel.py      write the training script with default options
 
 Each module becomes a section under a banner, its text unchanged: docstring, comments, order. Imports are merged at the top,
-those between the modules dropped, and so is the ``if __name__ == "__main__"`` of all modules but the last. Of ``utils`` only
-the definitions that the other modules import are taken.
+those between the modules dropped. Definitions that the file does not use are left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import pprint
+import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from inference.files import replacing
@@ -72,16 +71,15 @@ TRAINING = (
     "train.fusion",
     "kaggle_cli.entrypoint",
 )
-#: Modules of which only the definitions that others import are taken.
+#: Modules of which a few definitions are taken only; their docstring describes the others.
 LIBRARIES = ("utils",)
 
 KERNEL_HEADER = '''"""ISIC 2024 (SLICE-3D) submission kernel: CatBoost on metadata, ResNet50 on the crop, one submission.csv.
 
-Built by `python -m inference.build_kernel`; edit the modules named below and build again. The file needs the Kaggle image,
-the competition's files and one artifact folder written by this project's training; it opens no network connection.
-On Kaggle it is run without arguments:
-
     python kernel.py [--competition DIR] [--artifacts DIR] [--output FILE]
+
+On Kaggle it runs without arguments and without a network connection. It reads the competition's files and an artifact folder
+that this project's training wrote. Built by `python -m inference.build_kernel`: edit the modules below and build again.
 
 Contents (line numbers):
 {contents}
@@ -89,8 +87,8 @@ Contents (line numbers):
 '''
 TRAINING_HEADER = '''"""ISIC 2024 (SLICE-3D) training on Kaggle's GPUs: folds, CatBoost, ResNet50, into an artifact folder.
 
-Built by `python -m inference.build_kernel --training FILE`; edit the modules named below and build again. On Kaggle it is
-run without arguments; SETTINGS and HOURS at its end are the options of the stages and the time after which it stops.
+On Kaggle it runs without arguments; SETTINGS and HOURS at its end are the options of the stages and the hours after which it
+stops. Built by `python -m inference.build_kernel --training FILE`: edit the modules below and build again.
 
 Contents (line numbers):
 {contents}
@@ -103,136 +101,179 @@ SETTINGS = {settings}
 HOURS = {hours!r}
 
 if __name__ == "__main__":
-    run_command(lambda: main(SETTINGS, HOURS, sys.argv[1:]))
+    run_command(lambda: main(SETTINGS, HOURS))
 """
 
 
-@dataclass
+@dataclass(frozen=True)
+class Section:
+    """A top-level statement other than an import.
+
+    Args:
+        binds: names that it defines.
+        uses: names in it.
+        text: its source, with the comments above it.
+        gap: blank lines before that.
+    """
+
+    binds: frozenset[str]
+    uses: frozenset[str]
+    text: str
+    gap: int
+
+
+@dataclass(frozen=True)
 class Module:
     """A module taken apart.
 
     Args:
         name: dotted.
-        sections: top-level statements other than imports: (names bound, names used, text with the comments above).
-        docstring: source text of the module's docstring.
-        bindings: name bound by an import -> import statement.
-        needs: names taken from other modules of the project, by module.
-        typing_only: import statements that only type checkers read.
+        docstring: its source text.
+        sections: in their order.
+        imports: name bound -> import statement for it alone; of the standard library and packages.
+        typing_only: the same, of imports under ``if TYPE_CHECKING``.
+        needs: module of the project -> names imported from it.
     """
 
     name: str
-    docstring: str = ""
-    sections: list[tuple[set[str], set[str], str]] = field(default_factory=list)
-    bindings: dict[str, str] = field(default_factory=dict)
-    needs: dict[str, set[str]] = field(default_factory=dict)
-    typing_only: set[str] = field(default_factory=set)
+    docstring: str
+    sections: tuple[Section, ...]
+    imports: dict[str, str]
+    typing_only: dict[str, str]
+    needs: dict[str, set[str]]
 
     @property
     def path(self) -> str:
         """Path of the source file from the repository's root."""
-        return f"{self.name.replace('.', '/')}.py"
+        return path_of(self.name)
 
     @property
-    def defines(self) -> set[str]:
-        """Names bound at the top level, imports aside."""
-        return set().union(*(names for names, _, _ in self.sections))
+    def binds(self) -> set[str]:
+        """Names defined at the top level."""
+        return set().union(*(section.binds for section in self.sections))
+
+    @property
+    def uses(self) -> set[str]:
+        """Names used anywhere in the sections."""
+        return set().union(*(section.uses for section in self.sections))
 
 
-def read_module(name: str, root: Path, ours: Sequence[str], *, is_last: bool) -> Module:
+def path_of(name: str) -> str:
+    """Path of a module's source file from the repository's root."""
+    return f"{name.replace('.', '/')}.py"
+
+
+def read_module(root: Path, name: str, earlier: Sequence[str], *, is_last: bool) -> Module:
     """Parses a module.
 
     Args:
-        name: dotted.
         root: the repository.
-        ours: names of the modules that go into the file, up to this one.
+        name: dotted.
+        earlier: the modules before it in the list.
         is_last: keep ``if __name__ == "__main__"``.
 
     Raises:
         InputError: the file is missing, or imports a module of the project in a way that one file cannot express.
     """
-    module = Module(name)
-    path = root / module.path
+    path = root / path_of(name)
     if not path.is_file():
-        raise InputError(f"{module.path} is listed in inference/build_kernel.py and missing; correct the list.")
+        raise InputError(f"{path_of(name)} is listed in inference/build_kernel.py and missing; correct the list.")
     text = path.read_text(encoding="utf-8")
     lines, tree = text.splitlines(), ast.parse(text)
-    packages = {each.split(".")[0] for each in (*KERNEL, *TRAINING, *ours)}
+    packages = {module.split(".")[0] for module in (*KERNEL, *TRAINING, *earlier, name)}
     for node in ast.walk(tree):
-        _refuse_unmergeable(node, module, packages, ours, at_top=node in tree.body)
-    end = 0
-    for node in tree.body:
         if isinstance(node, ast.Import | ast.ImportFrom):
-            _take_import(node, module, packages)
+            _refuse_unmergeable(node, path_of(name), packages, earlier if node in tree.body else ())
+    docstring, sections, end = "", [], 0
+    imports, typing_only, needs = {}, {}, {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in packages:
+            needs.setdefault(node.module, set()).update(alias.name for alias in node.names)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            imports |= _single_imports(node)
         elif _is_test_of(node, "TYPE_CHECKING"):
-            module.typing_only |= {ast.unparse(inner) for inner in node.body}
+            typing_only |= {key: value for inner in node.body for key, value in _single_imports(inner).items()}
         elif node is tree.body[0] and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            module.docstring = "\n".join(lines[: node.end_lineno])
+            docstring = "\n".join(lines[: node.end_lineno])
         elif is_last or not _is_test_of(node, "__name__"):
-            first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", []))]) - 1
-            while first > end and (not lines[first - 1].strip() or lines[first - 1].startswith("#")):
-                first -= 1  # with the comments and blank lines above
-            used = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
-            module.sections.append((_names_bound(node), used, "\n".join(lines[first : node.end_lineno])))
+            sections.append(_section(node, lines, end))
         end = node.end_lineno
-    return module
+    return Module(name, docstring, tuple(sections), imports, typing_only, needs)
 
 
-def _refuse_unmergeable(node: ast.AST, module: Module, packages: set[str], ours: Sequence[str], *, at_top: bool) -> None:
+def _refuse_unmergeable(node: ast.Import | ast.ImportFrom, path: str, packages: set[str], importable: Sequence[str]) -> None:
+    """Raises InputError for an import from the project that is not ``from module import name`` of an earlier module."""
     if isinstance(node, ast.Import):
         wrong = any(alias.name.split(".")[0] in packages for alias in node.names)
-    elif isinstance(node, ast.ImportFrom):
-        project = node.level > 0 or node.module.split(".")[0] in packages
-        wrong = project and (not at_top or node.module not in ours or any(alias.asname for alias in node.names))
     else:
-        return
+        project = node.level > 0 or node.module.split(".")[0] in packages
+        wrong = project and (node.module not in importable or any(alias.asname for alias in node.names))
     if wrong:
         raise InputError(
-            f"{module.path} line {node.lineno}: {ast.unparse(node)!r} cannot be merged; import at the top, by "
+            f"{path} line {node.lineno}: {ast.unparse(node)!r} cannot be merged; import at the top, by "
             "'from module import name', from a module listed before it in inference/build_kernel.py."
         )
 
 
 def _is_test_of(node: ast.stmt, name: str) -> bool:
     """Whether a statement is ``if TYPE_CHECKING`` or ``if __name__ == ...``."""
-    return isinstance(node, ast.If) and any(isinstance(each, ast.Name) and each.id == name for each in ast.walk(node.test))
+    return isinstance(node, ast.If) and name in _names(node.test)
 
 
-def _take_import(node: ast.Import | ast.ImportFrom, module: Module, packages: set[str]) -> None:
-    if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in packages:
-        module.needs.setdefault(node.module, set()).update(alias.name for alias in node.names)
-        return
+def _names(node: ast.AST) -> frozenset[str]:
+    return frozenset(each.id for each in ast.walk(node) if isinstance(each, ast.Name))
+
+
+def _single_imports(node: ast.Import | ast.ImportFrom) -> dict[str, str]:
+    """Name bound -> an import statement that binds it alone."""
+    found = {}
     for alias in node.names:
         single = ast.Import([alias]) if isinstance(node, ast.Import) else ast.ImportFrom(node.module, [alias], 0)
-        module.bindings[alias.asname or alias.name] = ast.unparse(single)
+        found[alias.asname or alias.name] = ast.unparse(single)
+    return found
 
 
-def _names_bound(node: ast.stmt) -> set[str]:
+def _section(node: ast.stmt, lines: list[str], end: int) -> Section:
+    """A statement with the comments above it, which begin after line ``end``."""
+    first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", []))]) - 1
+    while first > end and (not lines[first - 1].strip() or lines[first - 1].startswith("#")):
+        first -= 1
+    text = lines[first : node.end_lineno]
+    gap = next(at for at, line in enumerate(text) if line.strip())
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        return {node.name}
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-    return {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+        binds = frozenset([node.name])
+    else:
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        binds = frozenset().union(*(_names(target) for target in targets))
+    return Section(binds, _names(node), "\n".join(text[gap:]), gap)
 
 
-def keep_needed(module: Module, needed: set[str]) -> None:
-    """Drops the sections and imports of ``module`` that the definitions named in ``needed`` do not use."""
-    kept: set[str] = set()
-    wanted = set(needed)
-    while wanted:
-        name = wanted.pop()
-        kept.add(name)
-        for names, used, _ in module.sections:
-            if name in names:
-                wanted |= (used & module.defines) - kept
-    module.sections = [section for section in module.sections if section[0] & kept]
-    used = set().union(*(used for _, used, _ in module.sections))
-    module.bindings = {name: text for name, text in module.bindings.items() if name.split(".")[0] in used | {"annotations"}}
+def without_unused(modules: Sequence[Module], footer: str = "") -> list[Module]:
+    """The modules without the definitions and imports that neither the last one nor ``footer`` uses in the end."""
+    needed: dict[str, set[str]] = {module.name: set(_names(ast.parse(footer)) & module.binds) for module in modules}
+    needed[modules[-1].name] |= modules[-1].binds
+    kept = []
+    for module in reversed(modules):
+        wanted = needed[module.name] | set().union(*(each.uses for each in module.sections if not each.binds))
+        used: set[str] = set()
+        while wanted:
+            used |= wanted
+            wanted = set().union(*(each.uses for each in module.sections if each.binds & wanted)) & module.binds - used
+        module = replace(module, sections=tuple(each for each in module.sections if not each.binds or each.binds & used))
+        for source, names in module.needs.items():
+            needed[source] |= names & module.uses
+        keep = module.uses | {"annotations"}
+        imports = {name: text for name, text in module.imports.items() if name.split(".")[0] in keep}
+        typing_only = {name: text for name, text in module.typing_only.items() if name in keep}
+        kept.append(replace(module, imports=imports, typing_only=typing_only))
+    return kept[::-1]
 
 
 def refuse_collisions(modules: Sequence[Module]) -> None:
     """Raises InputError where two modules bind one name to different things."""
     owners: dict[str, tuple[str, str]] = {}
     for module in modules:
-        bound = {name: f"{module.name}.{name}" for name in module.defines} | module.bindings
+        bound = {name: f"{module.name}.{name}" for name in module.binds} | module.imports
         for name, meaning in sorted(bound.items()):
             path, before = owners.setdefault(name, (module.path, meaning))
             if before != meaning:
@@ -240,76 +281,98 @@ def refuse_collisions(modules: Sequence[Module]) -> None:
 
 
 def merged_imports(modules: Sequence[Module]) -> str:
-    """One import block: ``__future__``, the standard library, packages, what only type checkers read."""
-    plain, members = set(), {}
-    for statement in set().union(*(module.bindings.values() for module in modules)):
-        if statement.startswith("import"):
-            plain.add(statement)
-        else:
-            source, name = statement.removeprefix("from ").split(" import ")
-            members.setdefault(source, set()).add(name)
-    lines = sorted(plain) + [f"from {source} import {', '.join(sorted(members[source]))}" for source in sorted(members)]
-    groups: dict[str, list[str]] = {"future": [], "standard": [], "packages": []}
-    for line in lines:
-        package = line.split()[1].split(".")[0]
-        standard = "standard" if package in sys.stdlib_module_names else "packages"
-        groups["future" if package == "__future__" else standard].append(line)
-    typing_only = sorted(set().union(*(module.typing_only for module in modules)))
+    """One import block, in the order of isort: ``__future__``, standard library, packages, what only type checkers read."""
+    statements = set().union(*(module.imports.values() for module in modules))
+    typing_only = set().union(*(module.typing_only.values() for module in modules))
     if typing_only:
-        groups["typing"] = ["if TYPE_CHECKING:", *(f"    {line}" for line in typing_only)]
-    return "\n\n".join("\n".join(group) for group in groups.values() if group)
+        statements.add("from typing import TYPE_CHECKING")
+    groups: list[list[str]] = [[], [], []]
+    for statement in joined_imports(statements):
+        package = statement.split()[1].split(".")[0]
+        groups[0 if package == "__future__" else 1 if package in sys.stdlib_module_names else 2].append(statement)
+    if typing_only:
+        groups.append(["if TYPE_CHECKING:", *(f"    {statement}" for statement in joined_imports(typing_only))])
+    return "\n\n".join("\n".join(group) for group in groups if group)
 
 
-def bundle(names: Sequence[str], header: str, root: Path = ROOT) -> str:
+def joined_imports(statements: Iterable[str]) -> list[str]:
+    """Import statements of one name each, sorted; those from one module in one statement, except for ``as``."""
+    plain = [statement for statement in statements if statement.startswith("import")]
+    members: dict[tuple[str, str], list[str]] = {}
+    for statement in set(statements) - set(plain):
+        source, name = statement.removeprefix("from ").split(" import ")
+        members.setdefault((source, name if " as " in name else ""), []).append(name)
+    lines = sorted(plain)
+    for source, alias in sorted(members):
+        names = sorted(members[source, alias], key=_isort_key)
+        line = f"from {source} import {', '.join(names)}"
+        wrapped = "".join(f"    {name},\n" for name in names)
+        lines.append(line if len(line) <= WIDTH else f"from {source} import (\n{wrapped})")
+    return lines
+
+
+def _isort_key(name: str) -> tuple[int, str]:
+    """Constants first, then classes, then functions."""
+    return 0 if name.isupper() else 1 if name[0].isupper() else 2, name.lower()
+
+
+def bundle(names: Sequence[str], header: str, root: Path, footer: str = "") -> str:
     """The modules as one file.
 
     Args:
-        names: of the modules, each after those that it imports; the last one holds ``main``.
+        names: of the modules, each after those that it imports; the last one is kept whole.
         header: docstring of the file; ``{contents}`` becomes the table of contents.
         root: the repository.
+        footer: code for the end of the file.
 
     Raises:
-        InputError: a module is missing or cannot be merged, or two modules bind one name.
+        InputError: a module is missing, not needed or cannot be merged, or two modules bind one name.
     """
-    modules = [read_module(name, root, names[: at + 1], is_last=name == names[-1]) for at, name in enumerate(names)]
-    for module in modules:
-        if module.name in LIBRARIES:
-            keep_needed(module, set().union(*(each.needs.get(module.name, set()) for each in modules)))
+    modules = [read_module(root, name, names[:at], is_last=name == names[-1]) for at, name in enumerate(names)]
+    modules = without_unused(modules, footer)
+    unused = [module.path for module in modules if not module.binds]
+    if unused:
+        raise InputError(f"{', '.join(unused)}: nothing of it is used; take it from the list in inference/build_kernel.py.")
     refuse_collisions(modules)
-    rule = "# " + "=" * (WIDTH - 2)
-    start = f"{header}\n{merged_imports(modules)}"
-    sections = []
-    for module in modules:
-        body = "".join(f"\n{text}" for _, _, text in module.sections).strip("\n")
-        title = [module.docstring] if module.docstring and module.name not in LIBRARIES else []
-        sections.append("\n\n".join([f"\n\n{rule}\n# {module.path}\n{rule}", *title, body]))
-    # The table of contents has a line per module, so that its own length is known before the line numbers are.
-    line = start.count("\n") + len(modules) + 1
+    start = f"{header}\n{merged_imports(modules)}\n"
+    texts = [section_text(module) for module in modules]
+    # The table of contents has a line per module: its length is known before the line numbers are.
+    line = start.count("\n") + len(modules) - 1
     contents = []
-    for module, section in zip(modules, sections, strict=True):
-        contents.append(f"    {line + 3:5d}  {module.path}")
-        line += section.count("\n") + 1
-    return "\n".join([start.replace("{contents}", "\n".join(contents)), *sections]) + "\n"
+    for module, text in zip(modules, texts, strict=True):
+        contents.append(f"    {line + 4:5d}  {module.path}")
+        line += text.count("\n")
+    return "".join([start.replace("{contents}", "\n".join(contents)), *texts, footer])
 
 
-def build_kernel(root: Path = ROOT) -> str:
+def section_text(module: Module) -> str:
+    """A module's part of the file: two blank lines, a banner, its docstring and its statements."""
+    rule = "# " + "=" * (WIDTH - 2)
+    docstring = f"\n{module.docstring}\n" if module.docstring and module.name not in LIBRARIES else ""
+    parts = [f"\n\n{rule}\n# {module.path}\n{rule}\n{docstring}"]
+    for section in module.sections:
+        gap = section.gap if len(parts) > 1 else max(section.gap, 1)
+        parts.append("\n" * gap + section.text + "\n")
+    return "".join(parts)
+
+
+def build_kernel() -> str:
     """The text of kernel.py; raises InputError as ``bundle`` does."""
-    return bundle(KERNEL, KERNEL_HEADER, root)
+    return bundle(KERNEL, KERNEL_HEADER, ROOT)
 
 
-def build_training(settings: dict[str, list[str]], hours: float, root: Path = ROOT) -> str:
+def build_training(settings: dict[str, list[str]], hours: float) -> str:
     """The text of the training script.
 
     Args:
         settings: options of the stages "folds", "tabular" and "fusion".
         hours: after which the run stops.
-        root: the repository.
 
     Raises:
         InputError: as ``bundle`` does.
     """
-    shown = pprint.pformat(settings, width=WIDTH - 10, sort_dicts=False)
-    text = bundle(TRAINING, TRAINING_HEADER, root) + TRAINING_FOOTER.format(settings=shown, hours=hours)
+    footer = TRAINING_FOOTER.format(settings=json.dumps(settings, indent=4), hours=hours)
+    text = bundle(TRAINING, TRAINING_HEADER, ROOT, footer)
     compile(text, "train_kernel.py", "exec")  # a syntax error shows here and not on Kaggle
     return text
 

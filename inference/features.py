@@ -1,4 +1,4 @@
-"""Metadata rows -> feature table: each lesion by itself, then beside the patient's other lesions (the "ugly duckling").
+"""Metadata rows -> feature table: each lesion by itself, then relative to the patient's others (the "ugly duckling" sign).
 
 Training and the kernel call the same ``build_features``. A lesion's features depend on the rows of its own patient only,
 so they are the same whether the patient comes alone or among a thousand others.
@@ -60,8 +60,8 @@ ENGINEERED: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray]]] = {
     "shape_color": (("tbp_lv_eccentricity", "tbp_lv_color_std_mean"), lambda ecc, std: ecc * std),
 }
 
-#: Columns that are judged against the patient's other lesions: hue, colour, contrast, size and border, those by which the
-#: organisers' paper and the prize winners found the odd one out.
+#: Columns that are compared with the patient's other lesions: hue, colour, contrast, size and border, those by which the
+#: organisers' paper and the prize winners found the ugly duckling.
 CONTEXT = (
     "tbp_lv_H",
     "tbp_lv_Hext",
@@ -82,8 +82,8 @@ CONTEXT = (
     "hue_contrast",
     "color_difference",
 )
-#: The space in which a lesion may lie apart from the patient's others: of CONTEXT, those that do not repeat each other (the
-#: area and the perimeter follow from the two diameters) and that are measured, not judged by a network.
+#: The space of the outlier score: of CONTEXT, those that do not repeat each other (area and perimeter follow from the two
+#: diameters) and that are measured, not estimated by a network.
 OUTLIER_SPACE = (
     "tbp_lv_H",
     "tbp_lv_L",
@@ -98,16 +98,24 @@ OUTLIER_SPACE = (
     "tbp_lv_minorAxisMM",
     "hue_contrast",
 )
-#: Fewer lesions than this are no norm to stand out from.
+#: Groups of fewer lesions have no context features: they are no norm to differ from.
 SMALLEST_NORM = 20
 SITE = "anatom_site_general"
+#: Neighbours that a lesion's distance is averaged over, as in the competition winner's local outlier factor.
+NEIGHBOURS = 30
+#: Squared distances computed at once (9,000 lesions of one patient have 81 million). OpenBLAS computes a product of so few,
+#: over a dozen columns, in one thread; with more, its threads wait for each other at each of the thousand patients: five
+#: times the processor time on two busy cores.
+CELLS = 1 << 14
+#: A squared distance below this share of the squared length is float32's rounding of two equal lesions.
+ROUNDING = 4e-6
 
 
 def build_features(metadata: pd.DataFrame) -> pd.DataFrame:
     """The feature table of every lesion.
 
     Args:
-        metadata: rows as ``read_metadata`` gives them. Columns that only train has are never looked at.
+        metadata: rows as ``read_metadata`` gives them. Columns that only train has are not used.
 
     Returns:
         One row per lesion, same order and index. Numbers are float32 (NaN where unknown), categories str (``MISSING``
@@ -124,7 +132,7 @@ def build_features(metadata: pd.DataFrame) -> pd.DataFrame:
 
 
 def engineered_features(numbers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The formulas of ``ENGINEERED`` whose columns are there; division by zero gives infinity, made NaN at the end."""
+    """The formulas of ``ENGINEERED`` whose columns exist; infinite where a divisor is zero, which becomes NaN later."""
     with np.errstate(all="ignore"):
         return {
             name: formula(*(numbers[column] for column in columns))
@@ -134,8 +142,8 @@ def engineered_features(numbers: dict[str, np.ndarray]) -> dict[str, np.ndarray]
 
 
 def context_features(numbers: dict[str, np.ndarray], metadata: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Each lesion beside the patient's others: standard scores per patient and per body site; percentile ranks and how far
-    the lesion lies from the others, per patient.
+    """Each lesion relative to the patient's others: standard scores per patient and body site; percentile ranks and an
+    outlier score per patient.
 
     In a group of fewer than ``SMALLEST_NORM`` lesions every standard score is 0, every rank 0.5, every outlier score 1.
     """
@@ -168,16 +176,6 @@ def finite_float32(values: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(values), values, np.float32(np.nan))
 
 
-#: Neighbours that a lesion's distance is averaged over, as the competition's winner had it for the local outlier factor.
-NEIGHBOURS = 30
-#: Squared distances held at once (where 9,000 lesions of one patient would have 81 million). A product of so few, over a
-#: dozen columns, OpenBLAS does in one thread (up to 262,144 multiplications); with more, its threads wait for each other at
-#: each of the thousand patients: five times the processor time on two busy cores.
-CELLS = 1 << 14
-#: A squared distance below this share of the squared length is float32's rounding of two lesions that are alike.
-ROUNDING = 4e-6
-
-
 def group_codes(keys: pd.Series) -> np.ndarray:
     """Integer codes 0..groups-1, one per row, in order of first appearance."""
     return pd.factorize(keys)[0]
@@ -189,7 +187,7 @@ def group_sizes(codes: np.ndarray) -> np.ndarray:
 
 
 def standard_scores(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """(value - group mean) / group standard deviation, column by column at once.
+    """(value - group mean) / group standard deviation of each column.
 
     Args:
         values: shape (rows, columns), float64; what is not finite is unknown and becomes NaN.
@@ -201,8 +199,8 @@ def standard_scores(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
     known = np.isfinite(values)
     mean = _group_means(np.where(known, values, np.nan), codes)
     centred = np.where(known, values - mean, np.nan)
-    # The second pass over the centred values keeps the variance exact where the mean is large beside it.
-    with np.errstate(over="ignore"):  # of numbers that no scanner gives; their scores are 0
+    # Two passes keep the variance exact where it is small beside the mean.
+    with np.errstate(over="ignore"):  # of absurdly large numbers; their scores are 0
         deviation = np.sqrt(_group_means(centred**2, codes))
     scale = np.abs(mean) * 1e-9 + 1e-9
     return np.where(known, np.where(deviation > scale, centred / np.maximum(deviation, scale), 0.0), np.nan)
@@ -227,7 +225,7 @@ def percentile_ranks(values: np.ndarray, codes: np.ndarray, smallest: int = 1) -
     ranks = np.full(values.shape, 0.5)
     for rows in groups_of(codes, smallest):
         known = np.isfinite(values[rows])
-        # Unknown values, taken for infinite, rank behind all known ones and change none of their ranks.
+        # Unknown values as infinity rank behind all known ones and change none of their ranks.
         places = rankdata(np.where(known, values[rows], np.inf), axis=0)
         ranks[rows] = np.where(known, (places - 0.5) / np.maximum(known.sum(axis=0), 1), np.nan)
     return ranks
@@ -236,7 +234,7 @@ def percentile_ranks(values: np.ndarray, codes: np.ndarray, smallest: int = 1) -
 def groups_of(codes: np.ndarray, smallest: int) -> Iterator[np.ndarray]:
     """The positions of each group's rows, for the groups of at least ``smallest``.
 
-    Group by group, the work grows with the rows alone, where sorting all rows at once grows faster than they do.
+    Group by group, the time grows linearly with the rows; sorting all rows at once grows faster.
     """
     order = np.argsort(codes, kind="stable")
     sizes = np.bincount(codes)
@@ -246,24 +244,24 @@ def groups_of(codes: np.ndarray, smallest: int) -> Iterator[np.ndarray]:
 
 
 def outlier_scores(points: np.ndarray, codes: np.ndarray, smallest: int) -> np.ndarray:
-    """How lonely a lesion lies among its group's: its mean distance to its nearest others, by the group's median of that.
+    """A lesion's mean distance to its nearest others of the group, divided by the group's median of that.
 
     The mean distance to the k nearest is the outlier weight of Angiulli and Pizzuti (2002, Fast outlier detection in high
-    dimensional spaces). Unlike the local outlier factor it needs no choice among neighbours at equal distance, so it does
-    not depend on the order of rows and has no division by zero where lesions are alike.
+    dimensional spaces). Unlike the local outlier factor it makes no choice among neighbours at equal distance: it does not
+    depend on the order of rows, and equal lesions cause no division by zero.
 
     Args:
         points: shape (rows, columns), standard scores within the group; what is not finite counts as the group's mean, 0.
         codes: shape (rows,), the group of each row.
-        smallest: groups of fewer rows have no score.
+        smallest: groups of fewer rows get 1.
 
     Returns:
-        Shape (rows,), float64, at least 0: around 1 for an ordinary lesion, more for one that lies apart. 1 in a group that
-        is too small, and in one whose median distance is 0, which has no scale.
+        Shape (rows,), float64, at least 0: around 1 for an ordinary lesion, more for an outlier. 1 in a group that is too
+        small, and in one whose median distance is 0.
     """
     points = np.where(np.isfinite(points), points, 0.0).astype("float32")
-    # float32 takes 40 % off the time, at a cost of some 3e-7 of a score. One workspace for all: fresh memory for each block
-    # takes longer than the sums in it.
+    # float32 saves 40 % of the time and changes a score by some 3e-7. One workspace for all: allocating memory for each
+    # block takes longer than the sums in it.
     space = np.empty(max(CELLS, np.bincount(codes).max(initial=0)), "float32")
     scores = np.ones(len(codes))
     for rows in groups_of(codes, max(smallest, 2)):
@@ -279,7 +277,7 @@ def neighbour_distances(points: np.ndarray, space: np.ndarray) -> np.ndarray:
 
     Args:
         points: shape (rows, columns), float32, finite, at least two rows.
-        space: at least ``rows`` float32 to work in; more of it makes larger blocks.
+        space: workspace, at least ``rows`` float32; more of it makes larger blocks.
 
     Returns:
         Shape (rows,), float64.

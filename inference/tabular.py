@@ -1,4 +1,4 @@
-"""CatBoost fold models -> one malignancy logits per lesion."""
+"""CatBoost fold models -> the tabular logit of each lesion."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from utils import InputError
 
 
 def load_tabular_models(folder: Path, manifest: Manifest) -> tuple[list[tuple[CatBoostClassifier, float]], list[str]]:
-    """The fold models, each with the shift that brings its raw score to logits at the natural prevalence.
+    """The fold models, each with its prior correction: the shift of its raw score to logits at the natural prevalence.
 
     Returns:
-        The usable models, and one sentence per model that had to be left out.
+        The usable models, and one sentence per model that is left out.
 
     Raises:
-        InputError: not one model is usable.
+        InputError: no model is usable.
     """
     models, complaints = [], []
     for entry in manifest.get("tabular", {"models": []})["models"]:
@@ -42,7 +42,7 @@ def select_features(features: pd.DataFrame, names: Sequence[str], categories: Se
 
 
 def unseen_values(features: pd.DataFrame, known: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Category column -> how many lesions have a value of it that training never met; columns without such are absent."""
+    """Category column -> number of lesions with a value that training did not have; columns without any are absent."""
     counts = {name: int((~features[name].isin(values)).sum()) for name, values in known.items()}
     return {name: count for name, count in counts.items() if count}
 
@@ -53,7 +53,7 @@ def tabular_logits(
     """Mean logits over the models.
 
     Args:
-        models: pairs of model and logits shift, as ``load_tabular_models`` gives them.
+        models: pairs of model and prior correction, as ``load_tabular_models`` gives them.
         features: exactly the models' columns, in their order (``select_features``).
         categories: which of the columns are categorical; values unseen in training are allowed.
 

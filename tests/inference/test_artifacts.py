@@ -56,7 +56,7 @@ def test_a_folder_without_manifest_is_refused(tmp_path):
 
 def test_a_changed_file_is_refused(folder):
     (folder / "model.cbm").write_bytes(b"TREES")
-    with pytest.raises(InputError, match=r"model\.cbm has SHA-256 .* manifest\.json says .*; copy the artifacts again"):
+    with pytest.raises(InputError, match=r"model\.cbm has SHA-256 .* manifest\.json has .*; copy the artifacts again"):
         checked_file(folder, load_manifest(folder), "model.cbm")
 
 

@@ -1,9 +1,10 @@
 import ast
+import re
 import sys
 
 import pytest
 
-from inference.build_kernel import ROOT, build_kernel, main
+from inference.build_kernel import KERNEL, ROOT, TRAINING, build_kernel, build_training, bundle, main, path_of
 from utils import InputError
 
 #: What the kernel may import besides the standard library: packages of the Kaggle image.
@@ -24,26 +25,50 @@ UNWANTED = {
 }
 
 
+@pytest.fixture(scope="module", params=["kernel", "training"])
+def built(request):
+    """The list of modules and the file that they make."""
+    if request.param == "kernel":
+        return KERNEL, build_kernel()
+    return TRAINING, build_training({"folds": ["--folds", "3"], "tabular": [], "fusion": []}, hours=2.5)
+
+
 @pytest.fixture(scope="module")
 def tree():
     return ast.parse((ROOT / "kernel.py").read_text(encoding="utf-8"))
 
 
-def test_the_committed_kernel_is_what_the_rooms_make():
+def source_of(name):
+    return (ROOT / path_of(name)).read_text(encoding="utf-8")
+
+
+def definitions(text):
+    return [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+
+
+# kernel.py
+
+
+def test_the_committed_kernel_is_what_the_modules_make():
     assert (ROOT / "kernel.py").read_bytes() == build_kernel().encode()
     assert main(["--check"]) == 0
 
 
-def test_an_outdated_kernel_is_refused(monkeypatch, tmp_path):
-    (tmp_path / "inference").mkdir()
-    for name in ROOMS:
-        text = (ROOT / "inference" / f"{name}.py").read_text(encoding="utf-8")
-        (tmp_path / "inference" / f"{name}.py").write_text(text, encoding="utf-8")
+def test_an_outdated_kernel_is_refused_and_built_again(monkeypatch, tmp_path):
+    for name in KERNEL:
+        (tmp_path / path_of(name)).parent.mkdir(exist_ok=True)
+        (tmp_path / path_of(name)).write_text(source_of(name), encoding="utf-8")
     monkeypatch.setattr("inference.build_kernel.ROOT", tmp_path)
     with pytest.raises(InputError, match=r"python -m inference\.build_kernel"):
         main(["--check"])
+    assert not (tmp_path / "kernel.py").exists()
     assert main([]) == 0
     assert (tmp_path / "kernel.py").read_bytes() == (ROOT / "kernel.py").read_bytes()
+
+
+def test_all_of_inference_is_in_the_list_but_the_builder():
+    modules = {f"inference.{path.stem}" for path in (ROOT / "inference").glob("*.py")}
+    assert set(KERNEL) == modules - {"inference.__init__", "inference.build_kernel"} | {"utils"}
 
 
 def test_it_imports_only_the_standard_library_and_the_kaggle_image(tree):
@@ -63,55 +88,144 @@ def test_it_calls_nothing_that_runs_text(tree):
     assert not called & {"eval", "exec", "compile", "__import__"}
 
 
-def test_docstrings_comments_and_order_are_kept():
-    kernel = (ROOT / "kernel.py").read_text(encoding="utf-8")
-    places = []
-    for name in ROOMS:
-        room = (ROOT / "inference" / f"{name}.py").read_text(encoding="utf-8")
-        assert ast.get_docstring(ast.parse(room), clean=False) in kernel
-        comments = [line.strip() for line in room.splitlines() if line.strip().startswith("#")]
-        assert all(comment in kernel for comment in comments)
-        places.append(kernel.index(f"\n# inference/{name}.py\n"))
+# Either file
+
+
+def test_the_table_of_contents_has_the_line_of_each_module(built):
+    names, text = built
+    contents = re.findall(r"^ +(\d+)  (\S+\.py)$", ast.get_docstring(ast.parse(text), clean=False), re.MULTILINE)
+    assert [path for _, path in contents] == [path_of(name) for name in names]
+    lines = text.splitlines()
+    assert [lines[int(line) - 1] for line, _ in contents] == [f"# {path}" for _, path in contents]
+
+
+def test_definitions_are_those_of_the_modules_in_their_order_each_once(built):
+    names, text = built
+    found = [node.name for node in definitions(text)]
+    assert len(found) == len(set(found))
+    sources = [ast.get_source_segment(source_of(name), node) for name in names for node in definitions(source_of(name))]
+    places = [text.index(source) for source in sources if source in text]
     assert places == sorted(places)
+    assert len(places) == len(found)
 
 
-def test_every_definition_of_the_rooms_is_there_once(tree):
-    names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    assert len(names) == len(set(names))
-    for room in ROOMS:
-        text = (ROOT / "inference" / f"{room}.py").read_text(encoding="utf-8")
-        assert {node.name for node in ast.parse(text).body if isinstance(node, ast.FunctionDef | ast.ClassDef)} <= set(names)
+def test_docstrings_and_comments_are_kept(built):
+    names, text = built
+    for name in names[1:]:  # of utils, only a few definitions are taken
+        source = source_of(name)
+        assert ast.get_docstring(ast.parse(source), clean=False) in text
+    comments = [line for line in source_of(names[-1]).splitlines() if line.strip().startswith("#")]
+    assert comments
+    assert set(comments) <= set(text.splitlines())
+
+
+def test_no_module_of_the_project_is_imported_and_nothing_twice(built):
+    names, text = built
+    packages = {name.split(".")[0] for name in names}
+    bound = []
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            assert getattr(node, "module", node.names[0].name).split(".")[0] not in packages
+            bound += [alias.asname or alias.name for alias in node.names]
+    assert len(bound) == len(set(bound))
+
+
+def test_every_name_that_is_used_is_bound(built):
+    tree = ast.parse(built[1])
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    bound = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    bound |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    bound |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    bound |= {node.name for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler)}
+    bound |= {
+        alias.asname or alias.name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    assert used - bound <= set(dir(__builtins__) if not isinstance(__builtins__, dict) else __builtins__) | {"__file__"}
+
+
+def test_the_training_script_ends_with_its_settings():
+    text = build_training({"folds": ["--folds", "3"], "tabular": [], "fusion": []}, hours=2.5)
+    values = {node.targets[0].id: node.value for node in ast.parse(text).body[-3:-1]}
+    assert ast.literal_eval(values["SETTINGS"]) == {"folds": ["--folds", "3"], "tabular": [], "fusion": []}
+    assert ast.literal_eval(values["HOURS"]) == 2.5
+
+
+# What cannot be one file
 
 
 @pytest.fixture
-def rooms(tmp_path):
-    """A folder of empty rooms to write into."""
-    for name in ROOMS:
-        (tmp_path / f"{name}.py").write_text('"""Empty."""\n', encoding="utf-8")
-    return tmp_path
+def joined(tmp_path):
+    """Writes modules "files", "schema" and "last" of the package inference, and joins them."""
+
+    def join(
+        files="A = 1\n",
+        schema="B = 2\n",
+        last="from inference.files import A\nfrom inference.schema import B\n\nC = A + B\n",
+    ):
+        (tmp_path / "inference").mkdir()
+        for name, text in {"files": files, "schema": schema, "last": last}.items():
+            (tmp_path / "inference" / f"{name}.py").write_text(text, encoding="utf-8")
+        return bundle(["inference.files", "inference.schema", "inference.last"], '"""Contents:\n{contents}\n"""\n', tmp_path)
+
+    return join
 
 
-def test_two_rooms_cannot_define_the_same_name(rooms):
-    (rooms / "schema.py").write_text("WIDTH = 3\n")
-    (rooms / "images.py").write_text("WIDTH: int = 4\n")
-    with pytest.raises(InputError, match=r"'WIDTH' is defined in inference/schema\.py and images\.py"):
-        build(rooms)
+def test_imports_are_merged_and_those_between_modules_dropped(joined):
+    text = joined(
+        files="from pathlib import Path\n\nimport numpy as np\n\nA = np.array([Path()])\n",
+        schema="import json\nfrom pathlib import Path, PurePath\n\nfrom inference.files import A\n\nB = json, Path, PurePath(A)\n",
+        last="from inference.schema import B\n\nC = B\n",
+    )
+    assert "import json\nfrom pathlib import Path, PurePath\n\nimport numpy as np\n" in text
+    assert "inference.files import" not in text
+    assert text.count("import Path") == 1
+
+
+def test_what_is_not_used_is_left_out_with_its_imports(joined):
+    text = joined(files="import json\n\nA = 1\n\n\ndef unused():\n    return helper()\n\n\ndef helper():\n    return json\n")
+    assert "A = 1" in text
+    assert "unused" not in text
+    assert "helper" not in text
+    assert "json" not in text
+
+
+def test_statements_that_bind_nothing_are_kept(joined):
+    text = joined(files="import os\n\nNAME = 'x'\nos.environ.setdefault(NAME, '1')\nA = 1\n")
+    assert "NAME = 'x'\nos.environ.setdefault(NAME, '1')\nA = 1\n" in text
+    assert "import os\n" in text
+
+
+def test_two_modules_cannot_bind_one_name(joined):
+    with pytest.raises(InputError, match=r"'X' is bound in inference/files\.py and in inference/schema\.py"):
+        joined(files="X = 1\nA = X\n", schema="X: int = 2\nB = X\n")
+
+
+def test_a_name_cannot_be_two_imports(joined):
+    with pytest.raises(InputError, match="'join' is bound in"):
+        joined(files="from os.path import join\n\nA = join\n", schema="from shlex import join\n\nB = join\n")
 
 
 @pytest.mark.parametrize(
     "line",
-    ["import inference.files", "from inference import files", "from inference.files import a as b", "from .files import a"],
+    [
+        "import inference.files",
+        "from inference import files",
+        "from inference.files import A as a",
+        "from .files import A",
+        "from inference.last import C",
+        "def late():\n    from inference.files import A",
+    ],
 )
-def test_an_import_that_one_file_cannot_have_is_refused(rooms, line):
-    (rooms / "schema.py").write_text(f'"""Room."""\n\n{line}\n')
-    with pytest.raises(InputError, match=r"inference/schema\.py line 3"):
-        build(rooms)
+def test_an_import_that_one_file_cannot_have_is_refused(joined, line):
+    with pytest.raises(InputError, match=r"inference/schema\.py line [34]"):
+        joined(schema=f'"""Module."""\n\n{line}\n')
 
 
-def test_imports_are_merged_and_those_of_rooms_go(rooms):
-    (rooms / "files.py").write_text("from pathlib import Path\n\nimport numpy as np\n\nHERE = Path()\n")
-    (rooms / "schema.py").write_text("import json\nfrom pathlib import Path, PurePath\n\nfrom inference.files import HERE\n")
-    text = build(rooms)
-    assert "import json\nfrom pathlib import Path, PurePath\n\nimport numpy as np\n" in text
-    assert "inference.files import" not in text
-    assert text.count("import Path") == 1
+def test_a_module_that_is_missing_or_not_used_is_refused(joined, tmp_path):
+    with pytest.raises(InputError, match=r"inference/schema\.py: nothing of it is used"):
+        joined(last="from inference.files import A\n\nC = A\n")
+    with pytest.raises(InputError, match=r"inference/absent\.py is listed .* and missing"):
+        bundle(["inference.files", "inference.absent"], "", tmp_path)
