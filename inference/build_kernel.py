@@ -87,8 +87,8 @@ Contents (line numbers):
 '''
 TRAINING_HEADER = '''"""ISIC 2024 (SLICE-3D) training on Kaggle's GPUs: folds, CatBoost, ResNet50, into an artifact folder.
 
-On Kaggle it runs without arguments; SETTINGS and HOURS at its end are the options of the stages and the hours after which it
-stops. Built by `python -m inference.build_kernel --training FILE`: edit the modules below and build again.
+On Kaggle it runs without arguments; its last line has the options of the stages and the hours after which it stops. Built by
+`python -m inference.build_kernel --training FILE`: edit the modules below and build again.
 
 Contents (line numbers):
 {contents}
@@ -96,12 +96,8 @@ Contents (line numbers):
 '''
 TRAINING_FOOTER = """
 
-#: Options of the stages, and hours after which to stop.
-SETTINGS = {settings}
-HOURS = {hours!r}
-
 if __name__ == "__main__":
-    run_command(lambda: main(SETTINGS, HOURS))
+    run_command(lambda: main({settings}, hours={hours!r}))
 """
 
 
@@ -371,7 +367,7 @@ def build_training(settings: dict[str, list[str]], hours: float) -> str:
     Raises:
         InputError: as ``bundle`` does.
     """
-    footer = TRAINING_FOOTER.format(settings=json.dumps(settings, indent=4), hours=hours)
+    footer = TRAINING_FOOTER.format(settings=json.dumps(settings), hours=hours)
     text = bundle(TRAINING, TRAINING_HEADER, ROOT, footer)
     compile(text, "train_kernel.py", "exec")  # a syntax error shows here and not on Kaggle
     return text

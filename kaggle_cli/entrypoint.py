@@ -171,12 +171,12 @@ def attached_weights(root: Path) -> list[str]:
     return ["--weights", str(shutil.copy(folder / BACKBONE_WEIGHTS, tempfile.gettempdir()))]
 
 
-def main(settings: dict[str, list[str]], hours_per_part: float, arguments: list[str] | None = None) -> int:
+def main(settings: dict[str, list[str]], hours: float, arguments: list[str] | None = None) -> int:
     """Runs a part of the training; returns 0 also when time or an error stopped it, which training.json records.
 
     Args:
         settings: options of the three stages, by their names.
-        hours_per_part: after which to stop.
+        hours: after which to stop.
         arguments: for tests; on Kaggle there are none.
     """
     start = time.monotonic()
@@ -194,13 +194,13 @@ def main(settings: dict[str, list[str]], hours_per_part: float, arguments: list[
     # A wrong option of the last stage is an error now, not after an hour of CatBoost.
     parse_fusion_options(["--data", str(data), "--artifacts", str(working), *with_weights["fusion"]])
     packages = ", ".join(f"{name} {version}" for name, version in versions().items())
-    log(f"competition {data}, {hours_per_part:g} hours, {packages}")
+    log(f"competition {data}, {hours:g} hours, {packages}")
     trouble = ""
     try:
-        with time_limit(hours_per_part * 3600 - (time.monotonic() - start)):
+        with time_limit(hours * 3600 - (time.monotonic() - start)):
             run_stages(data, working, with_weights)
     except OutOfTime:
-        trouble = f"{hours_per_part:g} hours are over"
+        trouble = f"{hours:g} hours are over"
     except Exception as error:  # whatever it is: what was trained before it must be kept
         traceback.print_exc()
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""

@@ -148,9 +148,9 @@ def test_every_name_that_is_used_is_bound(built):
 
 def test_the_training_script_ends_with_its_settings():
     text = build_training({"folds": ["--folds", "3"], "tabular": [], "fusion": []}, hours=2.5)
-    values = {node.targets[0].id: node.value for node in ast.parse(text).body[-3:-1]}
-    assert ast.literal_eval(values["SETTINGS"]) == {"folds": ["--folds", "3"], "tabular": [], "fusion": []}
-    assert ast.literal_eval(values["HOURS"]) == 2.5
+    (call,) = (node for node in ast.walk(ast.parse(text).body[-1]) if ast.unparse(node).startswith("main("))
+    assert ast.literal_eval(call.args[0]) == {"folds": ["--folds", "3"], "tabular": [], "fusion": []}
+    assert ast.literal_eval(call.keywords[0].value) == 2.5
 
 
 # What cannot be one file
@@ -176,7 +176,7 @@ def joined(tmp_path):
 def test_imports_are_merged_and_those_between_modules_dropped(joined):
     text = joined(
         files="from pathlib import Path\n\nimport numpy as np\n\nA = np.array([Path()])\n",
-        schema="import json\nfrom pathlib import Path, PurePath\n\nfrom inference.files import A\n\nB = json, Path, PurePath(A)\n",
+        schema="import json\nfrom pathlib import Path, PurePath\n\nfrom inference.files import A\n\nB = json, PurePath(A)\n",
         last="from inference.schema import B\n\nC = B\n",
     )
     assert "import json\nfrom pathlib import Path, PurePath\n\nimport numpy as np\n" in text

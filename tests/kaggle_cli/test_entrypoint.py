@@ -73,7 +73,7 @@ def test_the_script_trains_what_the_repository_trains(on_kaggle, trained, eager,
     sys.modules["train_kernel"] = module
     try:
         spec.loader.exec_module(module)
-        assert module.main(module.SETTINGS, module.HOURS, arguments) == 0
+        assert module.main(settings, 1.0, arguments) == 0
     finally:
         del sys.modules["train_kernel"]
     manifest = check_output(tmp_path / "working", settings, trained)
@@ -204,7 +204,7 @@ def test_after_an_error_the_trained_models_are_kept(part, monkeypatch, capsys):
 def test_a_part_with_other_options_or_changed_files_is_refused(part):
     part()
     part.next_part()
-    with pytest.raises(InputError, match="was trained with .*--seeds"):
+    with pytest.raises(InputError, match=r"was trained with .*--seeds"):
         part(NO_OPTIONS | {"tabular": ["--seeds", "2"]})
     before = part.root / "notebooks" / USER / "slice-3d-fusion-training-1"
     (before / "tabular.csv").write_text("changed")
