@@ -50,7 +50,9 @@ def _environment() -> Environment:
         "thousands": lambda number: f"{number:,}",
         "signed": lambda number, digits=2: f"{round(number, digits) + 0.0:+.{digits}f}",
         "interval": lambda estimate, digits=4: f"{estimate.low:.{digits}f} to {estimate.high:.{digits}f}",
-        "percent": lambda share, digits=1: f"{100 * share:.{digits}f} %",
+        # NaN is a dash.
+        "number": lambda value, form=",.0f": "-" if value != value else format(value, form),
+        "percent": lambda share, digits=1: "-" if share != share else f"{100 * share:.{digits}f} %",
     }
     # Only this very script may run, by its hash.
     script_hash = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
@@ -79,7 +81,7 @@ class Section:
         return render(self.template, **self.context)
 
 
-def write_page(path: Path, template: str, body: str = "", width: str = "62rem", **context: Any) -> None:
+def write_page(path: Path, template: str, **context: Any) -> None:
     """Writes one self-contained page; it is replaced in one step.
 
     Args:
@@ -90,10 +92,6 @@ def write_page(path: Path, template: str, body: str = "", width: str = "62rem", 
     Raises:
         InputError: ``path`` cannot be written.
     """
-    if "title" not in context:  # INTERIM, until explore and triage have templates: template is the title, body the HTML
-        script = {"interactive": True} if 'sortable"' in body or "data-list" in body else {}
-        context = {"title": template, "body": Markup(body), "width": width} | script
-        template = "interim.html"
     page = render(template, **context)
     with replacing(path) as temporary:
         temporary.write_text(page + "\n", encoding="utf-8")
@@ -134,34 +132,3 @@ def chart(figure: Figure, description: str, names: Sequence[str] = ()) -> Markup
     drawing = re.sub(r'<g id="[^"]*"', "<g", drawing)  # nothing refers to them, and two charts may have the same
     width, height = figure.get_size_inches() * 72
     return Markup(f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(description)}">{drawing}')
-
-
-# INTERIM: what explore and triage still call; goes when they have templates
-
-
-def _macro(name, *arguments):
-    return Markup(getattr(ENVIRONMENT.get_template("macros.html").module, name)(*arguments))
-
-
-def table_of(caption, heads, rows, kind):
-    """A table of rows of HTML."""
-    return Markup("").join(
-        [_macro("table", caption, [Markup(head) for head in heads], (), kind).removesuffix("</tbody></table></div>\n")]
-        + [Markup(row) for row in rows]
-        + [Markup("</tbody></table></div>\n")]
-    )
-
-
-def row_of(head, cells, kind=""):
-    """A row of a table."""
-    return _macro("row", [head, *cells], kind)
-
-
-def fact_table(facts, caption="Facts about this run"):
-    """Names and values."""
-    return _macro("facts", facts, caption)
-
-
-def picture(content, description, kind="jpeg", width=None):
-    """An image inside the page."""
-    return _macro("picture", content, description, kind, width)

@@ -31,13 +31,11 @@ class Images:
         present: which rows have one whose header can be read, shape (rows,).
         same: per row the number of its image: rows whose images are the same bytes share it, others have their own,
             -1 where there is no image or it was not compared; shape (rows,).
-        compared: how many images were compared.
     """
 
     source: Path | None
     present: np.ndarray
     same: np.ndarray
-    compared: int
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ def read_images(data: Path, isic_ids: pd.Series, most_bytes: int = MOST_BYTES) -
     source = find_images(data, "train")
     present, same = np.zeros(len(isic_ids), dtype=bool), np.full(len(isic_ids), -1)
     if source is None:
-        return Images(None, present, same, 0)
+        return Images(None, present, same)
     store = ImageStore(source)
     numbers: dict[bytes, int] = {}  # SHA-256 -> number of the image
     first_rows: dict[str, int] = {}  # a repeated isic_id is the same image once, not a duplicate of it
@@ -143,4 +141,4 @@ def read_images(data: Path, isic_ids: pd.Series, most_bytes: int = MOST_BYTES) -
             same[row] = numbers.setdefault(hashlib.sha256(content).digest(), len(numbers))
         first_rows.setdefault(lesion, row)
     store.close()
-    return Images(source, present, same, int((same >= 0).sum()))
+    return Images(source, present, same)

@@ -1,4 +1,4 @@
-"""What the page of an exploration shows, as plain data: numbers in words, rows of tables, charts and crops."""
+"""What the page of an exploration shows, as plain data: tables, charts and crops."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from evaluation.explore.charts import (
     draw_sizes,
 )
 from evaluation.explore.folder import Folder
-from evaluation.explore.gallery import gallery, sampled, side_by_side
+from evaluation.explore.gallery import Crop, gallery, sampled, side_by_side
 from evaluation.explore.tables import (
     PATIENT_GROUPS,
     chance_distance,
@@ -61,24 +61,38 @@ def page_content(exploration: Exploration, seed: int) -> dict[str, Any]:
     Raises:
         InputError: the images are no HDF5 file.
     """
-    folder = exploration.folder
+    folder, single, rho = exploration.folder, exploration.single, exploration.rho
     train, test, source = folder.train, folder.test, folder.images.source
     store = ImageStore(source) if source else None
+    overall = train[TARGET].mean()
     content = {
         "lesions": len(train),
         "patients": train[PATIENT].nunique(),
         "malignant": int(train[TARGET].sum()),
         "findings": exploration.findings,
         "counts": counts(folder),
-        "rates": rates(train),
+        "rates": [
+            {"title": title, "table": table, "chart": draw_rates(title, table, overall)}
+            for title, table in rate_tables(train).items()
+        ],
+        "rate_digits": 2 if overall > 0.01 else 3,
+        "long_name": LONG_NAME,
         "sizes": patient_sizes(train),
-        "single": strongest_columns(train, exploration.single),
+        "single": single,
+        "single_chart": draw_single(single.head(STRONGEST)) if len(single) else None,
+        "densities": [draw_density(train, name) for name in strongest_numbers(train, single)],
+        "patient_groups": PATIENT_GROUPS,
         "ducklings": ugly_ducklings(train, seed),
         "patient_galleries": patient_galleries(folder, store, seed),
         "galleries": galleries(folder, store, seed),
-        "correlations": correlated(exploration.rho),
-        "shift": shift(train, test),
-        "columns": columns(train, test),
+        "correlations": strongest_pairs(rho) if len(rho) else None,
+        "correlation_map": draw_correlations(rho) if len(rho) else None,
+        "shift": None if test is None else shift_table(train, test),
+        "chance": None if test is None else chance_distance(len(train), len(test)),
+        "test_rows": 0 if test is None else len(test),
+        "few_test_rows": FEW_TEST_ROWS,
+        "columns": column_table(train, test),
+        "train_only": TRAIN_ONLY,
         "smallest_norm": SMALLEST_NORM,
     }
     if store is not None:
@@ -86,20 +100,14 @@ def page_content(exploration: Exploration, seed: int) -> dict[str, Any]:
     return content
 
 
-def percent(share: float, digits: int = 1) -> str:
-    """A share as "12.3 %", or a dash where there is none."""
-    return "-" if pd.isna(share) else f"{100 * share:.{digits}f} %"
-
-
 def counts(folder: Folder) -> dict[str, str]:
     """Counts by name."""
     train, test, images = folder.train, folder.test, folder.images
-    malignant = int(train[TARGET].sum())
-    with_malignant = train.loc[train[TARGET] == 1, PATIENT].nunique()
-    facts = {
+    malignant = train[train[TARGET] == 1]
+    found = {
         "lesions": f"{len(train):,}",
-        "malignant": f"{malignant:,} ({percent(malignant / len(train), 2)})",
-        "patients": f"{train[PATIENT].nunique():,}, {with_malignant:,} of them with a malignant lesion",
+        "malignant": f"{len(malignant):,} ({100 * len(malignant) / len(train):.2f} %)",
+        "patients": f"{train[PATIENT].nunique():,}, {malignant[PATIENT].nunique():,} of them with a malignant lesion",
         "hospitals": f"{train[HOSPITAL].nunique():,}" if HOSPITAL in train else f"unknown: no column {HOSPITAL}",
         "lesions with an image": f"{images.present.sum():,}" + (f", in {images.source.name}" if images.source else ""),
         "columns": f"{train.shape[1]}, {sum(name in TRAIN_ONLY for name in train)} of them only for training",
@@ -107,34 +115,10 @@ def counts(folder: Folder) -> dict[str, str]:
     }
     if test is not None:
         new = (~test[PATIENT].isin(train[PATIENT])).sum()
-        facts["test split"] = (
+        found["test split"] = (
             f"{len(test):,} lesions, {new:,} of patients that train does not have; {folder.test_images:,} with an image"
         )
-    return facts
-
-
-def rates(train: pd.DataFrame) -> list[dict[str, Any]]:
-    """Chart and table of the malignancy rate for each grouping."""
-    overall = train[TARGET].mean()
-    digits = 2 if overall > 0.01 else 3
-    return [
-        {
-            "title": title,
-            "chart": draw_rates(title, table, overall),
-            "stacked": table["group"].str.len().max() > LONG_NAME,
-            "rows": [
-                (
-                    row.group,
-                    f"{percent(row.rate, digits)} ({100 * row.low:.{digits}f} to {100 * row.high:.{digits}f})",
-                    f"{row.malignant:,}",
-                    f"{row.lesions:,}",
-                    f"{row.patients:,}",
-                )
-                for row in table.itertuples()
-            ],
-        }
-        for title, table in rate_tables(train).items()
-    ]
+    return found
 
 
 def patient_sizes(train: pd.DataFrame) -> dict[str, Any]:
@@ -153,27 +137,10 @@ def patient_sizes(train: pd.DataFrame) -> dict[str, Any]:
     return {"chart": draw_sizes(sizes), "facts": facts}
 
 
-def strongest_columns(train: pd.DataFrame, single: pd.DataFrame) -> dict[str, Any]:
-    """Chart and table of the columns' pAUC, and the distributions of the strongest numbers; empty for one class."""
-    if single.empty:
-        return {}
+def strongest_numbers(train: pd.DataFrame, single: pd.DataFrame) -> list[str]:
+    """The usable numbers with the highest pAUC."""
     usable = single.loc[single["usable"] & (single["what"] == "value"), "column"]
-    numbers = [name for name in usable if kind_of(train, name) == "number"][:DENSITIES]
-    return {
-        "chart": draw_single(single.head(STRONGEST)),
-        "rows": [
-            (
-                row.column if row.what == "value" else f"{row.column}, is filled",
-                f"{row.pauc:.4f}",
-                f"{row.auc:.4f}",
-                row.direction,
-                "yes" if row.usable else "no",
-            )
-            for row in single.itertuples()
-        ],
-        "densities": [draw_density(train, name) for name in numbers],
-        "patient_groups": PATIENT_GROUPS,
-    }
+    return [name for name in usable if kind_of(train, name) == "number"][:DENSITIES]
 
 
 def ugly_ducklings(train: pd.DataFrame, seed: int) -> dict[str, Any]:
@@ -183,20 +150,16 @@ def ugly_ducklings(train: pd.DataFrame, seed: int) -> dict[str, Any]:
         return {"lacking": "measured columns"}
     if not patients:
         return {"lacking": f"patients with a malignant lesion and {SMALLEST_NORM} lesions or more"}
-    far = [
-        {"lesions": total, "share": percent(count / max(total, 1))} for count, total in far_from_own(train, names).values()
-    ]
     charts = [draw_patient(patient, train[train[PATIENT] == patient], names, seed) for patient in patients]
-    return {"charts": charts, "benign": far[0], "malignant": far[1]}
+    return {"charts": charts, "far": far_from_own(train, names)}
 
 
-def patient_galleries(folder: Folder, store: ImageStore | None, seed: int) -> list[dict[str, Any]]:
-    """Crops of patients with several lesions, a malignant one among them, those with the most lesions first."""
+def patient_galleries(folder: Folder, store: ImageStore | None, seed: int) -> dict[str, list[Crop]]:
+    """Patient -> crops, of patients with several lesions, a malignant one among them; those with the most lesions first."""
     patients = folder.train.groupby(PATIENT)[TARGET].agg(["size", "max"])
     patients = patients[(patients["max"] == 1) & (patients["size"] > 1)].sort_values("size", ascending=False, kind="stable")
     shown = side_by_side(folder.train, folder.images.present, patients.index[:50].tolist(), PATIENT_CROPS, seed)
-    chosen = list(shown.items())[:SHOWN_PATIENTS]
-    return [{"patient": patient, "crops": gallery(rows, store, PATIENT_CROPS)} for patient, rows in chosen]
+    return {patient: gallery(rows, store, PATIENT_CROPS) for patient, rows in list(shown.items())[:SHOWN_PATIENTS]}
 
 
 def galleries(folder: Folder, store: ImageStore | None, seed: int) -> list[dict[str, Any]]:
@@ -206,50 +169,3 @@ def galleries(folder: Folder, store: ImageStore | None, seed: int) -> list[dict[
         rows = sampled(folder.train, folder.images.present, label, seed)
         found.append({"label": word, "with_image": len(rows), "crops": gallery(rows, store, CROPS)})
     return found
-
-
-def correlated(rho: pd.DataFrame) -> dict[str, Any]:
-    """The map of correlations and the strongest pairs; empty where fewer than two numbers vary."""
-    if rho.empty:
-        return {}
-    pairs = [(f"{row.first}, {row.second}", f"{row.rho:+.3f}") for row in strongest_pairs(rho).itertuples()]
-    return {"chart": draw_correlations(rho), "rows": pairs}
-
-
-def shift(train: pd.DataFrame, test: pd.DataFrame | None) -> dict[str, Any]:
-    """How far test differs from train, column by column; empty where there is no test split."""
-    if test is None:
-        return {}
-    return {
-        "test_rows": len(test),
-        "few": len(test) < FEW_TEST_ROWS,
-        "chance": chance_distance(len(train), len(test)),
-        "rows": [
-            (
-                row.column,
-                row.kind,
-                "-" if pd.isna(row.distance) else f"{row.distance:.3f}",
-                row.train,
-                row.test,
-                percent(row.train_share),
-                percent(row.test_share),
-            )
-            for row in shift_table(train, test).itertuples()
-        ],
-    }
-
-
-def columns(train: pd.DataFrame, test: pd.DataFrame | None) -> list[tuple[str, ...]]:
-    """Every column: kind, missing values, distinct values, values and unit."""
-    return [
-        (
-            row.column,
-            f"{row.kind}, train only" if row.column in TRAIN_ONLY else row.kind,
-            "-" if pd.isna(row.missing) else f"{row.missing:,.0f}",
-            percent(row.share),
-            percent(row.test_share),
-            f"{row.distinct:,}",
-            f"{row.values}; {row.unit}" if row.unit else row.values,
-        )
-        for row in column_table(train, test).itertuples()
-    ]

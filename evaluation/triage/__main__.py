@@ -19,7 +19,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from evaluation.grad_cam import heat_maps, read_crops
-from evaluation.studies.explain import Explanation, explain
+from evaluation.studies.explain import explain
 from evaluation.triage.cards import make_cards
 from evaluation.triage.page import Patient, write_index, write_patient
 from evaluation.triage.scores import (
@@ -53,14 +53,16 @@ class Lesions:
     Attributes:
         all: of the chosen patients, with their metadata, as ``place_lesions`` gives them.
         listed: those of them that have a card, in order of place.
-        explanation: of the listed ones.
+        features: of the listed ones, shape (rows, features).
+        shap: their SHAP values, logits, same shape.
         maps: isic_id -> heat map.
         layer: where in ResNet50 the heat maps were taken, in words; "" where there are none.
     """
 
     all: pd.DataFrame
     listed: pd.DataFrame
-    explanation: Explanation
+    features: pd.DataFrame
+    shap: np.ndarray
     maps: dict[str, np.ndarray]
     layer: str
 
@@ -98,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
     for patient_id, why in tqdm(reasons.items(), desc="pages", unit="patient"):
         patient = patient_of(lesions.all[lesions.all[PATIENT] == patient_id].sort_values("place"), why, trained)
         own = np.flatnonzero(lesions.listed[PATIENT] == patient_id)
-        cards = make_cards(lesions.listed.iloc[own], rows_of(lesions.explanation, own), lesions.maps, store)
+        cards = make_cards(lesions.listed.iloc[own], lesions.features.iloc[own], lesions.shap[own], lesions.maps, store)
         write_patient(options.out / patient.page, patient, cards, facts)
         largest = max(largest, (options.out / patient.page).stat().st_size)
         patients.append(patient)
@@ -124,22 +126,12 @@ def explained_lesions(metadata: pd.DataFrame, scores: pd.DataFrame, trained: Tra
     lesions = place_lesions(score_holdout(scores, features, trained, store))
     lesions = lesions.join(metadata.drop(columns=[ID, PATIENT, TARGET]))
     listed = lesions[lesions["listed"]].sort_values("place")
-    explanation = explain(features.loc[listed.index], listed["fold"].to_numpy(), trained.models, trained.categories)
+    features = features.loc[listed.index]
+    shap = explain(features, listed["fold"].to_numpy(), trained.models, trained.categories).shap
     heated = listed[listed["heated"]]
     crops = read_crops(store, heated[ID].tolist(), trained.image_size)
     maps, layer = heat_maps(heated, crops, trained.folder, trained.manifest)
-    return Lesions(lesions, listed, explanation, dict(zip(heated[ID], maps, strict=True)), layer)
-
-
-def rows_of(explanation: Explanation, rows: np.ndarray) -> Explanation:
-    """The explanation of some of its rows."""
-    return Explanation(
-        explanation.features.iloc[rows],
-        explanation.categories,
-        explanation.shap[rows],
-        explanation.expected[rows],
-        explanation.importance,
-    )
+    return Lesions(lesions, listed, features, shap, dict(zip(heated[ID], maps, strict=True)), layer)
 
 
 def patient_of(lesions: pd.DataFrame, why: str, trained: Trained) -> Patient:

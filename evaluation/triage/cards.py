@@ -10,7 +10,6 @@ import pandas as pd
 
 from evaluation.grad_cam import read_crops, side_by_side
 from evaluation.html import jpeg_of
-from evaluation.studies.explain import Explanation
 from inference.features import SITE
 from inference.images import ImageStore
 from inference.schema import ID, TARGET
@@ -68,13 +67,14 @@ class Card:
 
 
 def make_cards(
-    rows: pd.DataFrame, explanation: Explanation, maps: Mapping[str, np.ndarray], store: ImageStore
+    rows: pd.DataFrame, features: pd.DataFrame, shap: np.ndarray, maps: Mapping[str, np.ndarray], store: ImageStore
 ) -> list[Card]:
     """The cards of a patient.
 
     Args:
         rows: of ``place_lesions`` with their metadata, in the order of the cards.
-        explanation: of the same rows.
+        features: theirs, shape (rows, features).
+        shap: SHAP values, logits, same shape.
         maps: isic_id -> heat map of those that have one.
         store: of the crops.
 
@@ -86,7 +86,7 @@ def make_cards(
     cards = []
     for position, (_, row) in enumerate(rows.iterrows()):
         crop, heat = crops.get(row[ID]), maps.get(row[ID])
-        drivers, shap = strongest(explanation, position), float(explanation.shap[position].sum())
+        drivers, added = strongest(features.iloc[position], shap[position]), float(shap[position].sum())
         cards.append(
             Card(
                 isic_id=row[ID],
@@ -97,8 +97,8 @@ def make_cards(
                 site=str(row[SITE]) if pd.notna(row.get(SITE)) else "unknown",
                 known=size_and_location(row),
                 drivers=drivers,
-                start=float(row["tabular"]) - shap,
-                others=shap - sum(driver.shap for driver in drivers),
+                start=float(row["tabular"]) - added,
+                others=added - sum(driver.shap for driver in drivers),
                 crop=b"" if crop is None else jpeg_of(crop if heat is None else side_by_side(crop, heat)),
                 description=describe(row[ID], heat),
             )
@@ -106,11 +106,10 @@ def make_cards(
     return cards
 
 
-def strongest(explanation: Explanation, row: int) -> list[Driver]:
-    """The features that move a row's score most, the first one most, with their values in words."""
-    features, shap = explanation.features, explanation.shap[row]
+def strongest(features: pd.Series, shap: np.ndarray) -> list[Driver]:
+    """The features of a lesion that move its score most, the first one most, with their values in words."""
     return [
-        Driver(features.columns[column], value_in_words(features.iat[row, column]), float(shap[column]))
+        Driver(features.index[column], value_in_words(features.iloc[column]), float(shap[column]))
         for column in np.argsort(-np.abs(shap), kind="stable")[:DRIVERS]
     ]
 
