@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from inference.build_kernel import ROOT
-from inference.run_log import Forecast, Run, listening, peak_memory, versions
+from inference.run_log import Forecast, Run, peak_memory, stop_on_sigterm, versions
 
 
-def test_a_step_down_is_counted_noted_and_said(capsys, tmp_path):
+def test_a_fall_back_is_counted_noted_and_logged(capsys, tmp_path):
     run = Run()
     run.fall_back("lesions_without_image_score", 3, "3 of 9 keep their tabular score.")
     run.fall_back("lesions_without_image_score", 2, "2 more.")
@@ -26,7 +26,7 @@ def test_a_step_down_is_counted_noted_and_said(capsys, tmp_path):
     assert written["seconds"]["tabular"] >= 0
 
 
-def test_there_is_a_reason_to_stop_once_time_is_up_or_somebody_says_so():
+def test_there_is_a_reason_to_stop_once_the_time_is_up():
     assert Run().reason_to_stop() == ""
     assert Run(time_budget=3600).reason_to_stop() == ""
     late = Run(time_budget=3600)
@@ -36,14 +36,14 @@ def test_there_is_a_reason_to_stop_once_time_is_up_or_somebody_says_so():
 
 def test_sigterm_is_noted_and_does_not_kill():
     run, before = Run(), signal.getsignal(signal.SIGTERM)
-    with listening(run):
+    with stop_on_sigterm(run):
         os.kill(os.getpid(), signal.SIGTERM)
         assert run.reason_to_stop() == "SIGTERM was received"
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not say how much memory was held")
-def test_the_most_memory_is_noted_even_when_it_is_given_back(tmp_path):
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not report memory")
+def test_the_peak_memory_includes_what_was_freed(tmp_path):
     code = """
 from inference.run_log import *
 print(peak_memory())
@@ -57,7 +57,7 @@ Run().write(Path("run.json"))
     assert 0.29 < held - float(done.stdout) < 0.4
 
 
-def test_a_system_that_does_not_say_its_memory_stops_nothing(tmp_path, monkeypatch):
+def test_a_system_that_does_not_report_memory_stops_nothing(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr("inference.run_log.Path.read_text", lambda *_, **__: "Name: python\n")
         assert peak_memory() is None
@@ -72,7 +72,7 @@ def test_a_run_json_that_cannot_be_written_stops_nothing(tmp_path, capsys):
 
 
 def lines_of(capsys, total, batches, seconds_each, budget=float("inf"), after=2000):
-    """What a forecast says while batches come in, on a clock of our own."""
+    """What a forecast logs while batches come in, on a clock of its own."""
     run = Run(time_budget=budget)
     forecast = Forecast(run, total, after)
     for batch in batches:
@@ -82,17 +82,17 @@ def lines_of(capsys, total, batches, seconds_each, budget=float("inf"), after=20
     return [line.split("] ")[1] for line in capsys.readouterr().out.splitlines()]
 
 
-def test_the_forecast_says_what_is_left_of_how_much_time(capsys):
-    said = lines_of(capsys, 511_474, [64] * 32, seconds_each=0.005, budget=12 * 3600)
-    assert said == ["2,048 of 511,474 images, 200/s: 42 min left of 12 h"]
+def test_the_forecast_has_the_time_left_and_the_budget(capsys):
+    logged = lines_of(capsys, 511_474, [64] * 32, seconds_each=0.005, budget=12 * 3600)
+    assert logged == ["2,048 of 511,474 images, 200/s: 42 min left of 12 h"]
 
 
 def test_the_forecast_is_renewed_at_every_tenth_and_not_more_often(capsys):
-    said = lines_of(capsys, 50_000, [100] * 500, seconds_each=0.001)
-    assert [line.split(" of")[0] for line in said] == [
+    logged = lines_of(capsys, 50_000, [100] * 500, seconds_each=0.001)
+    assert [line.split(" of")[0] for line in logged] == [
         f"{images:,}" for images in (2_000, 5_000, *range(10_000, 50_001, 5_000))
     ]
-    assert said[1].endswith("45 s left")
+    assert logged[1].endswith("45 s left")
 
 
 @pytest.mark.parametrize("total", [0, 1, 3])
@@ -100,5 +100,5 @@ def test_a_few_images_need_no_forecast_to_be_scored(capsys, total):
     assert len(lines_of(capsys, total, [1] * total, seconds_each=1.0)) <= 2 * total
 
 
-def test_versions_are_those_of_what_decides_the_scores():
+def test_versions_are_those_that_the_scores_depend_on():
     assert set(versions()) == {"python", "tensorflow", "keras", "catboost", "numpy", "pandas", "h5py"}

@@ -55,8 +55,8 @@ def test_logits_are_the_mean_of_the_shifted_models(folder, features):
     assert logits.std() > 0
 
 
-def test_categories_never_seen_in_training_are_allowed(folder, features):
-    strange = features[NAMES].assign(sex="not told", tbp_lv_location="Moon")
+def test_categories_unseen_in_training_are_allowed(folder, features):
+    strange = features[NAMES].assign(sex="other", tbp_lv_location="Moon")
     assert np.isfinite(tabular_logits(loaded(folder)[0], strange, CATEGORIES)).all()
 
 
