@@ -159,7 +159,8 @@ def score_lines(part: pd.Series, rank: pd.Series, heat: np.ndarray | None) -> li
     chances = [f"{100 * expit(part[name]):.2g}\N{NO-BREAK SPACE}%" for name in (TABULAR, FINAL)]
     arrow = " \N{RIGHTWARDS ARROW} "
     lines = [
-        f"logit {arrow.join(logits)}, tabular{arrow}final; probability {arrow.join(chances)}",
+        f"logit {arrow.join(logits)}, tabular{arrow}final",
+        f"probability {arrow.join(chances)}",
         f"rank {rank['all']:,} of all, {rank['patient']:,} of the patient's {rank['of']:,}",
     ]
     if part["image_scored"] != 1:

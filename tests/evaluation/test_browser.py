@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from eager import without_graphs
+from jinja2 import DictLoader
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
@@ -20,14 +21,15 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 from untrained_networks import make_artifacts
 
-from evaluation import dry_run
+from evaluation import html
 from evaluation.explore import __main__ as explore
-from evaluation.html import STYLE, table_of, write_page
+from evaluation.html import ENVIRONMENT, STYLE, write_page
 from evaluation.triage import __main__ as triage
 from evaluation.triage import scores as triage_scores
-from inference.build_kernel import build_kernel
 
-#: Where Debian, Google and Ubuntu put it.
+pytestmark = pytest.mark.integration
+
+#: The names of its program in Debian, Google's packages and Ubuntu.
 BROWSERS = ("chromium", "google-chrome", "chromium-browser")
 OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
 DESKTOP, PHONE = (1200, 900), (390, 844)
@@ -78,11 +80,11 @@ class Browser:
         return [each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"]
 
     def complaints(self):
-        """What the console said since the last call."""
+        """The messages of the console since the last call."""
         return [entry["message"] for entry in self.chrome.get_log("browser")]
 
     def photograph(self, path):
-        """The page as far down as a picture goes; only its top where nobody has asked to keep it."""
+        """The page as far down as a picture goes; only its top without the variable SCREENSHOTS."""
         width, height = self.run("return [innerWidth, document.documentElement.scrollHeight]")
         height = min(height, TALLEST if "SCREENSHOTS" in os.environ else 2000)
         clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
@@ -103,57 +105,51 @@ def browser():
     browser.chrome.quit()
 
 
-# The pages, each made when it is first asked for
+# The pages
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("pages")
+@pytest.fixture
+def explore_page(exploration_folder):
+    return exploration_folder / "index.html"
 
 
-@pytest.fixture(scope="module")
-def explore_page(synthetic_data, folder):
-    explore.main(["--data", str(synthetic_data), "--out", str(folder / "explore")])
-    return folder / "explore" / "index.html"
+@pytest.fixture
+def report_page(report_folder):
+    return report_folder / "index.html"
 
 
-@pytest.fixture(scope="module")
-def explore_real_page(real_data, folder):
-    explore.main(["--data", str(real_data), "--out", str(folder / "explore_real")])
-    return folder / "explore_real" / "index.html"
+@pytest.fixture
+def triage_list_page(triage_folder):
+    return triage_folder / "index.html"
 
 
-@pytest.fixture(scope="module")
-def report_page(trained, folder):
-    kernel = folder / "kernel.py"
-    kernel.write_text(build_kernel(), encoding="utf-8")
-    where = ["--data", str(trained.data), "--artifacts", str(trained.artifacts), "--report", str(folder / "report")]
-    dry_run.main([*where, "--kernel", str(kernel)])
-    return folder / "report" / "index.html"
-
-
-@pytest.fixture(scope="module")
-def triage_list_page(trained, folder):
-    where = ["--data", str(trained.data), "--artifacts", str(trained.artifacts), "--out", str(folder / "triage")]
-    with without_graphs():
-        triage.main([*where, "--patients", "2"])
-    return folder / "triage" / "index.html"
-
-
-@pytest.fixture(scope="module")
-def triage_patient_page(triage_list_page):
+@pytest.fixture
+def triage_patient_page(triage_folder):
     """The largest."""
-    return max((path for path in triage_list_page.parent.glob("*.html")), key=lambda path: path.stat().st_size)
+    return max(triage_folder.glob("*.html"), key=lambda path: path.stat().st_size)
 
 
 @pytest.fixture(scope="module")
-def triage_real_page(real_data, folder):
-    """Of networks that have learned nothing, as a training would take too long here."""
-    artifacts, out = make_artifacts(real_data, folder / "artifacts"), folder / "triage_real"
-    with without_graphs(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triage_scores, "HEATED", 4)
-        triage.main(["--data", str(real_data), "--artifacts", str(artifacts), "--out", str(out), "--patients", "1"])
-    return next(path for path in out.glob("*.html") if path.stem != "index")
+def explore_real_page(real_data, shared_folder):
+    def make(folder):
+        explore.main(["--data", str(real_data), "--out", str(folder)])
+
+    return shared_folder("explore_real", make) / "index.html"
+
+
+@pytest.fixture(scope="module")
+def triage_real_page(real_data, shared_folder):
+    """Of untrained networks, as a training would take too long here."""
+
+    def make(folder):
+        artifacts = make_artifacts(real_data, folder / "artifacts")
+        where = ["--data", str(real_data), "--artifacts", str(artifacts), "--out", str(folder / "out")]
+        with without_graphs(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(triage_scores, "HEATED", 4)
+            triage.main([*where, "--patients", "1"])
+
+    pages = shared_folder("triage_real", make) / "out"
+    return next(path for path in pages.glob("*.html") if path.stem != "index")
 
 
 @pytest.fixture(params=PAGES)
@@ -196,7 +192,7 @@ def test_a_page_fits_on_a_phone(browser, page, screenshots):
     browser.photograph(screenshots / f"{name}-phone.png")
 
 
-def test_what_is_seen_can_be_heard(browser, page):
+def test_everything_has_a_name_that_can_be_read_aloud(browser, page):
     browser.open(page[1])
     assert browser.run("return [...document.images].filter(image => !image.alt.trim()).length") == 0
     assert browser.run("return [...document.images].filter(image => !image.naturalWidth).length") == 0
@@ -315,7 +311,7 @@ def test_a_heading_sorts_its_table(browser, page):
 
 
 def shown(browser, attribute):
-    """An attribute of the cards that can be seen, in their order."""
+    """An attribute of the visible cards, in their order."""
     return browser.run(
         "return [...document.querySelectorAll('#lesions > *')].filter(each => each.checkVisibility())"
         ".map(each => each.dataset[arguments[0]])",
@@ -369,10 +365,19 @@ def test_the_longest_score_stays_in_its_card(browser, triage_patient_page, size)
     assert browser.run(wider) == 0
 
 
-# The browser itself: what it would tell, if there were something to tell
+# The browser itself, and the policy
 
 
-def test_a_page_that_asks_the_network_would_be_seen(browser, tmp_path):
+def write_own(path, title, settings, content, monkeypatch):
+    """A page of base.html with the test's own content."""
+    base = ENVIRONMENT.loader.get_source(ENVIRONMENT, "base.html")[0]
+    own = f'{{% extends "base.html" %}}{settings}{{% block content %}}{content}{{% endblock %}}'
+    loader = DictLoader({"base.html": base, "own.html": own})
+    monkeypatch.setattr(html, "ENVIRONMENT", ENVIRONMENT.overlay(loader=loader))
+    write_page(path, "own.html", title=title)
+
+
+def test_requests_and_console_messages_are_noticed(browser, tmp_path):
     path = tmp_path / "asks.html"
     path.write_text("<img src='http://127.0.0.1:9/picture.png'><script>console.error('heard')</script>", encoding="utf-8")
     browser.open(path)
@@ -380,14 +385,14 @@ def test_a_page_that_asks_the_network_would_be_seen(browser, tmp_path):
     assert any("heard" in text for text in browser.complaints())
 
 
-def test_the_policy_of_a_page_lets_no_other_script_run_and_nothing_be_fetched(browser, tmp_path):
-    table = table_of("Table", ("a", "b"), ["<tr><th scope='row'>1</th><td>2</td></tr>"], "sortable")
-    body = table + (
+def test_the_policy_of_a_page_lets_no_other_script_run_and_nothing_be_fetched(browser, tmp_path, monkeypatch):
+    content = (
+        "<table class='sortable'><thead><tr><th scope='col'>a</th></tr></thead><tbody><tr><td>1</td></tr></tbody></table>"
         "<img src='http://127.0.0.1:9/picture.png' alt='not fetched' onerror='document.title = 1'>"
         "<script>document.title = 'taken over'</script>"
         "<p onclick='document.title = 2' id='here'>here</p>"
     )
-    write_page(tmp_path / "page.html", "Safe", body)
+    write_own(tmp_path / "page.html", "Safe", "{% set interactive = true %}", content, monkeypatch)
     browser.open(tmp_path / "page.html")
     browser.all("#here")[0].click()
     assert browser.chrome.title == "Safe"
@@ -396,9 +401,9 @@ def test_the_policy_of_a_page_lets_no_other_script_run_and_nothing_be_fetched(br
     browser.chrome.get("about:blank")
 
 
-def test_the_dark_look_is_dark(browser, tmp_path):
+def test_the_dark_look_is_dark(browser, tmp_path, monkeypatch):
     assert "prefers-color-scheme: dark" in STYLE
-    write_page(tmp_path / "page.html", "Looks", "<p>words</p>")
+    write_own(tmp_path / "page.html", "Looks", "", "<p>words</p>", monkeypatch)
     grounds = []
     for look in ("light", "dark"):
         browser.open(tmp_path / "page.html", look=look)
