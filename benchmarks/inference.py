@@ -1,24 +1,19 @@
-"""Measures the kernel: decoding, the whole of its image stage, its start, and its growth in time and memory.
+"""Measures the kernel: reading and decoding, the whole of its image stage, its start, and its growth in time and memory.
 
-    python -m benchmarks.inference                    decoding, image stage, start
+    python -m benchmarks.inference                    reading, decoding, image stage, start
     python -m benchmarks.inference --growth           and time and memory from 2,000 to 50,000 images of 32 pixels, and
                                                       the memory of as many rows as the hidden test has
 
-Prints one JSON line per figure. Ratios compare ways that take turns in one process, so that a busy machine slows both.
+Prints one JSON line per figure. Ratios compare ways that take turns in one process, so that a busy machine slows all.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
-import json
-import shutil
-import subprocess
-import sys
+import math
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -26,34 +21,28 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from benchmarks.report import progress, report
-from benchmarks.tabular import growth_exponent
-from inference.build_kernel import ROOT
+from benchmarks.report import add_networks, growth_exponent, progress, report, run_kernel, take_turns, train_small
 from inference.images import ImageStore, cores, decode_crop, image_batches
 from inference.network import Ensemble, NetworkConfig, build_network, devices, network_logits
-from inference.schema import ID, TEST_COLUMNS, read_metadata
-from train.folds import make_folds
-from train.manifest import record_stage
-from train.synthetic.__main__ import write_twin
-from train.tabular import train_tabular
+from inference.schema import ID, TEST_COLUMNS
+from train.synthetic.dataset import DatasetConfig, write_dataset
 from utils import InputError, add_seed_option, run_command
 
-TARGETS = {"image stage": 0.93, "decoding": 0.85, "plain reader": 3.0, "start": 20.0, "growth": 1.05, "memory": 3.0}
-GROWTH = (2_000, 10_000, 50_000)
-#: Lesions of the hidden test; the kernel reads images until then, so few of them will do to see what rows cost.
-ROWS, ROWS_WITH_IMAGE = 511_474, 2_000
+TARGETS = {"reading": 2.0, "decoding": 0.85, "plain reader": 3.0, "image stage": 0.93}
+TARGETS |= {"start": 20.0, "growth": 1.05, "memory": 3.0}
 BATCH = 64
-#: How often decoding reads the twin in one go, so that its start does not count.
+#: How often reading and decoding go through the images at a time, so that their start does not count.
 REPEATS = 5
-#: Lesions of the image stage, enough for its start not to count. It has one network: the fewer networks, the more of the
-#: time is decoding's.
+#: Lesions of the image stage, enough for its start not to count. It has one network: with more, decoding's share is smaller.
 STAGE = 640
+#: Images are measured from the first to the last of GROWTH; rows without one up to the size of the hidden test.
+GROWTH, ROWS = (2_000, 10_000, 50_000), 511_474
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--images", type=int, default=1_500, help="of the twin (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=1_500, help="of the synthetic dataset (default: %(default)s)")
     parser.add_argument("--image-size", type=int, default=128, help="pixels (default: %(default)s)")
     parser.add_argument("--networks", type=int, default=5, help="folds, at the start (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="in which the ways take turns (default: %(default)s)")
@@ -63,41 +52,43 @@ def main(arguments: list[str] | None = None) -> int:
     if min(options.images // 60, options.networks, options.rounds) < 1:
         raise InputError("--images must be 60 or more, --networks and --rounds 1 or more.")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        progress("making a twin")
-        write_twin(folder / "data", patients=8, lesions=options.images, prevalence=0.1, seed=options.seed)
-        store = ImageStore(folder / "data" / "train-image.hdf5")
-        ids = read_metadata(folder / "data" / "train-metadata.csv", labelled=True)[ID].tolist()
-        measure_decoding(store, ids * REPEATS, options)
-        measure_images(store, ids[:STAGE], options)
-        store.close()
+        data, artifacts, few_trees = (Path(name) / each for each in ("data", "artifacts", "few_trees.json"))
+        progress("making a synthetic dataset")
+        write_dataset(data, DatasetConfig(8, options.images, 0.1, options.seed))
+        store = ImageStore(data / "train-image.hdf5")
+        with h5py.File(store.path) as file:
+            ids = sorted(file)
+        measure_reading(store, ids * REPEATS, options.rounds)
+        measure_decoding(store, ids * REPEATS, options.image_size, options.rounds)
+        measure_images(store, ids[:STAGE], options.image_size, options.rounds)
         progress("training small artifacts")
-        artifacts = small_artifacts(folder, options)
-        measure_start(folder, artifacts, options)
+        few_trees.write_text('{"iterations": 20}')  # the number of trees does not change these figures
+        train_small(data, artifacts, 2, ["--seeds", "1", "--params", str(few_trees)])
+        measure_start(store, artifacts, options.image_size, options.networks)
         if options.growth:
-            measure_growth(folder, options)
+            measure_growth(store, artifacts, GROWTH, ROWS)
+        store.close()
     return 0
 
 
-def take_turns(ways: Mapping[str, Callable[[], int]], rounds: int) -> dict[str, float]:
-    """Images per second of each way, the median of the rounds; a way returns how many images it did."""
-    speeds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds):
-        progress(f"round {number + 1} of {rounds}: {', '.join(ways)}")
-        for name, way in ways.items():
-            start = time.perf_counter()
-            speeds[name].append(way() / (time.perf_counter() - start))
-    return {name: float(np.median(values)) for name, values in speeds.items()}
+def measure_reading(store: ImageStore, ids: list[str], rounds: int) -> None:
+    """HDF5 to JPEG bytes, beside h5py's own reading: the figure that decides whether ``ImageStore`` reads past h5py."""
+
+    def plainly() -> int:
+        with h5py.File(store.path) as file:
+            return sum(1 for isic_id in ids if file[isic_id][()])
+
+    found = take_turns({"store": lambda: sum(1 for isic_id in ids if store.read(isic_id)), "h5py": plainly}, rounds)
+    report("inference reading", found["store"], "images/s", len(ids), ("h5py", found["h5py"]), TARGETS["reading"])
 
 
-def measure_decoding(store: ImageStore, ids: list[str], options: argparse.Namespace) -> None:
+def measure_decoding(store: ImageStore, ids: list[str], size: int, rounds: int) -> None:
     """HDF5 to decoded batch, beside the same decoder on bytes in memory, and beside a plain reader."""
     import tensorflow as tf
 
-    jpegs, size = [store.read(isic_id) for isic_id in ids], options.image_size
-    memory = tf.data.Dataset.from_tensor_slices(jpegs)
-    memory = memory.map(lambda jpeg: decode_crop(jpeg, size), cores()).batch(BATCH).prefetch(2)
     batches = image_batches(store, ids, size, BATCH)
+    memory = tf.data.Dataset.from_tensor_slices([store.read(isic_id) for isic_id in ids])
+    memory = memory.map(lambda jpeg: decode_crop(jpeg, size), cores()).batch(BATCH).prefetch(2)
     memory = memory.with_options(batches.options())
 
     def plainly() -> int:
@@ -111,127 +102,77 @@ def measure_decoding(store: ImageStore, ids: list[str], options: argparse.Namesp
         "memory": lambda: sum(map(len, memory)),
         "plain": plainly,
     }
-    found = take_turns(ways, options.rounds)
-    told = {"lesions": len(ids), "unit": "images/s"}
-    report(
-        "inference decoding", found["hdf5"], told, "the same decoder fed from memory", found["memory"], TARGETS["decoding"]
-    )
-    report("inference decoding", found["hdf5"], told, "h5py and Pillow, one by one", found["plain"], TARGETS["plain reader"])
+    found = take_turns(ways, rounds)
+    beside = ("the same decoder fed from memory", found["memory"])
+    report("inference decoding", found["hdf5"], "images/s", len(ids), beside, TARGETS["decoding"])
+    beside = ("h5py and Pillow, one by one", found["plain"])
+    report("inference decoding", found["hdf5"], "images/s", len(ids), beside, TARGETS["plain reader"])
 
 
-def measure_images(store: ImageStore, ids: list[str], options: argparse.Namespace) -> None:
+def measure_images(store: ImageStore, ids: list[str], size: int, rounds: int) -> None:
     """The whole image stage of one network, beside its bare forward pass on decoded crops in memory."""
     import tensorflow as tf
 
-    network = build_network(NetworkConfig(options.image_size))
+    network = build_network(NetworkConfig(size))
     ensemble = Ensemble(network, places=devices()[:1])
-    tabular = np.zeros(len(ids))
-    batches = image_batches(store, ids, options.image_size, BATCH)
-    decoded = [(positions, crops) for positions, crops in batches]
+    tabular, batches = np.zeros(len(ids)), image_batches(store, ids, size, BATCH)
+    decoded = [crops for _, crops in batches]
     forward = tf.function(lambda batch: network(batch, training=False), reduce_retracing=True)
 
     def bare() -> int:
-        for _, crops in decoded:
+        for crops in decoded:
             forward({"crop": crops, "tabular": tf.zeros((len(crops), 1))}).numpy()
         return len(ids)
 
     progress("tracing")
     bare()
     ways = {"stage": lambda: sum(len(rows) for rows, _ in network_logits(ensemble, batches, tabular)), "bare": bare}
-    found = take_turns(ways, options.rounds)
-    told = {"lesions": len(ids), "unit": "images/s"}
-    report(
-        "inference image stage",
-        found["stage"],
-        told,
-        "its network's bare forward pass",
-        found["bare"],
-        TARGETS["image stage"],
-    )
+    found = take_turns(ways, rounds)
+    beside = ("its network's bare forward pass", found["bare"])
+    report("inference image stage", found["stage"], "images/s", len(ids), beside, TARGETS["image stage"])
 
 
-def small_artifacts(folder: Path, options: argparse.Namespace) -> Path:
-    """Artifacts with few trees and networks of random weights: how long they take hangs on neither."""
-    parameters = folder / "few_trees.json"
-    parameters.write_text('{"iterations": 20}')
-    where = ["--data", str(folder / "data"), "--artifacts", str(folder / "artifacts")]
-    with contextlib.redirect_stdout(sys.stderr):  # standard output is for figures
-        make_folds([*where, "--folds", "2", "--holdout", "0"])
-        train_tabular([*where, "--seeds", "1", "--params", str(parameters)])
-    names = [f"fusion_fold{number}.weights.h5" for number in range(options.networks)]
-    for number, name in enumerate(names):
-        if number:
-            shutil.copy(folder / "artifacts" / names[0], folder / "artifacts" / name)
-        else:
-            build_network(NetworkConfig(options.image_size)).save_weights(folder / "artifacts" / name)
-    settings = NetworkConfig(options.image_size).to_dict()
-    content = {"weights": names, "settings": settings, "combination": {"kind": "network"}}
-    record_stage(folder / "artifacts", "network", content, names)
-    return folder / "artifacts"
-
-
-def run_kernel(folder: Path, artifacts: Path, rows: int, images: int | None = None) -> dict:
-    """run.json of the built kernel on ``rows`` lesions, those of the twin over and over; "peak" in GB beside it.
+def score(store: ImageStore, artifacts: Path, rows: int, images: int | None = None) -> dict:
+    """run.json of the built kernel on ``rows`` lesions, those of the synthetic dataset over and over.
 
     Args:
-        folder: holds the twin, and what is made here.
+        store: images of the dataset; its metadata lies beside them.
         artifacts: of the kernel.
         rows: how many.
         images: so many of them have one; all, if not given.
     """
-    competition, out = folder / f"test{rows}", folder / f"out{rows}"
-    competition.mkdir()
-    table = pd.read_csv(folder / "data" / "train-metadata.csv", dtype="str", keep_default_na=False)
-    table = table.iloc[np.arange(rows) % len(table)][list(TEST_COLUMNS)].copy()
-    originals, table[ID] = table[ID].tolist(), [f"ISIC_{number:07d}" for number in range(rows)]
-    table.to_csv(competition / "test-metadata.csv", index=False)
-    with h5py.File(folder / "data" / "train-image.hdf5") as source, h5py.File(competition / "test-image.hdf5", "w") as file:
-        for isic_id, original in zip(table[ID][:images], originals[:images], strict=True):
-            file.create_dataset(isic_id, data=source[original][()])
-    table[[ID]].assign(target=0.3).to_csv(competition / "sample_submission.csv", index=False)
-    command = [sys.executable, "-I", str(ROOT / "kernel.py"), "--competition", str(competition)]
-    command += ["--artifacts", str(artifacts), "--output", str(out / "submission.csv")]
-    measured = (
-        "import json, resource, subprocess, sys; subprocess.run(sys.argv[2:], check=True, stdout=subprocess.DEVNULL);"
-        "open(sys.argv[1], 'w').write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))"
-    )
-    out.mkdir()
-    subprocess.run([sys.executable, "-c", measured, str(out / "peak"), *command], check=True)
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes, or kilobytes
-    facts = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    shutil.rmtree(competition)
-    return facts | {"peak": int((out / "peak").read_text()) * unit / 1e9}
+    progress(f"the kernel on {rows:,} rows, {rows if images is None else images:,} with an image")
+    table = pd.read_csv(store.path.parent / "train-metadata.csv", dtype="str", keep_default_na=False)
+    table = table.iloc[np.arange(rows) % len(table)][list(TEST_COLUMNS)]
+    ids = [f"ISIC_{number:07d}" for number in range(rows)]
+
+    def jpegs() -> Iterator[tuple[str, bytes]]:
+        for isic_id, original in zip(ids[:images], table[ID][:images], strict=True):
+            yield isic_id, store.read(original)
+
+    with tempfile.TemporaryDirectory() as folder:
+        return run_kernel(Path(folder), table.assign(**{ID: ids}), jpegs(), artifacts)
 
 
-def measure_start(folder: Path, artifacts: Path, options: argparse.Namespace) -> None:
+def measure_start(store: ImageStore, artifacts: Path, size: int, networks: int) -> None:
     """Seconds from the start of the process to the first scored batch, on three rows."""
-    progress("the kernel on 3 rows")
-    facts = run_kernel(folder, artifacts, 3)
-    told = {"lesions": 3, "unit": "s"}
-    total = sum(facts["seconds"].values())
-    name = f"inference start to first batch, {options.networks} networks"
-    report(name, facts["seconds_to_first_batch"], told, "the whole run", total, TARGETS["start"])
+    add_networks(artifacts, NetworkConfig(size), networks)
+    run, name = score(store, artifacts, 3), f"inference start to first batch, {networks} networks"
+    report(name, run["seconds_to_first_batch"], "s", 3, ("the whole run", sum(run["seconds"].values())), TARGETS["start"])
 
 
-def measure_growth(folder: Path, options: argparse.Namespace) -> None:
-    """How the image stage's time and the peak memory grow with the number of images, one network of 32 pixels."""
-    small = argparse.Namespace(**vars(options) | {"image_size": 32, "networks": 1})
-    shutil.rmtree(folder / "artifacts")
-    artifacts = small_artifacts(folder, small)
-    seconds, peaks = [], []
-    for rows in GROWTH:
-        progress(f"the kernel on {rows:,} rows")
-        facts = run_kernel(folder, artifacts, rows)
-        seconds.append(facts["seconds"]["images"] - facts["seconds_to_first_batch"] + facts["seconds"]["tabular"])
-        peaks.append(facts["peak"])
-    told = {"lesions": GROWTH[-1], "unit": "exponent of images"}
-    report("inference growth", growth_exponent(GROWTH, seconds), told, "exponent 1", 1.0, TARGETS["growth"])
-    told = {"lesions": GROWTH[-1], "unit": "GB"}
-    report("inference memory, images", peaks[-1], told, f"that of {GROWTH[0]:,} images", peaks[0], TARGETS["memory"])
-    progress(f"the kernel on {ROWS:,} rows, {ROWS_WITH_IMAGE:,} with an image")
-    peak = run_kernel(folder, artifacts, ROWS, ROWS_WITH_IMAGE)["peak"]
-    told = {"lesions": ROWS, "unit": "GB"}
-    report("inference memory, rows", peak, told, f"that of {ROWS_WITH_IMAGE:,} rows", peaks[0], TARGETS["memory"])
+def measure_growth(store: ImageStore, artifacts: Path, growth: tuple[int, ...], rows: int) -> None:
+    """How the time of scoring and the peak memory grow with the number of images and rows, one network of 32 pixels."""
+    add_networks(artifacts, NetworkConfig(32), 1)
+    runs = [score(store, artifacts, images) for images in growth]
+    after_start = [run["seconds"]["tabular"] + run["seconds"]["images"] - run["seconds_to_first_batch"] for run in runs]
+    exponent = growth_exponent(growth, after_start)
+    report("inference growth", exponent, "exponent of images", growth[-1], ("exponent 1", 1.0), TARGETS["growth"])
+    runs.append(score(store, artifacts, rows, growth[0]))
+    first, images, without = (run.get("peak_memory_gb", math.nan) for run in (runs[0], *runs[-2:]))
+    beside = (f"that of {growth[0]:,} images", first)
+    report("inference memory, images", images, "GB", growth[-1], beside, TARGETS["memory"])
+    report("inference memory, rows", without, "GB", rows, beside, TARGETS["memory"])
 
 
 if __name__ == "__main__":

@@ -22,36 +22,23 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.report import add_networks, growth_exponent, progress, report, run_kernel, timed, train_small
-from inference.files import write_csv
+from inference.files import write_csv, write_json
 from inference.images import ImageStore
 from inference.network import NetworkConfig
 from inference.schema import ID, PATIENT, TEST_COLUMNS, read_scores
 from scale.batch_scoring import main as score_batch
 from scale.parallel import workers
+from train.config import PARAMETERS
 from train.synthetic.dataset import DatasetConfig, make_tables, write_images
 from utils import InputError, add_seed_option, run_command
 
-#: Lesions of the dataset for each of its patients; patients that the kernel scores, too.
-LESIONS_PER_PATIENT, COMPARED = 390, 12
+#: Patients and lesions of the dataset; patients that the kernel scores, too.
+PATIENTS, LESIONS, COMPARED = 640, 250_000, 12
 WORKERS, MEMORY = 2, "3GB"
 #: Lesions that the artifacts are trained on: the time of scoring depends on the number of models and trees only.
 TRAINED_ON = 3_000
 IMAGE_SIZE = 64
 TARGETS = {"growth": 1.05, "memory": 3.0, "difference": 10.0}
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What is measured: tables of ``sizes`` lesions; lesions of the dataset, and of a file; how many have an image."""
-
-    sizes: tuple[int, ...] = (500_000, 5_000_000)
-    lesions: int = 250_000
-    images: int = 2_000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if len(self.sizes) < 2 or any(size < self.lesions or size % self.lesions for size in self.sizes):
-            raise InputError(f"--sizes {self.sizes} must be two or more multiples of --lesions {self.lesions}.")
 
 
 @dataclass(frozen=True)
@@ -66,48 +53,57 @@ class Inputs:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=Sizes.sizes, help="lesions (default: 500000 5000000)")
-    parser.add_argument("--lesions", type=int, default=Sizes.lesions, help="of the dataset, and of a file (%(default)s)")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[500_000, 5_000_000], help="lesions (default: %(default)s)")
+    parser.add_argument("--lesions", type=int, default=LESIONS, help="of the dataset, and of a file (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=2_000, help="lesions with an image (default: %(default)s)")
+    parser.add_argument("--trees", type=int, default=PARAMETERS["iterations"], help="of a model (default: %(default)s)")
     add_seed_option(parser)
     options = parser.parse_args(arguments)
-    sizes = Sizes(tuple(options.sizes), options.lesions, seed=options.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        progress(f"making {sizes.lesions:,} lesions and the artifacts")
-        measure(Path(folder), make_inputs(Path(folder), sizes), sizes)
+    sizes, lesions = options.sizes, options.lesions
+    if len(sizes) < 2 or any(size < lesions or size % lesions for size in sizes):
+        raise InputError(f"--sizes {sizes} must be two or more multiples of --lesions {lesions}.")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        progress(f"making {lesions:,} lesions and the artifacts")
+        rows, images = make_lesions(folder, lesions, options.images, options.seed)
+        inputs = Inputs(rows, images, make_artifacts(folder, options.trees, options.seed + 1))
+        measure(folder, inputs, sizes)
     return 0
 
 
-def make_inputs(folder: Path, sizes: Sizes, tabular_options: tuple[str, ...] = ()) -> Inputs:
-    """Test rows of synthetic lesions, some with an image; fifteen default CatBoost models, and one network."""
-    made = make_tables(DatasetConfig(max(1, sizes.lesions // LESIONS_PER_PATIENT), sizes.lesions, 0.001, sizes.seed))
-    with_image, images = made.train.sort_values([PATIENT, ID]).head(sizes.images), folder / "images.hdf5"
-    with workers(WORKERS if sizes.images > WORKERS else 1):
-        write_images(images, with_image, made.train_texture[with_image.index], sizes.seed)
-    trained_on = make_tables(DatasetConfig(30, TRAINED_ON, 0.1, sizes.seed + 1)).train
-    write_csv(folder / "data" / "train-metadata.csv", trained_on, float_format=None)
-    artifacts = folder / "artifacts"
-    train_small(folder / "data", artifacts, 5, tabular_options)
-    add_networks(artifacts, NetworkConfig(IMAGE_SIZE), 1)
-    return Inputs(made.train[list(TEST_COLUMNS)], images, artifacts)
+def make_lesions(folder: Path, lesions: int, images: int, seed: int) -> tuple[pd.DataFrame, Path]:
+    """Test rows of synthetic lesions, and the file with the images of the first patients' lesions."""
+    made = make_tables(DatasetConfig(max(1, PATIENTS * lesions // LESIONS), lesions, 0.001, seed))
+    with_image = made.train.sort_values([PATIENT, ID]).head(images)
+    with workers(WORKERS):
+        write_images(folder / "images.hdf5", with_image, made.train_texture[with_image.index], seed)
+    return made.train[list(TEST_COLUMNS)], folder / "images.hdf5"
 
 
-def measure(folder: Path, inputs: Inputs, sizes: Sizes) -> None:
+def make_artifacts(folder: Path, trees: int, seed: int) -> Path:
+    """Fifteen CatBoost models by the defaults of train.tabular, and one network."""
+    rows = make_tables(DatasetConfig(30, TRAINED_ON, 0.1, seed)).train
+    write_csv(folder / "data" / "train-metadata.csv", rows, float_format=None)
+    write_json(folder / "trees.json", {"iterations": trees})
+    train_small(folder / "data", folder / "artifacts", 5, ["--params", str(folder / "trees.json")])
+    add_networks(folder / "artifacts", NetworkConfig(IMAGE_SIZE), 1)
+    return folder / "artifacts"
+
+
+def measure(folder: Path, inputs: Inputs, sizes: list[int]) -> None:
     """Scores a table of each size; reports speed, growth, memory, and the difference to the kernel."""
-    seconds, peaks = [], []
-    for size in sizes.sizes:
-        write_parts(folder / f"lesions{size}", inputs.rows, size // sizes.lesions)
+    runs, first = [], f"{sizes[0]:,} lesions"
+    for size in sizes:
+        write_parts(folder / f"lesions{size}", inputs.rows, size // len(inputs.rows))
         progress(f"scoring {size:,} lesions by {WORKERS} workers")
-        took, peak = score(folder, size, inputs)
-        seconds.append(took)
-        peaks.append(peak)
-        beside = (f"{sizes.sizes[0]:,} lesions", sizes.sizes[0] / seconds[0])
-        report("scale speed", size / took, "lesions/s", size, beside)
-    exponent = growth_exponent(sizes.sizes, seconds)
+        runs.append(score(folder, size, inputs))
+        report("scale speed", size / runs[-1][0], "lesions/s", size, (first, sizes[0] / runs[0][0]))
+    seconds, peaks = zip(*runs, strict=True)
+    exponent = growth_exponent(sizes, seconds)
     report("scale growth", exponent, "exponent of lesions", size, ("exponent 1", 1.0), TARGETS["growth"])
-    report("scale memory", peaks[-1], "GB", size, (f"that of {sizes.sizes[0]:,} lesions", peaks[0]), TARGETS["memory"])
+    report("scale memory", peaks[-1], "GB", size, (f"that of {first}", peaks[0]), TARGETS["memory"])
     progress(f"the kernel on {COMPARED} patients")
-    target = TARGETS["difference"]
-    found = 1e6 * difference(folder, size, inputs)
+    found, target = 1e6 * difference(folder, size, inputs), TARGETS["difference"]
     report("scale difference to the kernel", found, "1e-6 logits", size, ("the target", target), target)
 
 

@@ -14,7 +14,6 @@ import math
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -47,55 +46,37 @@ GROWTH = (50_000, 100_000, 200_000, 400_000, 1_000_000)
 TARGETS = {"features": 15.0, "memory": 3.0, "scores": 30.0, "growth": 1.1}
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What is measured: rows, fold models that score them, and trees of each model."""
-
-    lesions: int = TEST_LESIONS
-    models: int = 15
-    trees: int = PARAMETERS["iterations"]
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.lesions // 500, self.models, self.trees) < 1:
-            raise InputError("--lesions must be 500 or more, --models and --trees 1 or more.")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--lesions", type=int, default=Sizes.lesions, help="rows (default: %(default)s)")
-    parser.add_argument("--models", type=int, default=Sizes.models, help="fold models that score (default: %(default)s)")
-    parser.add_argument("--trees", type=int, default=Sizes.trees, help="of each model (default: %(default)s)")
+    parser.add_argument("--lesions", type=int, default=TEST_LESIONS, help="rows (default: %(default)s)")
+    parser.add_argument("--models", type=int, default=15, help="fold models that score (default: %(default)s)")
+    parser.add_argument("--trees", type=int, default=PARAMETERS["iterations"], help="of each model (default: %(default)s)")
     parser.add_argument("--growth", action="store_true", help=f"also time the features of {GROWTH[0]} to {GROWTH[-1]} rows")
     add_seed_option(parser)
-    options = vars(parser.parse_args(arguments))
-    with_growth = options.pop("growth")
-    sizes = Sizes(**options)
+    options = parser.parse_args(arguments)
+    lesions = options.lesions
+    if min(lesions // 500, options.models, options.trees) < 1:
+        raise InputError("--lesions must be 500 or more, --models and --trees 1 or more.")
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.pkl"
-        measure(rows, sizes)
-        if with_growth:
-            measure_growth(rows, GROWTH, sizes.seed)
+        progress(f"making {lesions} lesions")
+        alone(write_rows, rows, lesions, options.seed)
+        progress("features")
+        features = alone(measure_features, rows)
+        progress("standard scores and ranks, here and by pandas")
+        context = alone(measure_context, rows)
+        pandas = ("pandas scores and ranks", context["pandas"])
+        report("tabular features", features["seconds"], "s", lesions, pandas, TARGETS["features"])
+        report("tabular scores and ranks", context["arrays"], "s", lesions, pandas)
+        metadata = ("the metadata in memory", features["metadata"])
+        report("tabular memory", features["peak"], "GB", lesions, metadata, TARGETS["memory"])
+        progress(f"training {options.models} models, then their scores")
+        scores = alone(measure_scores, rows, options.models, options.trees)
+        report("tabular scores", scores["seconds"], "s", lesions, ("features", scores["features"]), TARGETS["scores"])
+        if options.growth:
+            measure_growth(rows, GROWTH, options.seed)
     return 0
-
-
-def measure(rows: Path, sizes: Sizes) -> None:
-    """Time and memory of the features, beside pandas; then the time of the models' scores, beside the features."""
-    progress(f"making {sizes.lesions} lesions")
-    alone(write_rows, rows, sizes.lesions, sizes.seed)
-    progress("features")
-    features = alone(measure_features, rows)
-    progress("standard scores and ranks, here and by pandas")
-    context = alone(measure_context, rows)
-    pandas = ("pandas scores and ranks", context["pandas"])
-    report("tabular features", features["seconds"], "s", sizes.lesions, pandas, TARGETS["features"])
-    report("tabular scores and ranks", context["arrays"], "s", sizes.lesions, pandas)
-    metadata = ("the metadata in memory", features["metadata"])
-    report("tabular memory", features["peak"], "GB", sizes.lesions, metadata, TARGETS["memory"])
-    progress(f"training {sizes.models} models, then their scores")
-    scores = alone(measure_scores, rows, sizes.models, sizes.trees)
-    report("tabular scores", scores["seconds"], "s", sizes.lesions, ("features", scores["features"]), TARGETS["scores"])
 
 
 def measure_growth(rows: Path, growth: tuple[int, ...], seed: int) -> None:

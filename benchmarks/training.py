@@ -1,35 +1,26 @@
-"""Measures the fitting of the network: does the input pipeline keep the accelerator busy, and what does the optimizer cost.
+"""Measures the fitting of the network: whether the input pipeline keeps the accelerator busy, and the cost of the optimizer.
 
     python -m benchmarks.training --data data/isic-2024-challenge --image-size 128
 
-Without --data it makes a twin. Each figure compares two ways that take turns in one process, so that a busy machine slows
-both. Prints one JSON line per figure, the median of the rounds.
+Without --data it makes a synthetic dataset. Each figure compares two ways that take turns in one process, so that a busy
+machine slows both. Prints one JSON line per figure, the median of the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.report import progress, report
-from inference.images import ImageStore
+from benchmarks.report import progress, report, take_turns
+from inference.network import NetworkConfig
 from inference.schema import ID, TARGET, read_metadata
 from train.lesions import open_images
-from train.network.batches import Sequence, readable_images, training_batches
-from train.network.fit import (
-    WEIGHT_DECAY,
-    adamw,
-    augmented,
-    input_names,
-    precision,
-    shifted_loss,
-    starting_network,
-    unfreeze,
-)
+from train.network.batches import TrainingData, readable_images
+from train.network.fit import WEIGHT_DECAY, Phase, Plan, batches_for, compiled_model, corrected_loss
+from train.network.model import precision, starting_network
 from train.synthetic.dataset import DatasetConfig, write_dataset
 from utils import InputError, add_seed_option, run_command, set_seed
 
@@ -40,7 +31,7 @@ LEARNING_RATE = 1e-4
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, metavar="DIR", help="competition folder (default: a twin, made for it)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="competition folder (default: a synthetic dataset)")
     parser.add_argument("--image-size", type=int, default=64, help="pixels (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="crops per step (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=10, help="of every measurement (default: %(default)s)")
@@ -50,79 +41,64 @@ def main(arguments: list[str] | None = None) -> int:
     if min(options.batch_size, options.steps, options.rounds) < 1:
         raise InputError("--batch-size, --steps and --rounds must be 1 or more.")
     with tempfile.TemporaryDirectory() as folder:
-        data = options.data or Path(folder)
+        data, lesions = options.data or Path(folder), max(60, options.steps * options.batch_size)
         if options.data is None:
-            progress("making a twin")
-            lesions = max(60, options.steps * options.batch_size)
+            progress("making a synthetic dataset")
             write_dataset(data, DatasetConfig(8, lesions, 0.1, options.seed))
-        measure(data, options)
+        epoch = training_data(data, options.steps, options.image_size, options.batch_size, options.seed)
+        measure(epoch, options.rounds)
     return 0
 
 
-def measure(data: Path, options: argparse.Namespace) -> None:
-    """Reports both figures for the images of a competition folder."""
+def training_data(data: Path, steps: int, image_size: int, batch_size: int, seed: int) -> TrainingData:
+    """One epoch of ``steps`` batches of the lesions of a competition folder, shuffled, repeated where they are too few."""
     metadata, store = read_metadata(data / "train-metadata.csv", labelled=True), open_images(data)
     metadata = metadata[readable_images(store, metadata[ID].to_numpy())]
-    count = options.steps * options.batch_size
-    order = np.resize(np.random.default_rng(options.seed).permutation(len(metadata)), count)
-    labels = metadata[TARGET].to_numpy()[order]
-    rows = Sequence(metadata[ID].to_numpy()[order], {"tabular": np.zeros(count)}, labels, np.ones(count))
-    from_file = batches_of(store, rows, options)
-    from_memory = in_memory(from_file)
-    with precision("auto"):
-        models = {name: compiled(name, options) for name in ("fused", "keras")}
-    progress("tracing")
-    for model in models.values():
-        speed(model, from_memory, options)
-    found = {"file": [], "memory": [], "keras": []}
-    for number in range(options.rounds):
-        progress(f"round {number + 1} of {options.rounds}")
-        found["memory"].append(speed(models["fused"], from_memory, options))
-        found["file"].append(speed(models["fused"], from_file, options))
-        found["keras"].append(speed(models["keras"], from_memory, options))
-    median = {name: float(np.median(values)) for name, values in found.items()}
-    told = {"lesions": len(metadata), "unit": "images/s"}
-    beside = "the same step fed from memory"
-    report("training feed", median["file"], told, beside, median["memory"], TARGETS["feed"])
-    report("training optimizer", median["memory"], told, "Keras's own AdamW", median["keras"], TARGETS["optimizer"])
+    count = steps * batch_size
+    order = np.resize(np.random.default_rng(seed).permutation(len(metadata)), count)
+    return TrainingData(
+        images=store,
+        isic_ids=metadata[ID].to_numpy()[order],
+        inputs={"tabular": np.zeros(count)},
+        targets=metadata[TARGET].to_numpy()[order],
+        sample_weight=np.ones(count),
+        steps=steps,
+        image_size=image_size,
+        batch_size=batch_size,
+        seed=seed,
+    )
 
 
-def batches_of(store: ImageStore, rows: Sequence, options: argparse.Namespace):
-    """What ``train.fusion`` feeds, over and over."""
-    names = ("crop", "tabular", "draws")
-    batches = training_batches(store, rows, options.image_size, options.batch_size, seed=options.seed)
-    return batches.map(lambda inputs, *rest: ({name: inputs[name] for name in names}, *rest)).repeat()
-
-
-def in_memory(batches):
-    """One of these batches, decoded, over and over."""
+def measure(data: TrainingData, rounds: int) -> None:
+    """Images per second of ``fit``: fed from the file and from memory, by the optimizer of train.fusion and by Keras's."""
+    import keras
     import tensorflow as tf
 
-    return tf.data.Dataset.from_tensors(next(iter(batches))).repeat().prefetch(2)
+    set_seed(data.seed)
+    plan = Plan("benchmark", (Phase("stages", "all", 0, 2 * rounds + 1, LEARNING_RATE),), corrected_loss(0.0), True)
+    with precision("auto"):
+        fused, plain = (
+            compiled_model(starting_network(NetworkConfig(data.image_size), "none"), data, plan, plan.phases[0])
+            for _ in range(2)
+        )
+        plain.compile(keras.optimizers.AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY), plan.loss, jit_compile=False)
+    file = batches_for(fused, data, 0).repeat()
+    memory = tf.data.Dataset.from_tensors(next(iter(file))).repeat().prefetch(2)
 
+    def fit(model, batches) -> int:
+        model.fit(batches, steps_per_epoch=data.steps, verbose=0)
+        return len(data.isic_ids)
 
-def compiled(optimizer: str, options: argparse.Namespace):
-    """The fusion network ready to be fitted, every stage, by our optimizer or by Keras's."""
-    import keras
-
-    set_seed(options.seed)
-    network = starting_network({"image_size": options.image_size}, "none")
-    unfreeze(network, "all", from_scratch=True)
-    model = augmented(network)
-    chosen = keras.optimizers.AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    if optimizer == "fused":
-        chosen = adamw(options.steps * (2 * options.rounds + 1), LEARNING_RATE)
-    chosen.build(model.trainable_variables)
-    model.compile(optimizer=chosen, loss=shifted_loss(0.0), jit_compile=False)
-    assert set(input_names(model)) == {"crop", "tabular", "draws"}
-    return model
-
-
-def speed(model, batches, options: argparse.Namespace) -> float:
-    """Images per second of ``fit``."""
-    start = time.perf_counter()
-    model.fit(batches, steps_per_epoch=options.steps, verbose=0)
-    return options.steps * options.batch_size / (time.perf_counter() - start)
+    progress("tracing")
+    for model in (fused, plain):
+        fit(model, memory)
+    found = take_turns(
+        {"memory": lambda: fit(fused, memory), "file": lambda: fit(fused, file), "keras": lambda: fit(plain, memory)}, rounds
+    )
+    lesions, beside = len(set(data.isic_ids)), ("the same step fed from memory", found["memory"])
+    report("training feed", found["file"], "images/s", lesions, beside, TARGETS["feed"])
+    beside = ("Keras's own AdamW", found["keras"])
+    report("training optimizer", found["memory"], "images/s", lesions, beside, TARGETS["optimizer"])
 
 
 if __name__ == "__main__":

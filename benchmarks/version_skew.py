@@ -2,8 +2,8 @@
 
     python -m benchmarks.version_skew --data skew/data --artifacts skew/artifacts --out skew
 
-Kaggle changes its image without asking. Each environment is a virtual environment below --out, made once (some minutes) and
-again when its requirements change. The first one is the reference: the Kaggle image's versions. A local tool.
+Kaggle changes its image without notice. Each environment is a virtual environment below --out, made once (some minutes) and
+again when its requirements change. The first is the reference: the Kaggle image's versions.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ import pandas as pd
 from tqdm import tqdm
 
 from evaluation.dry_run import mount_test_folder, rows_to_score, run_kernel
+from evaluation.studies.compare import markdown_table, write_text
 from inference.artifacts import MANIFEST
 from inference.build_kernel import ROOT
-from inference.files import replacing, write_json
-from inference.schema import ID
+from inference.files import write_json
+from inference.schema import ID, TARGET, read_scores
 from inference.scoring import NETWORK_ALONE
 from utils import InputError, add_data_options, log, run_command
 
 PACKAGES = ("tensorflow", "keras", "catboost", "numpy", "pandas", "h5py")
-#: Name -> what pip is asked for; the first is the reference, the last the oldest that has been seen to work.
+#: Name -> arguments of pip install; the first is the reference, the last has the oldest versions known to work.
 ENVIRONMENTS = {
     "Kaggle": ("-r", str(ROOT / "requirements.txt")),
     "newest": (*PACKAGES, "scipy"),
@@ -44,13 +45,13 @@ ENVIRONMENTS = {
         "scipy==1.13.1",
     ),
 }
-#: Largest difference of a logits, or of a probability, that counts as the same score.
+#: Largest difference of a logit, or of a probability, that counts as the same score.
 TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What the kernel made of the lesions in one environment: its scores by isic_id, and the versions it saw."""
+    """The kernel's scores in one environment, indexed by isic_id, and the versions that it recorded."""
 
     scores: pd.DataFrame
     versions: dict[str, str]
@@ -73,7 +74,7 @@ def environment(name: str, folder: Path) -> Path:
     done = subprocess.run(pip, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise InputError(f"the environment {name} cannot be installed ({reason}); mend its line in version_skew.py.")
+        raise InputError(f"the environment {name} cannot be installed ({reason}); correct its line in version_skew.py.")
     made_of.write_text(asked, encoding="utf-8")
     return python
 
@@ -99,10 +100,10 @@ def score_under(python: Path, competition: Path, artifacts: Path) -> Scored:
     """
     with tempfile.TemporaryDirectory() as name:
         outcome = run_kernel(ROOT / "kernel.py", competition, artifacts, Path(name), python)
-        scores = pd.read_csv(Path(name) / "scores.csv", dtype={ID: "str"}).set_index(ID)
-        submitted = pd.read_csv(Path(name) / "submission.csv", dtype={ID: "str"}).set_index(ID)["target"]
+        scores = read_scores(Path(name) / "scores.csv", ["tabular", "final"])
+        submitted = read_scores(Path(name) / "submission.csv", [TARGET])[TARGET]
     if outcome.facts["fallbacks"]:
-        raise InputError(f"under {python} the kernel fell back: {json.dumps(outcome.facts['fallbacks'])}; its log says why.")
+        raise InputError(f"under {python} the kernel fell back: {json.dumps(outcome.facts['fallbacks'])}; see its log.")
     return Scored(scores.assign(probability=submitted), outcome.facts["versions"])
 
 
@@ -115,17 +116,13 @@ def largest_differences(one: Scored, other: Scored) -> dict[str, float]:
 def as_markdown(results: dict[str, Scored]) -> str:
     """Versions and differences, a row per environment; the first one is the reference."""
     reference = next(iter(results.values()))
-    packages = ("python", *PACKAGES)
-    lines = [
-        "| environment | " + " | ".join(packages) + " | tabular logits | final logits | probability |",
-        "| --- |" + " --- |" * len(packages) + " ---: | ---: | ---: |",
-    ]
+    head = ["environment", "python", *PACKAGES, "tabular logits", "final logits", "probability"]
+    rows = []
     for name, scored in results.items():
-        shown = [f"{value:.1e}" for value in largest_differences(reference, scored).values()]
-        if scored is reference:
-            shown = ["reference", "reference", "reference"]
-        lines.append(f"| {name} | " + " | ".join([*(scored.versions[package] for package in packages), *shown]) + " |")
-    return "\n".join(lines) + "\n"
+        differences = [f"{value:.1e}" for value in largest_differences(reference, scored).values()]
+        shown = ["reference"] * len(differences) if scored is reference else differences
+        rows.append([name, *(scored.versions[package] for package in ("python", *PACKAGES)), *shown])
+    return markdown_table(head, rows)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -143,8 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name in tqdm(ENVIRONMENTS, desc="environments", unit="environment"):
             results[name] = score_under(environment(name, options.out), competition, artifacts)
     table = as_markdown(results)
-    with replacing(options.out / "skew.md") as temporary:
-        temporary.write_text(table, encoding="utf-8")
+    write_text(options.out / "skew.md", table)
     log(table)
     reference = next(iter(results.values()))
     worst = max(max(largest_differences(reference, scored).values()) for scored in results.values())

@@ -1,92 +1,139 @@
+"""The benchmarks themselves, at tiny sizes: what they cost is measured by the commands, not here."""
+
 import json
-import subprocess
-import sys
-from pathlib import Path
 
+import h5py
+import pandas as pd
 import pytest
-from small_network import a_network
 
-from benchmarks import inference, scale, training
-from benchmarks.tabular import growth_exponent, main
+from benchmarks import inference, report, scale, tabular, training
+from benchmarks.report import growth_exponent, run_kernel, take_turns
+from inference.images import ImageStore
+from inference.schema import read_scores
 from utils import InputError
 
-ROOT = Path(__file__).resolve().parents[2]
+
+@pytest.fixture
+def figures(capsys):
+    """``figures()``: the figures printed since the last call, by name; standard output holds nothing else."""
+
+    def read():
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        for line in lines:
+            assert list(line) == ["benchmark", "lesions", "value", "unit", "ratio_to", "ratio", "target"]
+        return lines
+
+    return read
 
 
-def test_the_tabular_benchmark_prints_one_json_line_per_figure():
-    command = [sys.executable, "-m", "benchmarks.tabular", "--lesions", "3000", "--models", "1", "--trees", "5"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    figures = {line["benchmark"]: line for line in map(json.loads, done.stdout.splitlines())}
-    assert list(figures) == ["tabular features", "tabular scores and ranks", "tabular memory", "tabular scores"]
-    for figure in figures.values():
-        assert list(figure) == ["benchmark", "lesions", "value", "unit", "ratio_to", "ratio", "target"]
-        assert figure["lesions"] == 3000
-        assert figure["value"] > 0
-        assert figure["ratio"] > 0
-    assert [figure["unit"] for figure in figures.values()] == ["s", "s", "GB", "s"]
-    assert [figure["target"] for figure in figures.values()] == [15.0, None, 3.0, 30.0]
-    assert figures["tabular memory"]["value"] < 3
+def names(figures):
+    return [figure["benchmark"] for figure in figures]
 
 
-def test_the_training_benchmark_compares_the_feed_and_the_optimizer(monkeypatch, capsys):
-    monkeypatch.setattr("benchmarks.training.starting_network", lambda settings, weights: a_network())
-    assert training.main(["--image-size", "32", "--batch-size", "4", "--steps", "2", "--rounds", "1"]) == 0
-    figures = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [figure["benchmark"] for figure in figures] == ["training feed", "training optimizer"]
-    assert [figure["target"] for figure in figures] == [0.95, 1.0]
-    assert all(figure["value"] > 0 and figure["ratio"] > 0 and figure["lesions"] == 60 for figure in figures)
+@pytest.mark.integration
+def test_the_tabular_benchmark_measures_time_and_memory(figures):
+    assert tabular.main(["--lesions", "3000", "--models", "1", "--trees", "5"]) == 0
+    found = figures()
+    assert names(found) == [f"tabular {name}" for name in ("features", "scores and ranks", "memory", "scores")]
+    assert [figure["lesions"] for figure in found] == [3000] * 4
+    assert [figure["unit"] for figure in found] == ["s", "s", "GB", "s"]
+    assert [figure["target"] for figure in found] == [15.0, None, 3.0, 30.0]
+    assert all(figure["value"] > 0 and figure["ratio"] > 0 for figure in found)
+    assert 0.02 < found[2]["value"] < 3
 
 
-def test_the_inference_benchmark_compares_decoding_images_and_start(monkeypatch, capsys):
-    """The kernel's own process is played: what it costs is measured by the command, not here."""
-    facts = {"seconds": {"tabular": 1.0, "images": 4.0, "writing": 0.5}, "seconds to first batch": 3.0, "peak": 1.2}
-    monkeypatch.setattr(inference, "build_network", lambda config: a_network())
-    monkeypatch.setattr(inference, "run_kernel", lambda folder, artifacts, rows, images=None: facts)
-    assert inference.main(["--images", "60", "--image-size", "32", "--networks", "2", "--rounds", "1", "--growth"]) == 0
-    figures = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [figure["target"] for figure in figures] == [0.85, 3.0, 0.93, 20.0, 1.05, 3.0, 3.0]
-    memory, plain, stage, start, growth, *peaks = figures
-    assert memory["value"] == plain["value"] > 0
-    assert stage["benchmark"] == "inference image stage"
-    assert stage["ratio"] > 0
-    assert start["value"] == 3.0
-    assert growth["value"] == 0.0  # the same seconds for any number of images
-    assert [peak["value"] for peak in peaks] == [1.2, 1.2]
+def test_the_growth_of_the_features_is_measured(figures, tmp_path, monkeypatch):
+    monkeypatch.setattr(tabular, "alone", lambda work, *arguments: work(*arguments))  # memory is not measured here
+    tabular.measure_growth(tmp_path / "rows.pkl", (500, 4000), 0)
+    (found,) = figures()
+    assert (found["benchmark"], found["lesions"], found["target"]) == ("tabular growth", 4000, 1.1)
+    assert -0.5 < found["value"] < 1.5
 
 
-def test_the_scale_benchmark_compares_two_sizes_and_the_kernel(monkeypatch, capsys):
-    """The cluster and the kernel are played: what they cost is measured by the command, not here."""
-    asked = []
+def test_the_training_benchmark_compares_the_feed_and_the_optimizer(eager, figures):
+    assert training.main(["--image-size", "32", "--batch-size", "2", "--steps", "1", "--rounds", "1"]) == 0
+    found = figures()
+    assert names(found) == ["training feed", "training optimizer"]
+    assert [figure["target"] for figure in found] == [0.95, 1.0]
+    assert all(figure["value"] > 0 and figure["ratio"] > 0 for figure in found)
 
-    def score(folder, size, images, artifacts):
-        asked.append((size, len(list((folder / f"archive{size}").glob("*.parquet")))))
-        return size / 1_000, size / 1_000
 
-    monkeypatch.setattr(scale, "IMAGES", 3)
-    monkeypatch.setattr(scale, "make_artifacts", lambda folder, options: folder)
-    monkeypatch.setattr(scale, "score", score)
-    monkeypatch.setattr(scale, "difference", lambda *_: 3e-6)
-    assert scale.main(["--sizes", "400", "800", "--lesions", "400"]) == 0
-    assert asked == [(400, 1), (800, 2)]
-    figures = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [figure["value"] for figure in figures] == [1000, 1000, 1, 0.8, 3]
-    assert [figure["target"] for figure in figures] == [None, None, 1.05, 3.0, 10]
-    assert figures[-1]["ratio"] == 0.3
+@pytest.mark.integration
+def test_the_inference_benchmark_compares_reading_decoding_images_and_start(figures):
+    assert inference.main(["--images", "60", "--image-size", "32", "--networks", "2", "--rounds", "1"]) == 0
+    found = figures()
+    kinds = ["reading", "decoding", "decoding", "image stage", "start to first batch, 2 networks"]
+    assert names(found) == [f"inference {kind}" for kind in kinds]
+    assert [figure["lesions"] for figure in found] == [300, 300, 300, 60, 3]
+    assert [figure["target"] for figure in found] == [2.0, 0.85, 3.0, 0.93, 20.0]
+    assert found[1]["value"] == found[2]["value"]
+    assert all(figure["value"] > 0 and figure["ratio"] > 0 for figure in found)
+    assert found[-1]["ratio"] < 1.1  # the first batch comes before the end; seconds are rounded
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_the_growth_of_the_kernel_is_measured_in_images_and_in_rows(trained, tmp_path, figures):
+    store = ImageStore(trained.data / "train-image.hdf5")
+    report.train_small(trained.data, tmp_path, 2, ["--seeds", "1", "--params", str(few_trees(tmp_path))])
+    inference.measure_growth(store, tmp_path, (400, 800), 1000)
+    found = figures()
+    assert names(found) == ["inference growth", "inference memory, images", "inference memory, rows"]
+    assert [figure["lesions"] for figure in found] == [800, 800, 1000]
+    assert 0 < found[0]["value"] < 2
+    assert all(0.1 < figure["value"] < 3 for figure in found[1:])
+
+
+def few_trees(folder):
+    path = folder / "few_trees.json"
+    path.write_text('{"iterations": 20}')
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_the_scale_benchmark_compares_two_sizes_and_the_kernel(figures):
+    assert scale.main(["--sizes", "400", "800", "--lesions", "400", "--images", "30", "--trees", "10"]) == 0
+    found = figures()
+    assert names(found) == [f"scale {name}" for name in ("speed", "speed", "growth", "memory", "difference to the kernel")]
+    assert [figure["lesions"] for figure in found] == [400, 800, 800, 800, 800]
+    assert [figure["target"] for figure in found] == [None, None, 1.05, 3.0, 10]
+    assert found[0]["ratio"] == 1
+    assert 0 < found[3]["value"] < 3
+    assert 0 <= found[4]["value"] < 10  # 1e-6 logits
 
 
 @pytest.mark.parametrize("sizes", [["400"], ["400", "500"], ["200", "400"]])
-def test_the_scale_benchmark_wants_two_multiples_of_its_twin(sizes):
+def test_the_scale_benchmark_needs_two_multiples_of_its_dataset(sizes):
     with pytest.raises(InputError, match="must be two or more multiples of --lesions 400"):
         scale.main(["--sizes", *sizes, "--lesions", "400"])
 
 
-def test_the_growth_exponent_is_the_power_of_rows():
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [(tabular, "--lesions"), (tabular, "--models"), (tabular, "--trees"), (inference, "--networks"), (training, "--steps")],
+)
+def test_nothing_to_measure_is_refused(command, option):
+    with pytest.raises(InputError, match=option):
+        command.main([option, "0"])
+
+
+def test_the_growth_exponent_is_the_power_of_the_size():
     assert growth_exponent((10, 100, 1000), [0.5, 5.0, 50.0]) == pytest.approx(1.0)
     assert growth_exponent((10, 100, 1000), [2.0, 200.0, 20_000.0]) == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize("option", ["--lesions", "--models", "--trees"])
-def test_nothing_to_measure_is_refused(option):
-    with pytest.raises(InputError, match=option):
-        main([option, "0"])
+def test_ways_take_turns_and_the_median_counts(monkeypatch):
+    seconds, order = iter([1, 1, 4, 1, 2, 1]), []
+    monkeypatch.setattr(report, "timed", lambda way: (next(seconds), way()))
+    ways = {name: lambda name=name: order.append(name) or 8 for name in ("one", "other")}
+    assert take_turns(ways, 3) == {"one": 4, "other": 8}
+    assert order == ["one", "other"] * 3
+
+
+def test_the_kernel_is_run_on_the_rows_and_images_given(tabular_only, trained, mounted, tmp_path):
+    rows = pd.read_csv(mounted / "test-metadata.csv", dtype="str", keep_default_na=False)
+    run = run_kernel(tmp_path / "run", rows, [("ISIC_0000001", b"no image")], tabular_only)
+    assert run["lesions"] == len(rows) == len(read_scores(tmp_path / "run" / "scores.csv", ["final"]))
+    with h5py.File(tmp_path / "run" / "test-image.hdf5") as file:
+        assert list(file) == ["ISIC_0000001"]

@@ -22,8 +22,8 @@ from inference.artifacts import load_manifest
 from utils import InputError
 
 
-def scored(tabular, fusion, keras="3.13.2"):
-    frame = pd.DataFrame({"tabular": tabular, "final": fusion, "probability": 1 / (1 + np.exp(-np.array(fusion)))})
+def scored(tabular, final, keras="3.13.2"):
+    frame = pd.DataFrame({"tabular": tabular, "final": final, "probability": 1 / (1 + np.exp(-np.array(final)))})
     return Scored(frame, dict.fromkeys(("python", *PACKAGES), "1.0") | {"keras": keras})
 
 
@@ -72,13 +72,13 @@ def test_an_environment_is_made_once_and_again_when_it_changes(monkeypatch, tmp_
     assert made == ["venv", "pip"] * 2
 
 
-def test_what_pip_cannot_install_is_said(monkeypatch, tmp_path):
+def test_an_environment_that_pip_cannot_install_is_refused(monkeypatch, tmp_path):
     monkeypatch.setitem(ENVIRONMENTS, "newest", ("--no-index", "no-such-package-anywhere"))
     with pytest.raises(InputError, match=r"environment newest cannot be installed .*no-such-package-anywhere"):
         environment("newest", tmp_path)
 
 
-def test_no_rank_hides_what_the_networks_say(trained, mounted, tmp_path):
+def test_the_networks_alone_are_compared(trained, mounted, tmp_path):
     before = load_manifest(trained.artifacts)
     alone = load_manifest(with_networks_alone(trained.artifacts, tmp_path / "artifacts"))
     assert alone["network"]["combination"] == {"kind": "network"}
@@ -89,27 +89,27 @@ def test_no_rank_hides_what_the_networks_say(trained, mounted, tmp_path):
     assert (scores["final"] != scores["tabular"]).all()
 
 
-def played(monkeypatch, results):
-    """Every environment is this Python; what the kernel makes in each is given."""
+def stand_in(monkeypatch, results):
+    """Every environment is this Python; the kernel's scores in each are given."""
     given = iter(results)
     monkeypatch.setattr(version_skew, "environment", lambda name, folder: sys.executable)
     monkeypatch.setattr(version_skew, "score_under", lambda *_: next(given))
 
 
 def test_equal_scores_make_a_table(trained, tmp_path, monkeypatch, capsys):
-    played(monkeypatch, [ONE, OTHER, ONE])
+    stand_in(monkeypatch, [ONE, OTHER, ONE])
     where = ["--data", str(trained.data), "--artifacts", str(trained.artifacts), "--out", str(tmp_path)]
     assert main(where) == 0
     assert (tmp_path / "skew.md").read_text(encoding="utf-8") in capsys.readouterr().out
 
 
 def test_other_scores_are_refused(trained, tmp_path, monkeypatch):
-    played(monkeypatch, [ONE, scored([-1.0, 2.0], [-1.5, 2.6]), ONE])
+    stand_in(monkeypatch, [ONE, scored([-1.0, 2.0], [-1.5, 2.6]), ONE])
     where = ["--data", str(trained.data), "--artifacts", str(trained.artifacts), "--out", str(tmp_path)]
     with pytest.raises(InputError, match=r"differ by up to 1\.0e-01"):
         main(where)
 
 
 def test_the_real_kernel_is_scored_and_a_fall_back_refused(tabular_only, mounted):
-    with pytest.raises(InputError, match="no network"):
+    with pytest.raises(InputError, match="no_network"):
         version_skew.score_under(Path(sys.executable), mounted, tabular_only)
