@@ -70,7 +70,7 @@ def draw_sizes(sizes: np.ndarray) -> Markup:
         ticks = [tick for tick in (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000) if tick <= sizes.max()]
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axes.minorticks_off()
-        axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
         axes.set(xlabel="lesions of the patient (logarithmic)", ylabel="patients")
         axes.grid(axis="y")
     middle = f"median {np.median(sizes):,.0f}, from {sizes.min():,} to {sizes.max():,}"
