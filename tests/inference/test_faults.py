@@ -1,4 +1,4 @@
-"""Every fault of the README's table, injected: the submission is whole, and run.json says and counts what happened."""
+"""Every fault of the table in docs/inference.md, injected: the submission is whole, and run.json counts what happened."""
 
 import fcntl
 import io
@@ -18,19 +18,19 @@ from inference.network import NetworkConfig, build_network
 from inference.schema import ID, NUMBERS, PATIENT
 from inference.submission import main
 
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("small_networks")]
+
 
 @pytest.fixture
 def competition(mounted, tmp_path):
-    """A copy of the test folder to do harm to."""
+    """A copy of the test folder, to damage."""
     return shutil.copytree(mounted, tmp_path / "competition")
 
 
 @pytest.fixture
-def artifacts(trained, tmp_path):
-    """A copy of the artifacts to do harm to; the scores are the networks' logits as they are."""
-    folder = shutil.copytree(trained.artifacts, tmp_path / "artifacts")
-    edit_manifest(folder, lambda manifest: manifest["network"].update(combination={"kind": "network"}))
-    return folder
+def artifacts(small_artifacts, tmp_path):
+    """A copy of the artifacts, to damage; the final logits are the networks' logits."""
+    return shutil.copytree(small_artifacts, tmp_path / "artifacts")
 
 
 def edit_manifest(folder, edit):
@@ -40,7 +40,7 @@ def edit_manifest(folder, edit):
 
 
 def sign(folder, name):
-    """Makes the manifest vouch for a file as it now is."""
+    """Puts the SHA-256 of a file as it now is into the manifest."""
     edit_manifest(folder, lambda manifest: manifest["files"].update({name: sha256_of(folder / name)}))
 
 
@@ -90,14 +90,9 @@ UNUSUAL = {
 
 
 @pytest.fixture(scope="module")
-def with_odd_images(trained, mounted, tmp_path_factory):
+def with_odd_images(small_artifacts, small_networks, mounted, tmp_path_factory):
     """One run over all of them: which fault each lesion has, its scores, run.json."""
-    from conftest import without_graphs
-
-    folder = tmp_path_factory.mktemp("odd")
-    competition = shutil.copytree(mounted, folder / "competition")
-    artifacts = shutil.copytree(trained.artifacts, folder / "artifacts")
-    edit_manifest(artifacts, lambda manifest: manifest["network"].update(combination={"kind": "network"}))
+    competition = shutil.copytree(mounted, tmp_path_factory.mktemp("odd") / "competition")
     faults = dict(zip(read_table(competition)[ID], BROKEN | UNUSUAL, strict=False))
     with h5py.File(competition / "test-image.hdf5", "r+") as file:
         for isic_id, fault in faults.items():
@@ -105,8 +100,7 @@ def with_odd_images(trained, mounted, tmp_path_factory):
             del file[isic_id]
             if content is not None:
                 file.create_dataset(isic_id, data=np.void(content) if content else h5py.Empty("S1"))
-    with without_graphs():
-        _, scores, facts = scored(competition, artifacts)
+    _, scores, facts = scored(competition, small_artifacts)
     return {fault: isic_id for isic_id, fault in faults.items()}, scores, facts
 
 
@@ -125,7 +119,7 @@ def test_an_unusual_image_is_scored_like_any_other(with_odd_images, kind):
     row = scores.loc[lesion_with[kind]]
     assert row["image_scored"] == 1
     assert row["final"] != row["tabular"]
-    assert facts["scored by image"] == len(scores) - len(BROKEN)
+    assert facts["image_scored"] == len(scores) - len(BROKEN)
 
 
 @pytest.mark.parametrize("size", [0, 100, 5_000])
@@ -138,7 +132,7 @@ def test_a_cut_off_or_empty_image_file_leaves_the_tabular_submission(artifacts, 
     assert any("cannot be opened as HDF5" in note for note in facts["notes"])
 
 
-def test_files_that_somebody_has_locked_are_read(artifacts, competition, eager):
+def test_files_locked_by_another_process_are_read(artifacts, competition):
     files = [competition / "test-image.hdf5", *artifacts.glob("*.weights.h5")]
     with ExitStack() as locks:
         for path in files:
@@ -198,9 +192,9 @@ def test_a_table_in_disorder_is_scored_and_each_repair_counted(tabular_only, com
 
 
 @pytest.mark.parametrize("name", ["attribution", "anatom_site_general", "sex", "tbp_tile_type"])
-def test_a_value_unseen_in_training_is_scored_and_told(tabular_only, competition, name):
+def test_a_value_unseen_in_training_is_scored_and_counted(tabular_only, competition, name):
     table = read_table(competition)
-    first_rows(name, "never met", "nor this")(table).to_csv(competition / "test-metadata.csv", index=False)
+    first_rows(name, "another value", "and another")(table).to_csv(competition / "test-metadata.csv", index=False)
     _, _, facts = scored(competition, tabular_only)
     assert facts["values_unseen_in_training"][name] == 2
 
@@ -263,7 +257,7 @@ def test_without_a_usable_sample_submission_the_metadata_decides(tabular_only, c
 # Artifacts
 
 
-def test_a_network_whose_weights_do_not_fit_is_left_out(artifacts, competition, eager):
+def test_a_network_whose_weights_do_not_fit_is_left_out(artifacts, competition):
     build_network(NetworkConfig(32, head_units=3)).save_weights(artifacts / "fusion_fold1.weights.h5")
     sign(artifacts, "fusion_fold1.weights.h5")
     _, scores, facts = scored(competition, artifacts)
@@ -293,17 +287,17 @@ def test_a_corrupted_catboost_model_is_left_out(tabular_only, competition, tmp_p
 # Hardware and time
 
 
-def test_too_little_memory_takes_smaller_batches(artifacts, competition, eager, monkeypatch):
+def test_too_little_memory_takes_smaller_batches(artifacts, competition, monkeypatch):
     import tensorflow as tf
 
     from inference.network import Ensemble
 
     really = Ensemble._shared
 
-    def small(self, crops, opinion):
+    def small(self, crops, tabular):
         if len(crops) > 8:
             raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
-        return really(self, crops, opinion)
+        return really(self, crops, tabular)
 
     monkeypatch.setattr(Ensemble, "_shared", small)
     _, scores, facts = scored(competition, artifacts, ["--batch-size", "32"])
@@ -311,10 +305,10 @@ def test_too_little_memory_takes_smaller_batches(artifacts, competition, eager, 
     assert facts["fallbacks"] == {"accelerator_memory": 2}  # 32, 16, 8
 
 
-def test_where_not_even_one_crop_fits_the_tabular_scores_stay(artifacts, competition, eager, monkeypatch):
+def test_where_not_even_one_crop_fits_the_tabular_scores_stay(artifacts, competition, monkeypatch):
     import tensorflow as tf
 
-    def never(self, crops, opinion):
+    def never(self, crops, tabular):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
 
     monkeypatch.setattr("inference.network.Ensemble._shared", never)
@@ -323,20 +317,20 @@ def test_where_not_even_one_crop_fits_the_tabular_scores_stay(artifacts, competi
     assert facts["fallbacks"]["network_stopped"] == 1
 
 
-def test_a_time_budget_that_is_nearly_spent_leaves_the_rest_tabular(artifacts, competition, eager):
+def test_a_time_budget_that_is_nearly_spent_leaves_the_rest_tabular(artifacts, competition):
     _, scores, facts = scored(competition, artifacts, ["--batch-size", "4", "--time-budget", "0.000001"])
     assert scores["image_scored"].sum() == 4
     assert facts["fallbacks"]["images_not_reached"] == len(scores) - 4
     assert (scores["final"] == scores["tabular"])[scores["image_scored"] == 0].all()
 
 
-def test_output_that_is_not_finite_is_not_submitted(artifacts, competition, eager, monkeypatch):
+def test_output_that_is_not_finite_is_not_submitted(artifacts, competition, monkeypatch):
     from inference.network import Ensemble
 
     really = Ensemble._shared
 
-    def partly_nan(self, crops, opinion):
-        found = really(self, crops, opinion).copy()
+    def partly_nan(self, crops, tabular):
+        found = really(self, crops, tabular).copy()
         found[::2] = [np.nan, np.inf][len(found) % 2]
         return found
 

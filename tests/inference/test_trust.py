@@ -1,4 +1,4 @@
-"""What the kernel never does: reach the network, unpickle, run text, open what the manifest does not vouch for."""
+"""What the kernel never does: reach the network, unpickle, run text, open a file that the manifest does not name."""
 
 import ast
 import json
@@ -13,15 +13,15 @@ from inference.artifacts import checked_file, load_manifest
 from inference.build_kernel import ROOT
 from utils import InputError
 
-#: Runs kernel.py, and writes down what Python's audit hooks tell of it.
+#: Runs kernel.py and records the events of Python's audit hooks.
 WATCHED = """
 import json, runpy, sys
-told = []
+events = []
 def note(event, arguments):
     if event in ("open", "pickle.find_class", "subprocess.Popen", "os.system", "os.exec"):
-        told.append([event, str(arguments[0])])
+        events.append([event, str(arguments[0])])
     elif event.startswith(("socket.", "urllib.", "http.", "ftplib.", "smtplib.")):
-        told.append([event, str(arguments)])
+        events.append([event, str(arguments)])
 sys.addaudithook(note)
 kernel, report = sys.argv[1], sys.argv[2]
 sys.argv = [kernel, *sys.argv[3:]]
@@ -29,7 +29,7 @@ try:
     runpy.run_path(kernel, run_name="__main__")
 finally:
     with open(report, "w") as file:
-        json.dump(told, file)
+        json.dump(events, file)
 """
 
 
@@ -43,28 +43,28 @@ def watched(trained, mounted, tmp_path_factory):
     (artifacts / "model.pkl").write_bytes(b"cposix\nsystem\n(S'true'\ntR.")
     (folder / "watched.py").write_text(WATCHED)
     command = [*without_network()[0], sys.executable, "-I", str(folder / "watched.py"), str(ROOT / "kernel.py")]
-    command += [str(folder / "told.json"), "--competition", str(mounted), "--artifacts", str(artifacts)]
+    command += [str(folder / "events.json"), "--competition", str(mounted), "--artifacts", str(artifacts)]
     subprocess.run([*command, "--output", str(folder / "submission.csv")], check=True, cwd=folder, capture_output=True)
     assert json.loads((folder / "run.json").read_text())["fallbacks"] == {}
-    return artifacts, json.loads((folder / "told.json").read_text())
+    return artifacts, json.loads((folder / "events.json").read_text())
 
 
 def test_nothing_is_asked_of_a_network(watched):
     calls = {
         event for event, _ in watched[1] if event.partition(".")[0] in ("socket", "urllib", "http", "ftplib", "smtplib")
     }
-    assert calls <= {"socket.__new__", "socket.bind"}  # urllib3 sees, when imported, whether IPv6 exists; nobody is called
+    assert calls <= {"socket.__new__", "socket.bind"}  # urllib3 checks on import whether IPv6 exists; no connection is made
 
 
 def test_nothing_is_unpickled_and_no_program_is_started(watched):
     assert not {event for event, _ in watched[1]} & {"pickle.find_class", "os.system", "os.exec"}
     started = {what for event, what in watched[1] if event == "subprocess.Popen"}
-    assert started <= {"uname", "lscpu"}  # the standard library's platform and NumPy ask what machine this is
+    assert started <= {"uname", "lscpu"}  # the standard library's platform and NumPy ask for the machine
 
 
 def test_only_files_that_the_manifest_names_are_opened(watched):
-    artifacts, told = watched
-    opened = {what.rpartition("/")[2] for event, what in told if event == "open" and what.startswith(str(artifacts))}
+    artifacts, events = watched
+    opened = {what.rpartition("/")[2] for event, what in events if event == "open" and what.startswith(str(artifacts))}
     manifest = load_manifest(artifacts)
     assert "fusion_fold0.weights.h5" in opened
     assert opened <= {"manifest.json", *manifest["files"]}
