@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evaluation.dry_run import checked_submission, main, mount_test_folder, rows_to_score, without_network
+from evaluation import dry_run
+from evaluation.dry_run import Outcome, checked_submission, main, mount_test_folder, rows_to_score, without_network
 from inference.artifacts import load_manifest
 from inference.build_kernel import ROOT
 from inference.schema import ID, PATIENT, TARGET, TEST_COLUMNS
+from inference.submission import main as run_submission
 from utils import InputError, partial_auc
 
 
@@ -27,7 +29,7 @@ def test_the_mounted_folder_is_what_kaggle_would_mount(trained, tmp_path):
     ]
     header = (folder / "test-metadata.csv").read_text(encoding="utf-8").splitlines()[0]
     assert header.split(",") == list(TEST_COLUMNS)
-    # Cells are passed on as text: what the kernel reads is what training read, to the last digit.
+    # Cells stay text: the kernel reads what training read, to the last digit.
     published = pd.read_csv(trained.data / "train-metadata.csv", dtype=str, keep_default_na=False).set_index(ID)
     mounted = pd.read_csv(folder / "test-metadata.csv", dtype=str, keep_default_na=False).set_index(ID)
     pd.testing.assert_frame_equal(mounted, published.loc[mounted.index, mounted.columns])
@@ -49,19 +51,24 @@ def test_a_share_of_the_images_can_be_withheld(trained, tmp_path):
     assert 0.3 * len(ids) < len(half) < 0.7 * len(ids)
 
 
-def test_lesions_whose_image_is_withheld_keep_their_tabular_score(trained, tmp_path, capsys):
+def test_lesions_whose_image_is_withheld_keep_their_tabular_score(trained, tmp_path, capsys, monkeypatch, eager):
+    def in_process(kernel, competition, artifacts, report):
+        files = ["--output", str(report / "submission.csv"), "--scores", str(report / "scores.csv")]
+        assert run_submission(["--competition", str(competition), "--artifacts", str(artifacts), *files]) == 0
+        return Outcome(1.0, "none", json.loads((report / "run.json").read_text()))
+
+    monkeypatch.setattr(dry_run, "run_kernel", in_process)
     where = ["--data", str(trained.data), "--artifacts", str(trained.artifacts), "--report", str(tmp_path / "report")]
-    main([*where, "--lose-images", "0.5"])
+    assert main([*where, "--lose-images", "0.5"]) == 0
     run = json.loads((tmp_path / "report" / "run.json").read_text())
-    assert 0 < run["scored by image"] < run["lesions"]
-    assert run["fallbacks"]["lesions without image score"] == run["lesions"] - run["scored by image"]
-    told = "of the images, 50% drawn at random were withheld from the kernel"
-    assert told in capsys.readouterr().out
-    assert told in (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert 0 < run["image_scored"] < run["lesions"]
+    assert run["fallbacks"]["lesions_without_image_score"] == run["lesions"] - run["image_scored"]
+    assert "50%" in capsys.readouterr().out
+    assert re.search(r'class="warning">50% of the images', (tmp_path / "report" / "index.html").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("share", ["-0.1", "1.5", "nan"])
-def test_what_is_no_share_is_refused(trained, share):
+def test_a_share_outside_of_0_to_1_is_refused(trained, share):
     with pytest.raises(InputError, match=rf"--lose-images {share} is no share of the images; give 0 to 1"):
         main(["--data", str(trained.data), "--artifacts", str(trained.artifacts), "--lose-images", share])
 
@@ -74,22 +81,17 @@ def test_holdout_rows_are_those_that_training_held_out(trained):
     assert len(rows_to_score(trained.data, trained.artifacts, "all")) == len(folds)
 
 
-@pytest.fixture(scope="module")
-def report(trained, tmp_path_factory):
-    """The report folder of a dry run made by its command, and what the command printed."""
-    folder = tmp_path_factory.mktemp("dry_run") / "report"
-    command = [
-        sys.executable,
-        "-m",
-        "evaluation.dry_run",
-        "--data",
-        str(trained.data),
-        "--artifacts",
-        str(trained.artifacts),
-    ]
-    done = subprocess.run([*command, "--report", str(folder)], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+@pytest.fixture
+def report(report_folder):
+    """The report folder of a dry run, and what the command printed."""
+    return report_folder, (report_folder / "printed.txt").read_text(encoding="utf-8")
+
+
+def test_the_command_exits_with_2_on_bad_input(tmp_path):
+    command = [sys.executable, "-m", "evaluation.dry_run", "--data", str(tmp_path), "--artifacts", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.match(r"error: .*train-metadata\.csv", done.stderr)
 
 
 def test_the_table_is_the_metric_of_the_submission(trained, report):
@@ -101,10 +103,10 @@ def test_the_table_is_the_metric_of_the_submission(trained, report):
     assert scored["final"] == f"{partial_auc(rows[TARGET], submission):.4f}"
     truth = pd.read_csv(trained.data / "truth.csv").set_index(ID).loc[rows[ID], "probability"]
     assert scored["best possible"] == f"{partial_auc(rows[TARGET], truth):.4f}"
-    assert re.search(r"fusion - tabular, paired: [+-]0\.\d{4} \[[+-]0\.\d{4}, [+-]0\.\d{4}\] pAUC", printed)
+    assert re.search(r"final - tabular, paired: [+-]0\.\d{4} \[[+-]0\.\d{4}, [+-]0\.\d{4}\] pAUC", printed)
 
 
-def test_the_page_says_how_it_was_made(trained, report):
+def test_the_page_names_what_it_was_made_of(trained, report):
     folder, printed = report
     page = (folder / "index.html").read_text(encoding="utf-8")
     isolation = without_network()[1]
@@ -112,15 +114,15 @@ def test_the_page_says_how_it_was_made(trained, report):
     assert isolation in printed
     facts = json.loads((folder / "run.json").read_text())
     assert facts["versions"]["tensorflow"] in page
-    assert f"<td>{facts['most memory, GB']:,.4g}</td>" in page
+    assert f"<td>{facts['peak_memory_gb']:,.4g}</td>" in page
     for name, expected in load_manifest(trained.artifacts)["files"].items():
         assert f'<th scope="row">{name}</th>' in page
-        assert f"{expected}, as the manifest says" in page
+        assert f"{expected}, as in the manifest" in page
     words = re.sub(r"data:image/jpeg;base64,[\w+/=]+", "", page)
     assert "http" not in words.replace("http://www.w3.org", "").replace("http-equiv", "")
 
 
-def test_the_page_tells_what_the_command_prints(report):
+def test_the_page_holds_what_the_command_prints(report):
     folder, printed = report
     page = (folder / "index.html").read_text(encoding="utf-8")
     for name, pauc, low, high, area in re.findall(
@@ -129,20 +131,20 @@ def test_the_page_tells_what_the_command_prints(report):
         assert f'<th scope="row">{name}</th><td>{pauc}</td><td>{low} to {high}</td><td>{area}</td>' in page
 
 
-def test_the_page_shows_lesions_through_the_networks(trained, report):
+def test_the_page_shows_lesions_with_heat_maps(trained, report):
     folder, _ = report
     page = (folder / "index.html").read_text(encoding="utf-8")
     rows = rows_to_score(trained.data, trained.artifacts, "holdout")
     shown = min(8, int(rows[TARGET].sum())) + min(8, int((rows[TARGET] == 0).sum()))
     assert page.count("right of it the same crop under its heat map") == shown
-    assert "mean over the 2 fold networks" in page
+    assert "mean over 2 fold networks" in page
     assert len(page) < 15_000_000
 
 
 def test_the_isolation_takes_the_network_away():
     prefix, _ = without_network()
     if not prefix:
-        pytest.skip("this system lets us make no network namespace, so the kernel runs here with a network")
+        pytest.skip("this system allows no network namespace")
     look = "import socket; print([name for _, name in socket.if_nameindex()])"
     done = subprocess.run([*prefix, sys.executable, "-c", look], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['lo']"
