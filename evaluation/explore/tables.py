@@ -36,6 +36,15 @@ DUCKLING_COLUMNS = (
     "tbp_lv_deltaLBnorm",
     "tbp_lv_color_std_mean",
 )
+#: Title -> column by which malignancy rates are listed.
+GROUPINGS = {
+    "site": "anatom_site_general",
+    "sex": "sex",
+    "age in years": "age_approx",
+    "hospital": HOSPITAL,
+    "tile type": "tbp_tile_type",
+    "image type": "image_type",
+}
 AGE_BANDS = ("under 20", *(f"{age} to {age + 9}" for age in range(20, 80, 10)), "80 and over")
 SIZE_BANDS = {"1": 1, "2 to 9": 2, "10 to 49": 10, "50 to 199": 50, "200 to 999": 200, "1000 and more": 1000}
 #: Critical value of the two-sample Kolmogorov-Smirnov statistic at 5 %, times sqrt(1/n + 1/m) (Smirnov 1948).
@@ -47,11 +56,6 @@ def kind_of(frame: pd.DataFrame, name: str) -> str:
     if name in KINDS:
         return KINDS[name]
     return "number" if pd.api.types.is_numeric_dtype(frame[name]) else "category"
-
-
-def columns_of(frame: pd.DataFrame, kind: str) -> list[str]:
-    """The columns of one kind, in the order of the file."""
-    return [name for name in frame if kind_of(frame, name) == kind]
 
 
 def summary(values: pd.Series, kind: str) -> str:
@@ -75,25 +79,16 @@ def column_table(train: pd.DataFrame, test: pd.DataFrame | None) -> pd.DataFrame
         ``column``, ``kind``, ``unit``; ``missing`` rows of train and their ``share``, 0 to 1 (NaN where train lacks the
         column); ``test_share`` (NaN where test lacks it); ``distinct`` values and ``values`` in words.
     """
-    only_test = [] if test is None else [name for name in test if name not in train]
+    test = train.iloc[:0, :0] if test is None else test  # no columns
     rows = []
-    for name in [*train, *only_test]:
-        frame = train if name in train else test
-        kind, in_train = kind_of(frame, name), name in train
-        in_test = test is not None and name in test
-        rows.append(
-            {
-                "column": name,
-                "kind": kind,
-                "unit": UNITS.get(name, ""),
-                "missing": int(train[name].isna().sum()) if in_train else np.nan,
-                "share": train[name].isna().mean() if in_train else np.nan,
-                "test_share": test[name].isna().mean() if in_test else np.nan,
-                "distinct": frame[name].nunique(),
-                "values": summary(frame[name], kind),
-            }
-        )
-    return pd.DataFrame(rows)
+    for name in dict.fromkeys([*train, *test]):
+        values = train[name] if name in train else test[name]
+        kind = kind_of(train if name in train else test, name)
+        missing = train[name].isna().sum() if name in train else np.nan
+        shares = [frame[name].isna().mean() if name in frame else np.nan for frame in (train, test)]
+        rows.append((name, kind, UNITS.get(name, ""), missing, *shares, values.nunique(), summary(values, kind)))
+    columns = ["column", "kind", "unit", "missing", "share", "test_share", "distinct", "values"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def total_variation(first: pd.Series, second: pd.Series) -> float:
@@ -112,25 +107,16 @@ def shift_table(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for name in (name for name in train if name in test):
-        kind = kind_of(train, name)
+        kind, both = kind_of(train, name), (train[name], test[name])
         if kind not in ("number", "category"):
             continue
-        first, second = train[name].dropna(), test[name].dropna()
+        first, second = (values.dropna() for values in both)
         distance = np.nan
         if len(first) and len(second):
             ks = kind == "number"
             distance = ks_2samp(first, second, method="asymp").statistic if ks else total_variation(first, second)
-        rows.append(
-            {
-                "column": name,
-                "kind": kind,
-                "distance": float(distance),
-                "train": summary(first, kind),
-                "test": summary(second, kind),
-                "train_share": train[name].isna().mean(),
-                "test_share": test[name].isna().mean(),
-            }
-        )
+        words, missing = (summary(values, kind) for values in both), (values.isna().mean() for values in both)
+        rows.append((name, kind, float(distance), *words, *missing))
     columns = ["column", "kind", "distance", "train", "test", "train_share", "test_share"]
     return pd.DataFrame(rows, columns=columns).sort_values("distance", ascending=False, kind="stable", ignore_index=True)
 
@@ -163,36 +149,29 @@ def rate_table(groups: pd.Series, labels: pd.Series, patients: pd.Series, order:
     Returns:
         ``group``, ``lesions``, ``patients``, ``malignant``; ``rate``, ``low`` and ``high``, 0 to 1.
     """
-    table = pd.DataFrame({"group": groups.astype(object).where(groups.notna(), MISSING).astype(str).to_numpy()})
-    table["label"], table["patient"] = labels.to_numpy(), patients.to_numpy()
-    table = table.groupby("group").agg(
+    names = groups.astype(object).where(groups.notna(), MISSING).astype(str)
+    lesions = pd.DataFrame({"group": names.to_numpy(), "label": labels.to_numpy(), "patient": patients.to_numpy()})
+    table = lesions.groupby("group", as_index=False).agg(
         lesions=("label", "size"), patients=("patient", "nunique"), malignant=("label", "sum")
     )
     table["rate"] = table["malignant"] / table["lesions"]
-    intervals = [
-        binomtest(int(row["malignant"]), int(row["lesions"])).proportion_ci(method="wilson") for _, row in table.iterrows()
-    ]
+    counts = zip(table["malignant"], table["lesions"], strict=True)
+    intervals = [binomtest(int(malignant), int(size)).proportion_ci(method="wilson") for malignant, size in counts]
     table["low"], table["high"] = [each.low for each in intervals], [each.high for each in intervals]
     places = {name: place for place, name in enumerate(order)} | {MISSING: np.inf}
-    table = table.reset_index()
-    keys = pd.DataFrame({"place": table["group"].map(places).fillna(len(order)), "size": -table["lesions"]})
-    return table.loc[keys.sort_values(["place", "size"], kind="stable").index].reset_index(drop=True)
+    table["place"] = table["group"].map(places).fillna(len(order))
+    return table.sort_values(["place", "lesions"], ascending=[True, False], ignore_index=True).drop(columns="place")
 
 
 def rate_tables(train: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Name of the grouping -> ``rate_table``, for every grouping whose column is there."""
-    groupings: dict[str, tuple[pd.Series, tuple[str, ...]]] = {}
-    for title, name in (("site", "anatom_site_general"), ("sex", "sex")):
-        if name in train:
-            groupings[title] = train[name], ()
-    if "age_approx" in train:
-        groupings["age in years"] = age_bands(train["age_approx"]), AGE_BANDS
-    for title, name in (("hospital", HOSPITAL), ("tile type", "tbp_tile_type"), ("image type", "image_type")):
-        if name in train and (title != "image type" or train[name].nunique() > 1):
-            groupings[title] = train[name], ()
-    groupings["lesions of the patient"] = size_bands(train), tuple(SIZE_BANDS)
-    labels, patients = train[TARGET], train[PATIENT]
-    return {title: rate_table(groups, labels, patients, order) for title, (groups, order) in groupings.items()}
+    labels, patients, tables = train[TARGET], train[PATIENT], {}
+    for title, name in GROUPINGS.items():
+        if name in train and (name != "image_type" or train[name].nunique() > 1):
+            bands = name == "age_approx"
+            groups = age_bands(train[name]) if bands else train[name]
+            tables[title] = rate_table(groups, labels, patients, AGE_BANDS if bands else ())
+    return tables | {"lesions of the patient": rate_table(size_bands(train), labels, patients, tuple(SIZE_BANDS))}
 
 
 def category_rates(values: pd.Series, labels: np.ndarray, patients: pd.Series) -> np.ndarray:
@@ -263,7 +242,8 @@ def correlations(train: pd.DataFrame, most: int = MAPPED) -> pd.DataFrame:
     Returns:
         A square table, index and columns alike; empty where fewer than two columns vary.
     """
-    names = [name for name in columns_of(train, "number") if name not in TRAIN_ONLY and train[name].nunique() > 1]
+    numbers = [name for name in train if kind_of(train, name) == "number" and name not in TRAIN_ONLY]
+    names = [name for name in numbers if train[name].nunique() > 1]
     if len(names) < 2:
         return pd.DataFrame()
     # Ranked once: pandas' own "spearman" ranks anew for each pair. With gaps the ranks are those among all known values.
