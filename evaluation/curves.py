@@ -39,20 +39,20 @@ GROUP_LINE = 0.235  # height of a line in a chart of groups, inches
 
 
 def roc_charts(
-    table: ScoreTable, labels: ArrayLike, scores: Mapping[str, ArrayLike], headline: str, band: Band
+    table: ScoreTable, y_true: ArrayLike, scores: Mapping[str, ArrayLike], headline: str, band: Band
 ) -> list[Markup]:
     """The whole ROC curves, and their scored part enlarged.
 
     Args:
         table: their pAUCs.
-        labels: 0 benign, 1 malignant, shape (rows,).
+        y_true: 0 benign, 1 malignant, shape (rows,).
         scores: name -> finite numbers of shape (rows,); "best possible" is dashed and grey.
         headline: the score whose line is broad.
         band: of the headline's curve.
     """
     others = iter(OTHER_LINES * (1 + len(scores) // len(OTHER_LINES)))
     lines = {name: SUBMISSION_LINE if name == headline else BEST_LINE if name == BEST else next(others) for name in scores}
-    curves = [(roc_curve(labels, scores[name])[:2], line) for name, line in lines.items()]
+    curves = [(roc_curve(y_true, scores[name])[:2], line) for name, line in lines.items()]
     names = [f"{name}, {table.scores[name].pauc.value:.4f}" for name in scores]
     charts = []
     for title, floor in (("Whole ROC curve", 0.0), ("Scored part, enlarged", MIN_TPR)):
@@ -107,7 +107,7 @@ def _calibration_chart(name: str, measured: Calibration, low: float) -> Markup:
 
 
 def class_charts(
-    labels: ArrayLike,
+    y_true: ArrayLike,
     logits: Mapping[str, ArrayLike],
     scores: Mapping[str, ArrayLike],
     points: Mapping[str, Sequence[OperatingPoint]],
@@ -115,18 +115,18 @@ def class_charts(
     """The share of benign and of malignant lesions at each logit, a chart for each score.
 
     Args:
-        labels: 0 benign, 1 malignant, shape (rows,).
+        y_true: 0 benign, 1 malignant, shape (rows,).
         logits: name -> of being malignant, shape (rows,).
         scores: name -> the same in the scale of ``points``, ranked alike, shape (rows,).
         points: name -> where 80 and 90 % of the malignant lesions are found, marked in the chart.
     """
-    labels = np.asarray(labels).astype(bool)
+    y_true = np.asarray(y_true).astype(bool)
     edges = np.histogram_bin_edges(np.concatenate([np.asarray(each) for each in logits.values()]), HISTOGRAM_BINS)
     charts = []
     for name, values in logits.items():
         values, ranked = np.asarray(values), np.asarray(scores[name])
         marks = [values[ranked >= point.threshold].min() for point in points[name]]
-        charts.append(_class_chart(name, (values[~labels], values[labels]), edges, marks))
+        charts.append(_class_chart(name, (values[~y_true], values[y_true]), edges, marks))
     return charts
 
 

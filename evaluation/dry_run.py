@@ -36,7 +36,7 @@ from inference.schema import ID, PATIENT, TARGET, TEST_COLUMNS, read_metadata, r
 from train.folds import HOLDOUT
 from utils import InputError, ScoreTable, add_data_options, bootstrap_scores, format_table, log, run_command
 
-TRAINED_ON = "these rows include rows that the models were trained on: the scores are too high; use --rows holdout"
+TRAINED_ON = "These rows include rows that the models were trained on: the scores are too high; use --rows holdout"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The submission's score in each group of lesions: hospitals, sites, sexes, ages, tiles and skin tones. For the report.
 
 Within a group whole patients are resampled. A group too small for an interval gets counts only: the fewer the malignant
-lesions, the less a pAUC says.
+lesions, the less reliable a pAUC.
 """
 
 from __future__ import annotations
@@ -123,12 +123,12 @@ def _cut(values: pd.Series, edges: Sequence[float], names: Sequence[str], right:
     return cut.cat.add_categories(UNKNOWN).fillna(UNKNOWN)
 
 
-def in_top(labels: ArrayLike, scores: ArrayLike, patients: ArrayLike) -> NDArray[np.bool_]:
+def in_top(y_true: ArrayLike, y_score: ArrayLike, groups: ArrayLike) -> NDArray[np.bool_]:
     """Whether each lesion is among its patient's ``TOP_K`` highest scored, benign first among equals; shape (rows,).
 
     All lesions of the patient compete, whatever their group, as in ``utils.top_k_retrieval``.
     """
-    table = pd.DataFrame({"patient": np.asarray(patients), "label": np.asarray(labels), "score": np.asarray(scores)})
+    table = pd.DataFrame({"patient": np.asarray(groups), "label": np.asarray(y_true), "score": np.asarray(y_score)})
     ranked = table.sort_values(["score", "label"], ascending=[False, True], kind="stable")
     return (ranked.groupby("patient").cumcount() < TOP_K).sort_index().to_numpy()
 
@@ -168,17 +168,17 @@ def measure_groups(
 
 
 def retrieval(
-    labels: NDArray[np.int64], patients: NDArray, retrieved: NDArray[np.bool_], samples: int = SAMPLES, seed: int = 0
+    y_true: NDArray[np.int64], groups: NDArray, retrieved: NDArray[np.bool_], samples: int = SAMPLES, seed: int = 0
 ) -> Estimate:
     """Share of a patient's malignant lesions here that are ``retrieved``, mean over patients who have any here.
 
     All arrays have shape (rows,); the resamples are those of ``utils.bootstrap_scores`` on these rows.
     """
-    codes = pd.factorize(patients)[0]
-    malignant, found = np.bincount(codes, labels), np.bincount(codes, labels * retrieved)
+    codes = pd.factorize(groups)[0]
+    malignant, found = np.bincount(codes, y_true), np.bincount(codes, y_true * retrieved)
     has = malignant > 0
     shares = found[has] / malignant[has]
-    drawn = (weights[has] for weights in resampled_weights(labels, codes, samples, seed))
+    drawn = (weights[has] for weights in resampled_weights(y_true, codes, samples, seed))
     draws = [weights @ shares / weights.sum() for weights in drawn]
     return estimate(shares.mean(), draws)
 

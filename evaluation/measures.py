@@ -86,8 +86,8 @@ def estimate(value: float, draws: ArrayLike) -> Estimate:
 class _SortedScores:
     """Labelled scores, sorted once: what a falling threshold flags, for any whole-number weights of the patients."""
 
-    def __init__(self, labels: NDArray[np.bool_], scores: NDArray[np.float64], codes: NDArray[np.intp]) -> None:
-        malignant, benign = np.flatnonzero(labels), np.flatnonzero(~labels)
+    def __init__(self, y_true: NDArray[np.bool_], scores: NDArray[np.float64], codes: NDArray[np.intp]) -> None:
+        malignant, benign = np.flatnonzero(y_true), np.flatnonzero(~y_true)
         benign = benign[np.argsort(-scores[benign], kind="stable")]
         falling, self._step_of_malignant = np.unique(-scores[malignant], return_inverse=True)
         self.levels = -falling
@@ -131,8 +131,8 @@ class _Flagged:
 
 
 def operating_points(
-    labels: ArrayLike,
-    patients: ArrayLike,
+    y_true: ArrayLike,
+    groups: ArrayLike,
     scores: Mapping[str, ArrayLike],
     banded: str,
     samples: int = SAMPLES,
@@ -141,8 +141,8 @@ def operating_points(
     """Lesions to examine at ``SENSITIVITIES`` for every score, and the band of one score's ROC curve.
 
     Args:
-        labels: 0 benign, 1 malignant, both there, shape (rows,).
-        patients: patient of each row, shape (rows,).
+        y_true: 0 benign, 1 malignant, both there, shape (rows,).
+        groups: patient of each row, shape (rows,).
         scores: name -> finite numbers of shape (rows,).
         banded: the score whose band is measured.
         samples: resamples of the patients.
@@ -151,12 +151,12 @@ def operating_points(
     Returns:
         Name -> a point for each of ``SENSITIVITIES``; and the band at ``RATES``.
     """
-    labels, codes = np.asarray(labels).astype(bool), pd.factorize(np.asarray(patients))[0]
-    ranked = {name: _SortedScores(labels, np.asarray(values, np.float64), codes) for name, values in scores.items()}
+    y_true, codes = np.asarray(y_true).astype(bool), pd.factorize(np.asarray(groups))[0]
+    ranked = {name: _SortedScores(y_true, np.asarray(values, np.float64), codes) for name, values in scores.items()}
     examined = {name: np.empty((samples, len(SENSITIVITIES))) for name in scores}
     rates = np.empty((samples, len(RATES)))
     resamples = tqdm(
-        resampled_weights(labels, codes, samples, seed), desc="operating points", total=samples, unit="resample", delay=SLOW
+        resampled_weights(y_true, codes, samples, seed), desc="operating points", total=samples, unit="resample", delay=SLOW
     )
     for sample, weights in enumerate(resamples):
         for name, score in ranked.items():
@@ -179,7 +179,7 @@ def _points(score: _SortedScores, draws: NDArray[np.float64], patients: int) -> 
 
 
 def calibration(
-    labels: ArrayLike, patients: ArrayLike, logits: ArrayLike, samples: int = SAMPLES, seed: int = 0
+    y_true: ArrayLike, groups: ArrayLike, logits: ArrayLike, samples: int = SAMPLES, seed: int = 0
 ) -> Calibration:
     """Observed rates of malignant lesions against predicted probabilities.
 
@@ -187,24 +187,24 @@ def calibration(
     many lesions, nine would hold none of a rare class. There are fewer bins where there are few malignant lesions.
 
     Args:
-        labels: 0 benign, 1 malignant, both there, shape (rows,).
-        patients: patient of each row, shape (rows,).
+        y_true: 0 benign, 1 malignant, both there, shape (rows,).
+        groups: patient of each row, shape (rows,).
         logits: of being malignant, finite, shape (rows,).
         samples: resamples of the patients.
         seed: as in ``utils.bootstrap_scores``.
     """
-    labels, codes = np.asarray(labels).astype(bool), pd.factorize(np.asarray(patients))[0]
+    y_true, codes = np.asarray(y_true).astype(bool), pd.factorize(np.asarray(groups))[0]
     probability = expit(np.asarray(logits, np.float64))
-    place = _bins(probability, max(1, min(BINS, int(labels.sum()) // IN_A_BIN)))
+    place = _bins(probability, max(1, min(BINS, int(y_true.sum()) // IN_A_BIN)))
     count, patient_count = int(place.max()) + 1, int(codes.max()) + 1
     cell = codes * count + place
     # Of each patient in each bin: lesions, malignant ones, expected ones. A resample is then a product with them.
     rows, malignant, expected = (
         np.bincount(cell, weights, patient_count * count).reshape(patient_count, count)
-        for weights in (None, labels, probability)
+        for weights in (None, y_true, probability)
     )
     rates, ratios = np.empty((samples, count)), np.empty(samples)
-    for sample, weights in enumerate(resampled_weights(labels, codes, samples, seed)):
+    for sample, weights in enumerate(resampled_weights(y_true, codes, samples, seed)):
         drawn_rows, drawn_malignant, drawn_expected = weights @ rows, weights @ malignant, weights @ expected
         # A resample without a lesion in a bin does not count for it.
         rates[sample] = np.divide(drawn_malignant, drawn_rows, out=np.full(count, np.nan), where=drawn_rows > 0)
