@@ -97,7 +97,7 @@ Contents (line numbers):
 TRAINING_FOOTER = """
 
 if __name__ == "__main__":
-    run_command(lambda: main({settings}, hours={hours!r}))
+    run_part({settings}, hours={hours!r})
 """
 
 

@@ -12,9 +12,11 @@ training.json, and `make train-on-kaggle` prints it. ``inference.build_kernel`` 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import shutil
 import signal
+import sys
 import tempfile
 import time
 import traceback
@@ -22,7 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from inference.artifacts import MANIFEST, checked_file, fold_network_file, load_manifest
 from inference.files import write_json
@@ -32,7 +34,7 @@ from train.fusion import train_fusion
 from train.manifest import read_manifest
 from train.network.config import parse_fusion_options
 from train.tabular import train_tabular
-from utils import InputError, log
+from utils import InputError, log, run_command
 
 REPORT = "training.json"
 TRAIN_METADATA = "train-metadata.csv"
@@ -212,3 +214,14 @@ def main(settings: dict[str, list[str]], hours: float, arguments: list[str] | No
     end = "finished" if report.finished else f"to be continued: {trouble}"
     log(f"{', '.join(stages)}, {report.folds} fold networks: {end}")
     return 0
+
+
+def run_part(settings: dict[str, list[str]], hours: float) -> NoReturn:
+    """``main`` as a command.
+
+    The script imports itself first: worker processes then import its functions too, and TensorFlow finds their source.
+    """
+    if __name__ == "__main__":
+        sys.path.insert(0, str(Path(__file__).parent))
+        importlib.import_module(Path(__file__).stem).run_part(settings, hours)
+    run_command(lambda: main(settings, hours))

@@ -148,7 +148,8 @@ def test_every_name_that_is_used_is_bound(built):
 
 def test_the_training_script_ends_with_its_settings():
     text = build_training({"folds": ["--folds", "3"], "tabular": [], "fusion": []}, hours=2.5)
-    (call,) = (node for node in ast.walk(ast.parse(text).body[-1]) if ast.unparse(node).startswith("main("))
+    call = ast.parse(text).body[-1].body[0].value
+    assert ast.unparse(call.func) == "run_part"
     assert ast.literal_eval(call.args[0]) == {"folds": ["--folds", "3"], "tabular": [], "fusion": []}
     assert ast.literal_eval(call.keywords[0].value) == 2.5
 

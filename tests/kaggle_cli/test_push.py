@@ -15,6 +15,7 @@ from kaggle_stand_in import USER, refuse, standing_in
 from evaluation.dry_run import without_network
 from inference.build_kernel import ROOT
 from inference.schema import TARGET
+from inference.submission import main as run_kernel
 from kaggle_cli import client, publish, push, submit
 from kaggle_cli.kernels import read_metadata, readable
 from kaggle_cli.push import RECORD
@@ -27,18 +28,21 @@ FAST = ["--poll", "0.05"]
 RUN = {"fallbacks": {}, "notes": [], "image_scored": 2, "lesions": 2, "versions": {"python": "3.12.1"}}
 
 
-def run_pushed(text, folder, data, artifacts, mounts):
-    """Runs a pushed text as Kaggle does, its inputs mounted at `mounts`; returns what it leaves, name -> bytes."""
-    working = folder / "working"
-    working.mkdir(parents=True)
-    (folder / "script.py").write_text(text, encoding="utf-8")
-    competition, dataset = (folder / "input" / mount for mount in mounts)
+def mount(data, artifacts, competition, dataset):
+    """Copies the test files and the artifacts, name -> bytes, to where Kaggle mounts them."""
     competition.mkdir(parents=True)
     for name in TEST_FILES:
         shutil.copy(data / name, competition)
     dataset.mkdir(parents=True)
     for name, content in artifacts.items():
         (dataset / name).write_bytes(content)
+
+
+def run_pushed(text, folder):
+    """Runs a pushed text as Kaggle does; returns the files that it leaves, name -> bytes."""
+    working = folder / "working"
+    working.mkdir(parents=True)
+    (folder / "script.py").write_text(text, encoding="utf-8")
     command = [*without_network()[0], sys.executable, "-I", str(folder / "script.py")]
     done = subprocess.run([*command, "--input-root", str(folder / "input")], cwd=working, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -61,8 +65,9 @@ def round_trip(trained, shared_folder):
             def run_on_the_stand_in(body):
                 (text,) = (request["text"] for request in kaggle.pushed[KERNEL])
                 artifacts = kaggle.datasets["slice-3d-fusion-artifacts"][0]["files"]
-                mounts = ("isic-2024-challenge", "slice-3d-fusion-artifacts")
-                kaggle.output = run_pushed(text, folder / "kaggle", trained.data, artifacts, mounts)
+                root = folder / "kaggle" / "input"
+                mount(trained.data, artifacts, root / "isic-2024-challenge", root / "slice-3d-fusion-artifacts")
+                kaggle.output = run_pushed(text, folder / "kaggle")
                 del kaggle.answers["GetKernelSessionStatus"]
                 return {"status": "RUNNING"}
 
@@ -144,9 +149,10 @@ def test_that_version_is_submitted_and_its_score_is_shown(round_trip):
 
 def test_the_kernel_gives_the_same_submission_in_the_new_mounts(round_trip, trained, tmp_path):
     artifacts = {path.name: path.read_bytes() for path in trained.artifacts.iterdir() if path.is_file()}
-    mounts = ("competitions/isic-2024-challenge", f"datasets/{DATASET}")
-    left = run_pushed((ROOT / "kernel.py").read_text(encoding="utf-8"), tmp_path, trained.data, artifacts, mounts)
-    assert left["submission.csv"] == (round_trip.output / "submission.csv").read_bytes()
+    root, output = tmp_path / "input", tmp_path / "submission.csv"
+    mount(trained.data, artifacts, root / "competitions" / "isic-2024-challenge", root / "datasets" / DATASET)
+    assert run_kernel(["--input-root", str(root), "--output", str(output)]) == 0
+    assert output.read_bytes() == (round_trip.output / "submission.csv").read_bytes()
 
 
 # Failures of push
@@ -253,8 +259,8 @@ def test_artifacts_that_are_missing_or_not_ready_are_an_error_before_anything_is
     assert not kaggle.pushed
 
 
-def test_an_outdated_kernel_is_not_pushed(go, monkeypatch, tmp_path):
-    monkeypatch.setattr("inference.build_kernel.ROOT", shutil.copytree(ROOT / "inference", tmp_path / "inference").parent)
+def test_an_outdated_kernel_is_not_pushed(go, monkeypatch):
+    monkeypatch.setattr("inference.build_kernel.build_kernel", lambda: "another text")
     with pytest.raises(InputError, match=r"kernel\.py is"):
         go()
 
