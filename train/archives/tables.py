@@ -30,6 +30,15 @@ GROUND_TRUTH = {
     "2020": ("ISIC_2020_Training_GroundTruth_v2.csv", "ISIC_2020_Training_GroundTruth.csv"),
     PAD: ("metadata.csv",),
 }
+#: Columns of the image's name and its diagnosis in those files; None where every diagnosis has a column of its own.
+TRUTH_COLUMNS = {
+    "2016": (0, 1),  # no header
+    "2017": ("image_id", None),
+    "2018": ("image", None),
+    "2019": ("image", None),
+    "2020": ("image_name", "diagnosis"),
+    PAD: ("img_id", "diagnostic"),
+}
 DUPLICATES = "ISIC_2020_Training_Duplicates.csv"
 HAM_METADATA = ("HAM10000_metadata.csv", "HAM10000_metadata")
 HAM_LESIONS = "ISIC2018_Task3_Training_LesionGroupings.csv"
@@ -132,7 +141,7 @@ def read_year(year: str, truth: Sequence[Path], found: Mapping[str, Sequence[Pat
     """
     parts = []
     for path in truth:
-        rows = _READERS[year](path)
+        rows = _read_truth(year, path)
         fields = _read_fields(year, path, found)
         if fields is not None:
             rows = rows.merge(fields, on="image_id", how="left")
@@ -175,73 +184,39 @@ def fingerprint(paths: Sequence[Path]) -> str:
 # Ground truth
 
 
-def _truth_2016(path: Path) -> pd.DataFrame:
-    """Image and word of 2016, whose files have no header."""
-    table = _read(path, (), header=False)
-    count = table.shape[1] - 1  # without the lines
-    if count != 2:
-        raise InputError(f"{path} has {count} columns, not the 2 of its image and its diagnosis; fetch it again.")
-    return _with_ids(path, table, 0).assign(word=table[1])
-
-
-def _truth_2017(path: Path) -> pd.DataFrame:
-    """Image and word of 2017; both columns may be 0."""
-    table = _read(path, ("image_id", "melanoma", "seborrheic_keratosis"))
-    return _with_ids(path, table, "image_id").assign(
-        word=_marked(path, table, ["melanoma", "seborrheic_keratosis"], "neither")
-    )
-
-
-def _truth_one_hot(path: Path) -> pd.DataFrame:
-    """Image and word of 2018 and 2019; exactly one column is 1."""
-    year = "2018" if "2018" in path.name else "2019"
-    needed = [word for word in LABELS[year] if word != "UNK"]
-    table = _read(path, ("image", *needed))
-    words = [name for name in table.columns if name not in ("image", "line", *_WEIGHTS)]
-    for word in words:
-        label_of(year, word, path, 1)
-    return _with_ids(path, table, "image").assign(word=_marked(path, table, words, None))
-
-
-def _truth_2020(path: Path) -> pd.DataFrame:
-    """Image and word of 2020; `target` is the label, and a diagnosis that contradicts it is refused."""
-    table = _read(path, ("image_name", "diagnosis", "target"))
-    target = _numbers(path, table, "target")
-    rows = _with_ids(path, table, "image_name").assign(word=table["diagnosis"])
-    for word, value, line in zip(rows["word"], target, rows["line"], strict=True):
-        label = label_of("2020", word, path, line)
-        if value != label.target:
-            raise InputError(f"{path} line {line}: target {value:g} contradicts diagnosis {word!r}; fetch the file again.")
+def _read_truth(year: str, path: Path) -> pd.DataFrame:
+    """``image_id``, ``line`` and ``word``, the diagnosis, of every row of a ground truth file."""
+    image, column = TRUTH_COLUMNS[year]
+    table = _read(path, [name for name in (image, column) if isinstance(name, str)], header=year != "2016")
+    if year == "2016" and table.shape[1] != 3:  # with the lines
+        raise InputError(f"{path} has {table.shape[1] - 1} columns, not the 2 of image and diagnosis; fetch it again.")
+    if column is None:
+        needed = [word for word in LABELS[year] if word not in ("UNK", "neither")]
+        _require(path, table, needed)
+        others = [name for name in table.columns if name not in (image, "line", *_WEIGHTS)]
+        words = needed if year == "2017" else others
+        for word in words:
+            label_of(year, word, path, 1)
+        return _with_ids(path, table, image).assign(word=_marked(path, table, words, "neither" in LABELS[year]))
+    rows = _with_ids(path, table, image).assign(word=table[column])
+    if year == "2020":
+        _require(path, table, ["target"])
+        for word, target, line in zip(rows["word"], _numbers(path, table, "target"), rows["line"], strict=True):
+            if target != label_of(year, word, path, line).target:
+                raise InputError(f"{path} line {line}: target {target:g} contradicts diagnosis {word!r}; fetch it again.")
     return rows
 
 
-def _truth_pad(path: Path) -> pd.DataFrame:
-    """Image and word of PAD-UFES-20."""
-    table = _read(path, ("img_id", "diagnostic"))
-    return _with_ids(path, table, "img_id").assign(word=table["diagnostic"])
-
-
-_READERS = {
-    "2016": _truth_2016,
-    "2017": _truth_2017,
-    "2018": _truth_one_hot,
-    "2019": _truth_one_hot,
-    "2020": _truth_2020,
-    PAD: _truth_pad,
-}
-
-
-def _marked(path: Path, table: pd.DataFrame, words: list[str], neither: str | None) -> list[str]:
-    """The name of the one column of each row that is 1, or ``neither`` where none is."""
+def _marked(path: Path, table: pd.DataFrame, words: list[str], may_be_neither: bool) -> list[str]:
+    """The name of the one column of each row that is 1, "neither" where none is."""
     marks = np.stack([_numbers(path, table, word) for word in words], axis=1)
-    set_columns = marks.sum(axis=1)
-    wrong = ~np.isin(marks, (0.0, 1.0)).all(axis=1) | (set_columns > 1) | ((set_columns == 0) & (neither is None))
+    count = marks.sum(axis=1)
+    wrong = ~np.isin(marks, (0.0, 1.0)).all(axis=1) | (count > 1) | ((count == 0) & (not may_be_neither))
     if wrong.any():
         row = int(np.argmax(wrong))
         cells = ", ".join(f"{word} {mark:g}" for word, mark in zip(words, marks[row], strict=True))
         raise InputError(f"{path} line {table['line'].iloc[row]}: {cells} is not one diagnosis; fetch the file again.")
-    chosen = np.argmax(marks, axis=1)
-    return [words[column] if count else str(neither) for column, count in zip(chosen, set_columns, strict=True)]
+    return np.where(count == 0, "neither", np.array(words)[np.argmax(marks, axis=1)]).tolist()
 
 
 def _with_ids(path: Path, table: pd.DataFrame, column: str | int) -> pd.DataFrame:
@@ -351,11 +326,16 @@ def _read(path: Path, columns: Sequence[str], header: bool = True) -> pd.DataFra
     """A CSV file as text without outer spaces, "" where a cell is empty, with the column ``line``; without blank lines."""
     text = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False, "encoding": "utf-8-sig"}
     table = read_table(path, header=0 if header else None, **text)
-    for name in columns:
-        if name not in table:
-            there = ", ".join(map(str, table.columns[:8]))
-            raise InputError(f"{path} has no column {name!r} (it has {there}); fetch the official file.")
+    _require(path, table, columns)
     table = table.fillna("").apply(lambda column: column.str.strip())
     table["line"] = np.arange(len(table)) + (2 if header else 1)
     cells = table.drop(columns="line")
     return table[(cells != "").any(axis=1)].reset_index(drop=True)
+
+
+def _require(path: Path, table: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Raises InputError for the first missing column."""
+    for name in columns:
+        if name not in table:
+            there = ", ".join(map(str, table.columns[:8]))
+            raise InputError(f"{path} has no column {name!r} (it has {there}); fetch the official file.")
