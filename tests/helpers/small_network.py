@@ -12,7 +12,7 @@ def small_backbone(input_tensor, name, **_):
 
     first = layers.BatchNormalization(name="conv4_bn")(layers.Conv2D(4, 5, strides=4, name="conv4_conv")(input_tensor))
     second = layers.BatchNormalization(name="conv5_bn")(layers.Conv2D(4, 3, activation="relu", name="conv5_conv")(first))
-    return keras.Model(input_tensor, layers.GlobalAveragePooling2D()(second), name=name)
+    return keras.Model(input_tensor, layers.GlobalAveragePooling2D(name="avg_pool")(second), name=name)
 
 
 def a_network(dropout=0.5):

@@ -11,18 +11,18 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from small_network import small_backbone
 
+from inference.artifacts import load_manifest
 from inference.files import sha256_of
 from inference.images import ImageStore, image_batches
 from inference.network import Ensemble, NetworkConfig, build_network, load_network, network_logits
 from inference.schema import ID, TARGET, read_metadata
-from train.fusion import train_fusion, unfinished_folder
-from train.network.config import parse_fusion_options
-from train.network.pretraining import pool_of
+from train.fusion import train_fusion
+from train.network.checkpoint import Checkpoint
 from utils import InputError, bootstrap_scores
 
 SMALL = ["--weights", "none", "--image-size", "32", "--epochs", "1", "--batch-size", "16"]
-FEW = ["--negatives-per-positive", "1"]
 
 
 def command(data, artifacts, *more):
@@ -36,11 +36,31 @@ def artifacts(trained, tmp_path):
     return shutil.copytree(trained.artifacts, tmp_path / "artifacts")
 
 
+@pytest.fixture
+def small(monkeypatch):
+    """Two convolutions in place of ResNet50, for what is not about ResNet50."""
+    monkeypatch.setattr("keras.applications.ResNet50", small_backbone)
+
+
+@pytest.fixture
+def untrained(small, monkeypatch):
+    """Networks are built and scored but not fitted; a list of the inputs of each."""
+    inputs = []
+
+    def fit(network, *_):
+        inputs.append([tensor.name for tensor in network.inputs])
+        return []
+
+    monkeypatch.setattr("train.network.fold.fit", fit)
+    return inputs
+
+
 # What training leaves
 
 
 def test_every_row_outside_the_holdout_has_out_of_fold_logits(trained):
     oof = pd.read_csv(trained.artifacts / "oof_fusion.csv")
+    assert list(oof) == [ID, TARGET, "fold", "tabular", "network", "image_scored", "final"]
     folds = pd.read_csv(trained.artifacts / "folds.csv").query("fold >= 0")
     assert oof[ID].tolist() == folds[ID].tolist()
     assert np.isfinite(oof["network"]).all()
@@ -51,7 +71,7 @@ def test_every_row_outside_the_holdout_has_out_of_fold_logits(trained):
 
 
 def test_the_manifest_describes_the_networks(trained):
-    manifest = json.loads((trained.artifacts / "manifest.json").read_text())
+    manifest = load_manifest(trained.artifacts)
     network = manifest["network"]
     assert network["weights"] == ["fusion_fold0.weights.h5", "fusion_fold1.weights.h5"]
     for name in [*network["weights"], "oof_fusion.csv"]:
@@ -59,6 +79,8 @@ def test_the_manifest_describes_the_networks(trained):
     oof = pd.read_csv(trained.artifacts / "oof_tabular.csv")["tabular"]
     assert network["settings"]["tabular_mean"] == pytest.approx(oof.mean())
     assert network["settings"]["tabular_std"] == pytest.approx(oof.std(ddof=0))
+    assert network["training"]["learning_rate"] == 0.003
+    assert network["trained_on"] == {"lesions": len(oof), "images": len(oof)}
 
 
 def test_the_folder_is_flat_and_holds_no_pickle(trained):
@@ -73,15 +95,17 @@ def test_weights_files_hold_weights_only(trained):
     assert (trained.artifacts / "fusion_fold0.weights.h5").stat().st_size < 4.1 * parameters
 
 
-def test_the_manifest_says_how_the_scores_are_combined_and_why(trained):
-    network = json.loads((trained.artifacts / "manifest.json").read_text())["network"]
+def test_the_manifest_has_the_combination_with_its_reason_and_the_scores(trained):
+    network = load_manifest(trained.artifacts)["network"]
     assert network["combination"]["kind"] in ("network", "rank_average", "blend")
-    assert network["combination"]["why"].startswith("the highest pAUC out of fold")
-    assert set(network["scores"]) == {"tabular", "network", "rank_average", "blend", "chosen without the fold"}
-    assert network["scores"]["tabular"]["less tabular"] == [0, 0, 0]
+    assert network["combination"]["kind"] in network["combination"]["reason"]
+    assert set(network["scores"]) == {"tabular", "network", "rank_average", "blend", "final"}
+    assert network["scores"]["tabular"]["difference_to_tabular"] == [0, 0, 0]
+    low, high = network["scores"]["final"]["interval"]
+    assert low <= network["scores"]["final"]["pauc"] <= high
 
 
-def test_the_logs_tell_how_it_went(trained):
+def test_the_logs_have_history_curves_and_tensorboard(trained):
     logs = trained.artifacts.with_name("artifacts-logs")
     history = pd.read_csv(logs / "fusion-history.csv")
     assert history[["fold", "epoch", "phase"]].values.tolist() == [[0, 1, "stages"], [1, 1, "stages"]]
@@ -91,11 +115,9 @@ def test_the_logs_tell_how_it_went(trained):
 
 def test_the_scores_are_those_of_the_weights_in_the_folder(trained):
     """Out-of-fold scores come from the networks as the kernel will load them, to 1e-5."""
-    manifest = json.loads((trained.artifacts / "manifest.json").read_text())
+    config = NetworkConfig.from_dict(load_manifest(trained.artifacts)["network"]["settings"])
     oof = pd.read_csv(trained.artifacts / "oof_fusion.csv").query("fold == 1")
-    network = load_network(
-        NetworkConfig.from_dict(manifest["network"]["settings"]), trained.artifacts / "fusion_fold1.weights.h5"
-    )
+    network = load_network(config, trained.artifacts / "fusion_fold1.weights.h5")
     store = ImageStore(trained.data / "train-image.hdf5")
     batches = image_batches(store, oof[ID].tolist(), 32, 7)
     found = np.zeros(len(oof))
@@ -106,38 +128,63 @@ def test_the_scores_are_those_of_the_weights_in_the_folder(trained):
 
 # Interruption
 
-
-def test_a_finished_fold_is_not_trained_again(trained, artifacts, monkeypatch):
-    options = parse_fusion_options(command(trained.data, artifacts))
-    kept = unfinished_folder(options, json.loads((artifacts / "manifest.json").read_text()))
-    fold = pd.read_csv(artifacts / "folds.csv")["fold"]
-    for number in (0, 1):
-        shutil.copy(artifacts / f"fusion_fold{number}.weights.h5", kept / f"fold{number}.weights.h5")
-        pd.DataFrame(columns=["fold"]).to_csv(kept / f"history{number}.csv", index=False)
-        rows = np.flatnonzero(fold == number)
-        pd.DataFrame({"row": rows, "network": rows / 100}).to_csv(kept / f"fold{number}.csv", index=False)
-    monkeypatch.setattr("train.network.fold.fit_fold", lambda *_: pytest.fail("a finished fold was trained again"))
-    assert train_fusion(command(trained.data, artifacts)) == 0
-    oof = pd.read_csv(artifacts / "oof_fusion.csv")
-    np.testing.assert_allclose(oof["network"], np.flatnonzero(fold >= 0) / 100)
-    assert not kept.exists()
+#: Two phases, averaged weights and mixup: all that a checkpoint has to restore.
+RICH = ["--head-epochs", "1", "--unfreeze", "conv5", "--ema", "0.5", "--mixup", "0.2"]
 
 
-def test_other_settings_or_other_inputs_are_refused_and_not_mixed(trained, artifacts):
-    manifest = json.loads((artifacts / "manifest.json").read_text())
-    kept = unfinished_folder(parse_fusion_options(command(trained.data, artifacts)), manifest)
-    assert unfinished_folder(parse_fusion_options(command(trained.data, artifacts, "--logs", "elsewhere")), manifest) == kept
-    with pytest.raises(InputError, match=r"holds an unfinished training with --seed 0, now asked .* or --restart"):
+def stop_training(artifacts, data, monkeypatch, epochs=1):
+    """Interrupts a training after so many epochs of all folds together; returns the folder that it left."""
+    save, saved = Checkpoint.save, []
+
+    def save_and_stop(self, model, record):
+        save(self, model, record)
+        saved.append(record)
+        if len(saved) == epochs:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Checkpoint, "save", save_and_stop)
+        train_fusion(command(data, artifacts, *RICH))
+    return artifacts / ".fusion-training"
+
+
+def test_an_interrupted_training_continues_and_ends_with_the_same_bytes(trained, tmp_path, small, monkeypatch):
+    folders = {name: shutil.copytree(trained.artifacts, tmp_path / name) for name in ("whole", "interrupted")}
+    for folder in folders.values():
+        for path in folder.glob("fusion_*"):
+            path.unlink()
+    assert train_fusion(command(trained.data, folders["whole"], *RICH)) == 0
+
+    unfinished = stop_training(folders["interrupted"], trained.data, monkeypatch, epochs=3)  # within the second fold
+    assert not (folders["interrupted"] / "fusion_fold0.weights.h5").exists()
+    assert (unfinished / "checkpoint1.weights.h5").is_file()
+    first = (unfinished / "fold0.weights.h5").stat().st_mtime_ns
+    assert train_fusion(command(trained.data, folders["interrupted"], *RICH)) == 0
+    assert (folders["interrupted"] / "fusion_fold0.weights.h5").stat().st_mtime_ns == first  # not trained again
+    for name in ("fusion_fold0.weights.h5", "fusion_fold1.weights.h5", "oof_fusion.csv"):
+        assert sha256_of(folders["interrupted"] / name) == sha256_of(folders["whole"] / name)
+    assert not unfinished.exists()
+
+
+def test_other_options_or_other_inputs_are_refused_unless_it_is_restarted(trained, artifacts, untrained, monkeypatch):
+    monkeypatch.setattr("train.fusion.train_folds", lambda *_: pytest.fail("interrupted"))
+    with pytest.raises(pytest.fail.Exception):
+        train_fusion(command(trained.data, artifacts))
+    with pytest.raises(pytest.fail.Exception):  # folders and workers may change
+        train_fusion(command(trained.data, artifacts, "--logs", str(artifacts / "elsewhere")))
+    with pytest.raises(InputError, match=r"--seed 0.*--restart"):
         train_fusion(command(trained.data, artifacts, "--seed", "7"))
-    manifest["files"]["oof_tabular.csv"] = "0" * 64
-    with pytest.raises(InputError, match=r"unfinished training with oof_tabular\.csv"):
-        unfinished_folder(parse_fusion_options(command(trained.data, artifacts)), manifest)
-    (kept / "fold0.csv").write_text("row,logits\n0,1\n")
-    assert (
-        unfinished_folder(parse_fusion_options(command(trained.data, artifacts, "--seed", "7", "--restart")), manifest)
-        == kept
-    )
-    assert not (kept / "fold0.csv").exists()
+    manifest = load_manifest(artifacts)
+    other = artifacts / "oof_tabular.csv"
+    other.write_text(other.read_text() + "\n")
+    manifest["files"]["oof_tabular.csv"] = sha256_of(other)
+    (artifacts / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"oof_tabular\.csv.*--restart"):
+        train_fusion(command(trained.data, artifacts))
+    (artifacts / ".fusion-training" / "fold0.csv").write_text("row,network\n0,1\n")
+    with pytest.raises(pytest.fail.Exception):
+        train_fusion(command(trained.data, artifacts, "--seed", "7", "--restart"))
+    assert not (artifacts / ".fusion-training" / "fold0.csv").exists()
 
 
 #: The command in a process of its own; without graphs, because a training of a few steps is over before ResNet50 is traced.
@@ -151,46 +198,41 @@ def start(arguments):
     return subprocess.Popen([sys.executable, "-c", RUN, *arguments], cwd=root, env=environment, stderr=subprocess.DEVNULL)
 
 
-def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(trained, tmp_path, eager):
-    arguments = ["--weights", "none", "--image-size", "32", "--epochs", "1", "--head-epochs", "1", "--batch-size", "16"]
-    arguments += ["--negatives-per-positive", "1", "--unfreeze", "conv5", "--ema", "0.5", "--mixup", "0.2"]
-    folders = {}
-    for name in ("whole", "killed"):
-        folders[name] = shutil.copytree(trained.artifacts, tmp_path / name)
-        for path in folders[name].glob("fusion_*"):
+@pytest.mark.slow
+def test_a_killed_process_continues_and_ends_with_the_same_bytes(trained, tmp_path, eager):
+    folders = {name: shutil.copytree(trained.artifacts, tmp_path / name) for name in ("whole", "killed")}
+    for folder in folders.values():
+        for path in folder.glob("fusion_*"):
             path.unlink()
-    where = {name: ["--data", str(trained.data), "--artifacts", str(folder)] for name, folder in folders.items()}
+    arguments = {name: command(trained.data, folder, *RICH) for name, folder in folders.items()}
 
-    process, kept = start([*where["killed"], *arguments]), folders["killed"] / ".fusion-training"
-    while not (kept / "checkpoint1.weights.h5").exists():  # within the second fold
+    process, unfinished = start(arguments["killed"]), folders["killed"] / ".fusion-training"
+    while not (unfinished / "checkpoint1.weights.h5").exists():  # within the second fold
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (folders["killed"] / "fusion_fold0.weights.h5").exists()
-    first = (kept / "fold0.weights.h5").stat().st_mtime_ns
-    assert start([*where["killed"], *arguments]).wait() == 0
+    first = (unfinished / "fold0.weights.h5").stat().st_mtime_ns
+    assert start(arguments["killed"]).wait() == 0
     assert (folders["killed"] / "fusion_fold0.weights.h5").stat().st_mtime_ns == first  # not trained again
 
-    assert train_fusion([*where["whole"], *arguments]) == 0
+    assert train_fusion(arguments["whole"]) == 0
     for name in ("fusion_fold0.weights.h5", "fusion_fold1.weights.h5", "oof_fusion.csv"):
         assert sha256_of(folders["killed"] / name) == sha256_of(folders["whole"] / name)
 
 
-# The image alone
+# Networks of one input
 
 
-def test_image_only_is_recorded_beside_the_fusion(trained, artifacts, monkeypatch, capsys):
-    asked = []
-    monkeypatch.setattr(
-        "train.network.fold.fit_fold", lambda network, *_: asked.append([i.name for i in network.inputs]) or []
-    )
+def test_image_only_is_recorded_beside_the_fusion(trained, artifacts, untrained, capsys):
     assert train_fusion(command(trained.data, artifacts, "--inputs", "image")) == 0
-    assert asked == [["crop"], ["crop"]]
-    manifest = json.loads((artifacts / "manifest.json").read_text())
-    assert "network" in manifest
+    assert untrained == [["crop"], ["crop"]]
+    manifest = load_manifest(artifacts)
+    assert {"network", "image_only"} < set(manifest)
     assert manifest["files"]["oof_image_only.csv"] == sha256_of(artifacts / "oof_image_only.csv")
     alone = pd.read_csv(artifacts / "oof_image_only.csv")
+    assert list(alone) == [ID, TARGET, "fold", "network"]
     assert alone[ID].tolist() == pd.read_csv(artifacts / "folds.csv")[ID].tolist()  # the holdout too
     rate = alone.query("fold >= 0")[TARGET].mean()
     np.testing.assert_allclose(alone["network"], np.log(rate / (1 - rate)), atol=1e-4)  # untrained: the base rate
@@ -199,60 +241,50 @@ def test_image_only_is_recorded_beside_the_fusion(trained, artifacts, monkeypatc
     patients = read_metadata(trained.data / "train-metadata.csv", labelled=True)
     scores = {"fusion": fusion["network"], "image": alone.set_index(ID)["network"][fusion[ID]]}
     table = bootstrap_scores(fusion[TARGET], patients.set_index(ID)["patient_id"][fusion[ID]], scores)
-    assert f"fusion less image alone, paired: {table.difference('fusion', 'image').value:+.4f} [" in capsys.readouterr().out
+    assert f"- image only, paired: {table.difference('fusion', 'image').value:+.4f} [" in capsys.readouterr().out
 
 
-def test_the_tabular_only_is_a_network_without_a_crop(trained, artifacts, monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        "train.network.fold.fit_fold", lambda network, *_: asked.append([i.name for i in network.inputs]) or []
-    )
+def test_tabular_only_is_a_network_without_a_crop(trained, artifacts, untrained):
     assert train_fusion(command(trained.data, artifacts, "--inputs", "tabular")) == 0
-    assert asked == [["tabular"], ["tabular"]]
+    assert untrained == [["tabular"], ["tabular"]]
+    assert "tabular_only" in load_manifest(artifacts)
     alone = pd.read_csv(artifacts / "oof_tabular_only.csv")
     tabular = pd.read_csv(artifacts / "oof_tabular.csv")
     assert alone[ID].tolist() == tabular[ID].tolist()
-    np.testing.assert_allclose(alone["network"], tabular["tabular"], atol=1e-5)  # untrained: the tabular score itself
+    np.testing.assert_allclose(alone["network"], tabular["tabular"], atol=1e-5)  # untrained: the tabular logit itself
 
 
-# Archives
+# ISIC archives
 
 
-def test_lesions_of_an_archive_join_the_training(trained, artifacts, archive_folder, eager):
+def test_lesions_of_an_archive_join_the_training(trained, artifacts, archive_folder, small):
     before = pd.read_csv(artifacts / "oof_fusion.csv")["network"]
-    assert (
-        train_fusion(command(trained.data, artifacts, "--archives", str(archive_folder), "--archives-mode", "joint", *FEW))
-        == 0
-    )
+    archives = ["--archives", str(archive_folder), "--archives-mode", "joint"]
+    assert train_fusion(command(trained.data, artifacts, *archives)) == 0
     after = pd.read_csv(artifacts / "oof_fusion.csv")["network"]
     assert np.isfinite(after).all()
     assert (after != before).all()
-    network = json.loads((artifacts / "manifest.json").read_text())["network"]
+    network = load_manifest(artifacts)["network"]
     assert network["training"]["archives_mode"] == "joint"
-    assert network["settings"]["inputs"] == ["crop", "tabular"]  # the kernel's network knows no source
+    assert network["settings"]["inputs"] == ["crop", "tabular"]  # the kernel's network has no input for the source
 
 
-def test_a_pretrained_backbone_starts_every_fold(trained, artifacts, archive_folder, monkeypatch):
+def test_every_fold_starts_from_the_pretrained_backbone(trained, artifacts, archive_folder, small, monkeypatch):
     learned, started = build_network(NetworkConfig(32)).get_layer("resnet50"), []
 
-    def pretrain(archive, weights, options):
+    def pretrain(archive, weights, config):
         assert len(archive.labels) == 40
         learned.save_weights(weights)
 
-    def joined(lesions, store, archive, opinion):
-        assert archive is None  # its lesions have taught already
-        return pool_of(lesions, store, archive, opinion)
-
-    def train(network, *_):
+    def fit(network, data, *_):
+        assert "archive" not in data.inputs  # its lesions do not join as well
         started.append(network.get_layer("resnet50").get_weights())
         return []
 
     monkeypatch.setattr("train.network.fold.pretrain_backbone", pretrain)
-    monkeypatch.setattr("train.network.fold.pool_of", joined)
-    monkeypatch.setattr("train.network.fold.fit", train)
-    assert (
-        train_fusion(command(trained.data, artifacts, "--archives", str(archive_folder), "--archives-mode", "pretrain")) == 0
-    )
+    monkeypatch.setattr("train.network.fold.fit", fit)
+    archives = ["--archives", str(archive_folder), "--archives-mode", "pretrain"]
+    assert train_fusion(command(trained.data, artifacts, *archives)) == 0
     assert len(started) == 2
     for weights in started:
         for expected, found in zip(learned.get_weights(), weights, strict=True):
@@ -263,7 +295,7 @@ def test_a_pretrained_backbone_starts_every_fold(trained, artifacts, archive_fol
 # Bad input
 
 
-def test_a_lesion_without_image_is_refused_unless_it_may_pass(trained, artifacts, tmp_path, monkeypatch):
+def test_a_lesion_without_image_is_refused_unless_it_may_pass(trained, artifacts, tmp_path, untrained):
     data = shutil.copytree(trained.data, tmp_path / "data")
     fold = pd.read_csv(artifacts / "folds.csv").set_index(ID)["fold"]
     missing, broken = fold[fold >= 0].index[:2]
@@ -272,10 +304,9 @@ def test_a_lesion_without_image_is_refused_unless_it_may_pass(trained, artifacts
         del file[broken]
         file[broken] = np.bytes_(b"no picture")
     before = (artifacts / "manifest.json").read_bytes()
-    with pytest.raises(InputError, match=rf"holds no image for {missing} \(2 lesions .* --missing-images pass"):
+    with pytest.raises(InputError, match=rf"{missing} \(2 lesions .* --missing-images pass"):
         train_fusion(command(data, artifacts))
     assert (artifacts / "manifest.json").read_bytes() == before
-    monkeypatch.setattr("train.network.fold.fit_fold", lambda *_: [])
     assert train_fusion(command(data, artifacts, "--missing-images", "pass")) == 0
     oof = pd.read_csv(artifacts / "oof_fusion.csv").set_index(ID)
     assert oof.loc[[missing, broken], "image_scored"].tolist() == [0, 0]

@@ -1,0 +1,137 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_network import small_backbone
+
+from inference.files import sha256_of
+from inference.images import ImageStore
+from inference.network import NetworkConfig
+from inference.schema import ID, PATIENT, TARGET
+from scale.parallel import Files
+from train.folds import HOLDOUT
+from train.lesions import Lesions
+from train.network.checkpoint import Checkpoint
+from train.network.config import TrainingConfig
+from train.network.fold import FoldFiles, Training, plan_of, rows_of_fold, train_fold, training_data
+from train.network.pretraining import read_archive
+from utils import InputError
+
+CONFIG = TrainingConfig(weights="none", image_size=32, head_epochs=1, epochs=2, batch_size=16, negatives_per_positive=2)
+
+
+@pytest.fixture
+def lesions(metadata):
+    """The rows of the synthetic dataset: three folds and a holdout; the first lesion has no image."""
+    count = len(metadata)
+    return Lesions(
+        isic_ids=metadata[ID].to_numpy(),
+        patients=metadata[PATIENT].to_numpy(),
+        labels=metadata[TARGET].to_numpy(),
+        fold=np.arange(count) % 4 - 1,
+        tabular=np.linspace(-4, 0, count),
+        has_image=np.arange(count) > 0,
+    )
+
+
+@pytest.fixture
+def training(lesions, synthetic_data, tmp_path):
+    images = synthetic_data / "train-image.hdf5"
+    return Training(CONFIG, NetworkConfig(32), lesions, images, tmp_path / "logs")
+
+
+# Rows
+
+
+def test_a_fold_is_trained_on_the_other_folds_and_scored_out_of_fold(lesions):
+    rows = rows_of_fold(lesions, 1, with_holdout=False)
+    assert set(lesions.fold[rows.train]) == {0, 2}
+    assert set(lesions.fold[rows.score]) == {1}
+    assert len(rows.train) + len(rows.score) == (lesions.in_folds & lesions.has_image).sum()
+
+
+def test_the_holdout_is_scored_on_request_and_never_trained_on(lesions):
+    rows = rows_of_fold(lesions, 1, with_holdout=True)
+    assert set(lesions.fold[rows.train]) == {0, 2}
+    assert set(lesions.fold[rows.score]) == {1, HOLDOUT}
+    assert 0 not in rows.score  # it has no image
+
+
+def test_a_fold_with_training_rows_of_one_class_is_named(lesions):
+    lesions.labels[lesions.fold != 1] = 0
+    with pytest.raises(InputError, match="fold 1 "):
+        rows_of_fold(lesions, 1, with_holdout=False)
+
+
+def test_the_rows_of_all_epochs_are_whole_batches_of_training_lesions(training):
+    lesions, train = training.lesions, rows_of_fold(training.lesions, 1, with_holdout=False).train
+    data = training_data(training, 1, train, ImageStore(training.images))
+    malignant = int(lesions.labels[train].sum())
+    assert data.steps == -(-3 * malignant // 16)
+    assert len(data.isic_ids) == 3 * data.steps * 16
+    assert set(data.isic_ids) <= set(lesions.isic_ids[train])
+    position = {isic_id: row for row, isic_id in enumerate(lesions.isic_ids)}
+    rows = np.array([position[isic_id] for isic_id in data.isic_ids])
+    np.testing.assert_array_equal(data.targets, lesions.labels[rows])
+    np.testing.assert_array_equal(data.inputs["tabular"], lesions.tabular[rows])
+    assert list(data.inputs) == ["tabular"]
+    epochs = rows.reshape(3, -1)
+    assert (epochs[0] != epochs[1]).any()
+    for epoch in epochs:
+        assert set(train[lesions.labels[train] == 1]) <= set(epoch)
+    again = training_data(training, 1, train, ImageStore(training.images))
+    np.testing.assert_array_equal(again.isic_ids, data.isic_ids)
+    other = training_data(training, 2, train, ImageStore(training.images))
+    assert (other.isic_ids != data.isic_ids).any()
+
+
+def test_archive_lesions_join_with_the_logit_of_the_prevalence(training, archive_folder):
+    from dataclasses import replace
+
+    archive, lesions = read_archive(archive_folder, training.lesions), training.lesions
+    train = rows_of_fold(lesions, 1, with_holdout=False).train
+    images, joint = ImageStore(training.images), replace(training, archive=archive)
+    data = training_data(joint, 1, train, images)
+    joined = data.inputs["archive"]
+    assert set(data.isic_ids[joined]) <= set(archive.isic_ids)
+    assert set(data.isic_ids[~joined]) <= set(lesions.isic_ids[train])
+    rate = lesions.labels[train].mean()
+    np.testing.assert_allclose(data.inputs["tabular"][joined], np.log(rate / (1 - rate)))
+    pretrained = training_data(replace(joint, backbone=Path("backbone.weights.h5")), 1, train, images)
+    assert list(pretrained.inputs) == ["tabular"]  # a backbone was trained on the archive: it does not join as well
+
+
+def test_the_plan_has_the_prior_correction_of_the_training_rows():
+    labels = (np.arange(100) % 10 == 0).astype(int)
+    plan = plan_of(CONFIG, 1, labels)  # an epoch has 10 malignant and 20 of 90 benign lesions
+    logit = np.log(90 / 20)
+    found = plan.loss(np.array([[1.0]], "float32"), np.array([[0.0]], "float32")).numpy()
+    assert found[0] == pytest.approx(np.log1p(np.exp(-logit)), rel=1e-5)
+    assert [phase.name for phase in plan.phases] == ["head", "stages"]
+
+
+# Training
+
+
+@pytest.mark.integration
+def test_an_interrupted_fold_continues_and_ends_with_the_same_bytes(training, tmp_path, monkeypatch):
+    monkeypatch.setattr("keras.applications.ResNet50", small_backbone)
+    save, folders = Checkpoint.save, {name: tmp_path / name for name in ("whole", "interrupted")}
+    for folder in folders.values():
+        folder.mkdir()
+    train_fold(Files.of(training.reads, folders["whole"]), 1, training)
+
+    def save_and_stop(self, model, record):
+        save(self, model, record)
+        raise KeyboardInterrupt
+
+    files, own = Files.of(training.reads, folders["interrupted"]), FoldFiles(folders["interrupted"], 1)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Checkpoint, "save", save_and_stop)
+        train_fold(files, 1, training)
+    assert own.checkpoint.is_file()
+    assert not own.weights.exists()
+    train_fold(files, 1, training)
+    assert not own.checkpoint.exists()
+    for name in (own.weights.name, own.scores.name):
+        assert sha256_of(folders["whole"] / name) == sha256_of(folders["interrupted"] / name)
