@@ -23,7 +23,8 @@ PAGE = "index.html"
 
 def main(arguments: list[str] | None = None) -> int:
     """Writes the page."""
-    parser = argparse.ArgumentParser(description="A competition folder at a glance -> index.html, a page without a server")
+    description = "A competition folder at a glance -> index.html, a page without a server"
+    parser = argparse.ArgumentParser(prog="python -m evaluation.explore", description=description)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="competition folder to read")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"folder for {PAGE}")
     add_seed_option(parser)

@@ -70,7 +70,8 @@ class Lesions:
 def main(arguments: list[str] | None = None) -> int:
     """Writes index.html and a page for each patient."""
     parser = argparse.ArgumentParser(
-        description="A page per patient: the lesions in order of score, with crop, SHAP values and Grad-CAM -> HTML"
+        prog="python -m evaluation.triage",
+        description="A page per patient: the lesions in order of score, with crop, SHAP values and Grad-CAM -> HTML",
     )
     add_data_options(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the pages")
