@@ -14,6 +14,8 @@ from PIL import Image
 from inference.images import CHUNK, ImageStore, decode_crop, find_images, image_batches, pixels_claimed
 from inference.schema import ID, read_metadata
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def ids(synthetic_data):

@@ -4,13 +4,17 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from small_network import small_backbone
 
 from inference.network import CPU, Ensemble, NetworkConfig, build_network, load_network, load_state, network_logits
 from utils import InputError
+
+pytestmark = pytest.mark.integration
 
 SIZE = 32
 FUSION = NetworkConfig(SIZE, head_units=8, tabular_mean=-5.0, tabular_std=1.5)
@@ -34,23 +38,32 @@ def fusion():
     return build_network(FUSION)
 
 
+def correcting(seed):
+    """A fusion whose correction is not zero."""
+    tf.keras.utils.set_random_seed(seed)
+    network = build_network(FUSION)
+    network.get_layer("correction").set_weights([np.full((8, 1), 0.1 * seed), np.array([0.5])])
+    return network
+
+
 @pytest.fixture(scope="module")
 def moved():
-    """Two fusions that have moved away from the tabular score."""
-    networks = []
-    for seed in (1, 2):
-        tf.keras.utils.set_random_seed(seed)
-        network = build_network(FUSION)
-        network.get_layer("correction").set_weights([np.full((8, 1), 0.1 * seed), np.array([0.5])])
-        networks.append(network)
-    return networks
+    return correcting(seed=1)
 
 
 @pytest.fixture(scope="module")
-def folds(moved, tmp_path_factory):
+def small():
+    """Two fusions with a small backbone, for the tests of the ensemble."""
+    with mock.patch("keras.applications.ResNet50", small_backbone):
+        return [correcting(seed) for seed in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def folds(small, tmp_path_factory):
     """The same two as the kernel has them: one network of their shape, and the weights of each."""
-    network, path, states = build_network(FUSION), tmp_path_factory.mktemp("folds") / "fold.weights.h5", []
-    for trained in moved:
+    with mock.patch("keras.applications.ResNet50", small_backbone):
+        network, path, states = build_network(FUSION), tmp_path_factory.mktemp("folds") / "fold.weights.h5", []
+    for trained in small:
         trained.save_weights(path)
         states.append(load_state(network, path))
     return network, states
@@ -72,10 +85,10 @@ def test_the_fusion_starts_exactly_as_the_tabular_model(fusion, crops, tabular):
 
 
 def test_a_network_that_has_moved_looks_at_crop_and_tabular_logit(moved, crops, tabular):
-    correction = asked(moved[0], crops, tabular) - tabular
+    correction = asked(moved, crops, tabular) - tabular
     assert np.abs(correction).min() > 0.01
-    assert not np.allclose(correction, asked(moved[0], crops[::-1], tabular) - tabular, atol=1e-3)
-    assert not np.allclose(correction, asked(moved[0], crops, tabular[::-1]) - tabular[::-1], atol=1e-3)
+    assert not np.allclose(correction, asked(moved, crops[::-1], tabular) - tabular, atol=1e-3)
+    assert not np.allclose(correction, asked(moved, crops, tabular[::-1]) - tabular[::-1], atol=1e-3)
 
 
 def test_pixels_go_in_as_resnet50_was_trained_on_them(fusion, crops):
@@ -86,21 +99,21 @@ def test_pixels_go_in_as_resnet50_was_trained_on_them(fusion, crops):
 
 
 def test_dropout_rests_when_scoring(moved, crops, tabular):
-    assert np.array_equal(asked(moved[0], crops, tabular), asked(moved[0], crops, tabular))
+    assert np.array_equal(asked(moved, crops, tabular), asked(moved, crops, tabular))
 
 
 def test_saved_weights_come_back_as_the_same_network(moved, crops, tabular, tmp_path):
     path = tmp_path / "fusion_fold0.weights.h5"
-    moved[0].save_weights(path)
+    moved.save_weights(path)
     tf.keras.utils.set_random_seed(99)
     again = load_network(FUSION, path)
-    assert np.array_equal(asked(again, crops, tabular), asked(moved[0], crops, tabular))
+    assert np.array_equal(asked(again, crops, tabular), asked(moved, crops, tabular))
 
 
 @pytest.mark.parametrize("other", [{"head_units": 16}, {"inputs": ("crop",)}])
 def test_weights_of_another_network_are_refused(moved, tmp_path, other):
     path = tmp_path / "fusion_fold0.weights.h5"
-    moved[0].save_weights(path)
+    moved.save_weights(path)
     with pytest.raises(InputError, match=r"fusion_fold0\.weights\.h5 does not fit the network of the manifest") as caught:
         load_network(replace(FUSION, **other), path)
     assert "\n" not in str(caught.value)
@@ -127,12 +140,12 @@ def test_the_config_comes_back_from_json():
         NetworkConfig.from_dict({"image_size": SIZE, "depth": 50})
 
 
-def test_the_networks_logits_are_averaged_and_positions_kept(moved, folds, crops, tabular):
+def test_the_networks_logits_are_averaged_and_positions_kept(small, folds, crops, tabular):
     positions = [4, 0, 2, 1]  # lesion 3 has no crop
     found = list(network_logits(Ensemble(*folds), batches_of(crops, positions, batch_size=3), tabular))
     assert [len(logits) for _, logits in found] == [3, 1]
     assert np.concatenate([rows for rows, _ in found]).tolist() == positions
-    logits_of_each = [asked(network, crops[:4], tabular[positions]) for network in moved]
+    logits_of_each = [asked(network, crops[:4], tabular[positions]) for network in small]
     assert not np.allclose(*logits_of_each)
     logits = np.concatenate([values for _, values in found])
     assert logits.dtype == "float64"
@@ -219,7 +232,10 @@ from inference.network import Ensemble, NetworkConfig, build_network
 rng = np.random.default_rng(0)
 crops, column = rng.integers(0, 256, (7, 32, 32, 3), dtype=np.uint8), rng.normal(-2, 1, (7, 1)).astype("f4")
 places = ["/device:CPU:0", "/device:CPU:1"]
-network = build_network(NetworkConfig(32))
+from unittest import mock
+from small_network import small_backbone
+with mock.patch("keras.applications.ResNet50", small_backbone):
+    network = build_network(NetworkConfig(32))
 network.get_layer("correction").set_weights([np.full((64, 1), 0.1), np.array([0.5])])
 one, two = Ensemble(network), Ensemble(network, places=places)
 asked = {place: [] for place in places}
@@ -239,7 +255,7 @@ print("shared", asked[places[0]], asked[places[1]])
 
 def test_two_devices_share_a_batch():
     root = Path(__file__).resolve().parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "tests" / "helpers")])}
     done = subprocess.run(
         [sys.executable, "-c", TWO_DEVICES], cwd=root, env=environment, capture_output=True, text=True, check=False
     )

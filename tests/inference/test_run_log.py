@@ -42,6 +42,7 @@ def test_sigterm_is_noted_and_does_not_kill():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not report memory")
 def test_the_peak_memory_includes_what_was_freed(tmp_path):
     code = """

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evaluation.dry_run import without_network
 from inference import submission
 from inference.build_kernel import ROOT
 from inference.schema import ID, TARGET
@@ -36,15 +35,6 @@ def run_in_process(competition, artifacts, tmp_path):
     )
 
 
-def run_on_kaggle(root, working):
-    """Runs the built kernel as Kaggle does: no arguments but where the mounts are, isolated, from an empty folder."""
-    working.mkdir()
-    command = [*without_network()[0], sys.executable, "-I", str(ROOT / "kernel.py"), "--input-root", str(root)]
-    done = subprocess.run(command, cwd=working, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def replace_image(path, isic_id, content):
     """Puts other bytes in the place of a lesion's image; None takes it away."""
     with h5py.File(path, "r+") as file:
@@ -56,29 +46,25 @@ def replace_image(path, isic_id, content):
 # Equal to training
 
 
-@pytest.mark.parametrize(
-    ("competition_mount", "artifact_mount"),
-    [
-        ("isic-2024-challenge", "slice-3d-fusion-artifacts"),
-        ("competitions/isic-2024-challenge", "datasets/somebody/slice-3d-fusion-artifacts"),
-    ],
-    ids=["classic mounts", "new mounts"],
-)
-def test_the_built_kernel_scores_as_the_training_code_does(
-    trained, mounted, tmp_path, competition_mount, artifact_mount, trained_scores
-):
-    root = tmp_path / "input"
-    shutil.copytree(mounted, root / competition_mount)
-    shutil.copytree(trained.artifacts, root / artifact_mount)
-    log = run_on_kaggle(root, tmp_path / "working")
-    submission = pd.read_csv(tmp_path / "working" / "submission.csv")
+def test_the_built_kernel_scores_as_the_training_code_does(kernel_run, trained_scores):
+    submission = pd.read_csv(kernel_run.working / "submission.csv")
     assert submission[ID].tolist() == trained_scores.index.tolist()
     logits = np.log(submission[TARGET] / (1 - submission[TARGET]))
     np.testing.assert_allclose(logits, trained_scores, rtol=0, atol=1e-5)
-    facts = json.loads((tmp_path / "working" / "run.json").read_text())
+    facts = json.loads((kernel_run.working / "run.json").read_text())
     assert facts["image_scored"] == facts["lesions"] == len(submission)
     assert facts["fallbacks"] == {}
-    assert "FALL-BACK" not in log
+    assert "FALL-BACK" not in (kernel_run.working / "log").read_text()
+
+
+def test_the_classic_mounts_are_found(small_artifacts, small_networks, mounted, tmp_path):
+    shutil.copytree(mounted, tmp_path / "input" / "isic-2024-challenge")
+    shutil.copytree(small_artifacts, tmp_path / "input" / "slice-3d-fusion-artifacts")
+    output = tmp_path / "submission.csv"
+    assert main(["--input-root", str(tmp_path / "input"), "--output", str(output)]) == 0
+    facts = json.loads((tmp_path / "run.json").read_text())
+    assert facts["image_scored"] == facts["lesions"] == len(pd.read_csv(output))
+    assert facts["fallbacks"] == {}
 
 
 @pytest.fixture(scope="module")
