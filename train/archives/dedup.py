@@ -87,16 +87,18 @@ def components(count: int, keys: Sequence[Sequence[str]], pairs: Pairs) -> NDArr
     Returns:
         Numbers 0, 1, ..., shape (count,).
     """
+    if not count:
+        return np.zeros(0, np.intp)
     ends, nodes = [pairs.reshape(-1, 2)], count
     for kind in keys:
-        codes, names = pd.factorize(np.asarray(kind, dtype=object))
-        linked = np.array([name != "" for name in names], dtype=bool)[codes] if count else np.zeros(0, bool)
-        images = np.flatnonzero(linked)
-        ends.append(np.stack([images, nodes + codes[images]], axis=1))
-        nodes += len(names)
+        names = np.asarray(kind, dtype=object)
+        images = np.flatnonzero(names != "")
+        codes, found = pd.factorize(names[images])
+        ends.append(np.stack([images, nodes + codes], axis=1))
+        nodes += len(found)
     links = np.concatenate(ends)
     graph = coo_array((np.ones(len(links), bool), (links[:, 0], links[:, 1])), shape=(nodes, nodes))
-    return connected_components(graph, directed=False)[1][:count] if count else np.zeros(0, np.intp)
+    return connected_components(graph, directed=False)[1][:count]
 
 
 def person_names(component: NDArray[np.intp], rows: pd.DataFrame, preferred: Sequence[str]) -> list[str]:
@@ -130,11 +132,10 @@ def person_names(component: NDArray[np.intp], rows: pd.DataFrame, preferred: Seq
 
 def equal_pairs(sha256: Sequence[str]) -> Pairs:
     """Pairs that link every image to the first one of equal bytes."""
-    first = (
-        pd.Series(np.arange(len(sha256))).groupby(list(sha256)).transform("min").to_numpy() if len(sha256) else np.array([])
-    )
-    later = np.flatnonzero(first != np.arange(len(sha256)))
-    return np.stack([first[later].astype(np.intp), later], axis=1)
+    codes, _ = pd.factorize(np.asarray(sha256, dtype=object))
+    first = np.unique(codes, return_index=True)[1][codes]
+    later = np.flatnonzero(first != np.arange(len(codes)))
+    return np.stack([first[later], later], axis=1)
 
 
 def similar_pairs(
@@ -194,35 +195,24 @@ def choose_copies(
     Returns:
         Reasons, shape (rows,): "" for all that are not usable.
     """
-    reasons = np.full(len(rows), "", dtype=object)
     everything = np.concatenate([np.zeros((0, 2), np.intp), *links.values()])
     copies = components(len(rows), [], everything)
-    linked_by = {name: np.isin(np.arange(len(rows)), pairs) for name, pairs in links.items()}
-    worth = pd.DataFrame(
-        {
-            "copies": copies,
-            "patient": rows["patient_id"].to_numpy() != "",
-            "lesion": rows["lesion_id"].to_numpy() != "",
-            "class": rows["class"].to_numpy() != "",
-            "pixels": rows["pixels"].to_numpy(),
-            "image_id": rows["image_id"].to_numpy(),
-            "target": rows["target"].to_numpy(),
-            "position": np.arange(len(rows)),
-        }
-    )
+    is_linked = {name: np.isin(np.arange(len(rows)), pairs) for name, pairs in links.items()}
+    known = {f"has_{name}": (rows[name] != "").to_numpy() for name in ("patient_id", "lesion_id", "class")}
+    candidates = rows.reset_index(drop=True).assign(copies=copies, **known)
+    candidates = candidates[usable & (np.isin(np.arange(len(rows)), everything) | foreign)]
+    best_first = candidates.sort_values([*known, "pixels", "image_id"], ascending=[False, False, False, False, True])
+    reasons = np.full(len(rows), "", dtype=object)
     occurs = set(copies[foreign].tolist())
-    order = ["patient", "lesion", "class", "pixels", "image_id"]
-    alone = ~np.isin(np.arange(len(rows)), everything)
-    ranked = worth[usable & (~alone | foreign)].sort_values(order, ascending=[False, False, False, False, True])
-    for number, same in ranked.groupby("copies"):
-        position = same["position"].to_numpy()
+    for number, same in best_first.groupby("copies"):
+        position = same.index.to_numpy()
         if number in occurs:
             reasons[position] = IN_COMPETITION
         elif same["target"].nunique() > 1:
             reasons[position] = CONTRADICTORY
         else:
             for left_out in position[1:]:
-                reasons[left_out] = next(name for name, linked in linked_by.items() if linked[left_out])
+                reasons[left_out] = next(name for name, linked in is_linked.items() if linked[left_out])
     return reasons
 
 

@@ -148,16 +148,15 @@ def render_chunk(ids: list[str], numbers: NDArray[np.float32], texture: NDArray[
 def check_config(out: Path, config: DatasetConfig) -> None:
     """Raises InputError for a value out of its range, and where ``out`` cannot be a folder."""
     patients, lesions = config.patients, config.lesions
+    wrong = {
+        f"--patients is {patients}; give at least 1.": patients < 1,
+        f"--lesions is {lesions} for {patients} patients; each has at least one, so give more lesions.": lesions < patients,
+        f"--lesions is {lesions}; ids have seven digits, so give at most 5000000.": lesions > 5_000_000,
+        f"--prevalence is {config.prevalence}; give a share above 0 and below 0.5.": not 0.0 < config.prevalence < 0.5,
+        f"--seed is {config.seed}; give 0 or a positive whole number.": config.seed < 0,
+    }
     for folder in (out, *out.parents):
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"--out is {out}, but {folder} is a file; name a folder.")
-    if patients < 1:
-        raise InputError(f"--patients is {patients}; give at least 1.")
-    if lesions < patients:
-        raise InputError(f"--lesions is {lesions}, but each of the {patients} patients has at least one; give more lesions.")
-    if lesions > 5_000_000:
-        raise InputError(f"--lesions is {lesions}; ids have seven digits, so give at most 5000000.")
-    if not 0.0 < config.prevalence < 0.5:
-        raise InputError(f"--prevalence is {config.prevalence}; give a share above 0 and below 0.5.")
-    if config.seed < 0:
-        raise InputError(f"--seed is {config.seed}; give 0 or a positive whole number.")
+        wrong[f"--out is {out}, but {folder} is a file; name a folder."] = folder.exists() and not folder.is_dir()
+    for text, applies in wrong.items():
+        if applies:
+            raise InputError(text)
