@@ -94,6 +94,15 @@ def test_the_script_trains_in_several_processes_without_the_network(on_kaggle, t
     check_output(tmp_path / "working", settings, trained)
 
 
+@pytest.mark.integration
+def test_the_script_runs_as_a_command_and_reports_bad_input(tmp_path):
+    (tmp_path / "script.py").write_text(build_training(NO_OPTIONS, 1.0), encoding="utf-8")
+    command = [sys.executable, "-I", str(tmp_path / "script.py"), "--input-root", str(tmp_path / "nothing")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "attach the competition" in done.stderr
+
+
 # Parts, with stages that only record themselves
 
 

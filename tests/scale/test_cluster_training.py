@@ -1,4 +1,4 @@
-"""Trainings wherever they run: in this process, in several of this machine, on a cluster, and with a worker killed in it."""
+"""Trainings in this process, in several processes, on a cluster, and with a worker killed in the middle: the same bytes."""
 
 import shutil
 
@@ -6,26 +6,25 @@ import h5py
 import numpy as np
 import pytest
 from dask_cluster import cluster
-from small_network import a_network
+from small_network import small_backbone
 
 from inference.artifacts import load_manifest
 from train.folds import make_folds
 from train.fusion import train_fusion
 from train.tabular import train_tabular
 
+pytestmark = pytest.mark.integration
 NETWORK = ["--weights", "none", "--image-size", "32", "--epochs", "3", "--batch-size", "16", "--negatives-per-positive", "2"]
 
-#: Run by a worker as it starts: networks that are traced at once, and one worker, the first to have finished an epoch, that
-#: is killed by a signal that it cannot answer.
+#: Run by a worker as it starts: a small backbone, and the first worker that has finished an epoch is killed.
 PRELOAD = """
 import os, signal
 from pathlib import Path
-from test_cluster_training import small_networks
-from train.network import fold as fold_training
+import keras
+from small_network import small_backbone
 from train.network.checkpoint import Checkpoint
 
-for name, function in small_networks().items():
-    setattr(fold_training, name, function)
+keras.applications.ResNet50 = small_backbone
 Checkpoint.really_save = getattr(Checkpoint, "really_save", Checkpoint.save)  # Dask runs this file twice
 
 def save_and_die(checkpoint, model, record):
@@ -41,20 +40,9 @@ Checkpoint.save = save_and_die
 """
 
 
-def small_networks():
-    """What stands for ResNet50 in ``train.network.fold``: of the same inputs and output, and traced at once."""
-
-    def load(settings, weights):
-        network = a_network()
-        network.load_weights(weights)
-        return network
-
-    return {"starting_network": lambda *_: a_network(), "load_network": load}
-
-
 @pytest.fixture(scope="module")
 def begun(synthetic_data, tmp_path_factory):
-    """Artifacts with folds and tabular scores, and the options of both stages."""
+    """Artifacts with folds and tabular scores, and the options of the tabular stage."""
     folder = tmp_path_factory.mktemp("begun")
     parameters = folder / "few_trees.json"
     parameters.write_text('{"iterations": 20}')
@@ -78,22 +66,18 @@ def arrays(path):
     return found
 
 
-def test_the_tabular_models_are_the_same_wherever_they_are_trained(synthetic_data, begun, artifacts, tmp_path):
-    kept, recipe = begun
-    where = ["--data", str(synthetic_data), "--artifacts", str(artifacts), *recipe]
-    train_tabular([*where, "--jobs", "2"])
-    assert (artifacts / "oof_tabular.csv").read_bytes() == (kept / "oof_tabular.csv").read_bytes()
-    (artifacts / "oof_tabular.csv").unlink()
-    with cluster(1, tmp_path / "cluster") as (address, _):
-        train_tabular([*where, "--cluster", address])
+@pytest.mark.parametrize("place", ["processes", "cluster"])
+def test_tabular_models_are_the_same_wherever_they_are_trained(synthetic_data, begun, artifacts, place, request):
+    kept, options = begun
+    workers = ["--jobs", "2"] if place == "processes" else ["--cluster", request.getfixturevalue("two_workers")]
+    train_tabular(["--data", str(synthetic_data), "--artifacts", str(artifacts), *options, *workers])
     assert (artifacts / "oof_tabular.csv").read_bytes() == (kept / "oof_tabular.csv").read_bytes()
     assert load_manifest(artifacts)["tabular"]["scores"] == load_manifest(kept)["tabular"]["scores"]
 
 
 def test_a_worker_killed_while_it_trains_changes_nothing(synthetic_data, begun, artifacts, tmp_path, monkeypatch):
     whole = shutil.copytree(begun[0], tmp_path / "whole")
-    for name, function in small_networks().items():
-        monkeypatch.setattr(f"train.network.fold.{name}", function)
+    monkeypatch.setattr("keras.applications.ResNet50", small_backbone)
     train_fusion(["--data", str(synthetic_data), "--artifacts", str(whole), *NETWORK])
 
     killed, preload = tmp_path / "killed", tmp_path / "preload.py"
