@@ -2,7 +2,7 @@
 
     python -m kaggle_cli.data --data data/isic-2024-challenge
 
-Five files, one by one: the archive of the whole competition holds every crop twice, as a JPEG and inside the HDF5 file. An
+Five files, one by one: the zip of the whole competition holds every crop twice, as a JPEG and inside the HDF5 file. An
 interrupted download continues where it stopped, a complete file is kept. A file gets its name only when it is complete.
 """
 

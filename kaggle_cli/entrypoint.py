@@ -221,7 +221,7 @@ def run_part(settings: dict[str, list[str]], hours: float) -> NoReturn:
 
     The script imports itself first: worker processes then import its functions too, and TensorFlow finds their source.
     """
-    if __name__ == "__main__":
+    if __name__ == "__main__" and "__file__" in globals():
         sys.path.insert(0, str(Path(__file__).parent))
         importlib.import_module(Path(__file__).stem).run_part(settings, hours)
     run_command(lambda: main(settings, hours))

@@ -46,15 +46,15 @@ def refuse(code, message=None, headers=None, times=None):
 
 @dataclass
 class StandIn:
-    """What Kaggle knows, and what it was asked."""
+    """The state of Kaggle, and the requests it got."""
 
     calls: list = field(default_factory=list)  # (method, body) in order
     answers: dict = field(default_factory=dict)  # method -> function of the body; None: the stand-in's own answer
     blobs: dict = field(default_factory=dict)  # token -> {"name", "length", "data"}
     datasets: dict = field(default_factory=dict)  # slug -> list of {"request", "files": name -> bytes}
-    processing: list = field(default_factory=list)  # states to tell before READY
+    processing: list = field(default_factory=list)  # states to answer before READY
     pushed: dict = field(default_factory=dict)  # "owner/slug" -> list of requests
-    statuses: list = field(default_factory=list)  # of runs: (state, failure message) to tell; the last one stays
+    statuses: list = field(default_factory=list)  # of runs: (state, failure message) to answer; the last one stays
     output: dict = field(default_factory=dict)  # name -> bytes that a run leaves
     outputs: dict = field(default_factory=dict)  # "owner/slug" -> the same, of one kernel
     log: str = ""
@@ -62,7 +62,7 @@ class StandIn:
     packed: set = field(default_factory=set)  # names that are served as .zip
     ranges: list = field(default_factory=list)  # Range headers of downloads
     submissions: list = field(default_factory=list)
-    scores: list = field(default_factory=list)  # states to tell before the score
+    scores: list = field(default_factory=list)  # states to answer before the score
     refuse_upload: set = field(default_factory=set)  # names of files whose upload fails
 
     def asked(self, method):
@@ -194,7 +194,7 @@ class StandIn:
 
 
 def zipped(name, data):
-    """An archive of one file."""
+    """A zip of one file."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(name, data)
@@ -260,7 +260,7 @@ def standing_in(folder, monkeypatch):
     for name in ("KAGGLE_API_TOKEN", "HTTP_PROXY", "NO_PROXY", "no_proxy", "XDG_CONFIG_HOME"):
         monkeypatch.delenv(name, raising=False)
     settings = {
-        "HOME": folder,  # nothing of the person who runs the tests is looked at
+        "HOME": folder,  # no configuration of the user who runs the tests is read
         "KAGGLE_CONFIG_DIR": folder / "no-config",
         "TMPDIR": folder,
         "KAGGLE_API_ENVIRONMENT": "LOCALHOST",

@@ -69,7 +69,7 @@ def die(number):
 
 
 def copy_out(files, number, source):
-    """Writes what it has read, and where; says where it ran."""
+    """Writes a copy of what it has read; returns where it ran."""
     (files.folder / "below").mkdir(exist_ok=True)
     (files.folder / "below" / f"copy{number}").write_bytes(files[source].read_bytes() * number)
     return Path.cwd(), files.elsewhere
