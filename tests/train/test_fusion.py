@@ -270,11 +270,11 @@ def test_lesions_of_an_archive_join_the_training(trained, artifacts, archive_fol
 
 
 def test_every_fold_starts_from_the_pretrained_backbone(trained, artifacts, archive_folder, small, monkeypatch):
-    learned, started = build_network(NetworkConfig(32)).get_layer("resnet50"), []
+    backbone, started = build_network(NetworkConfig(32)).get_layer("resnet50"), []
 
     def pretrain(archive, weights, config):
         assert len(archive.labels) == 40
-        learned.save_weights(weights)
+        backbone.save_weights(weights)
 
     def fit(network, data, *_):
         assert "archive" not in data.inputs  # its lesions do not join as well
@@ -287,7 +287,7 @@ def test_every_fold_starts_from_the_pretrained_backbone(trained, artifacts, arch
     assert train_fusion(command(trained.data, artifacts, *archives)) == 0
     assert len(started) == 2
     for weights in started:
-        for expected, found in zip(learned.get_weights(), weights, strict=True):
+        for expected, found in zip(backbone.get_weights(), weights, strict=True):
             np.testing.assert_array_equal(expected, found)
     assert not list(artifacts.glob(".fusion*"))
 

@@ -1,7 +1,7 @@
-"""Augmentation on the accelerator: another view at the same lesion for every epoch.
+"""Augmentation on the accelerator: every epoch gets another view of the same lesion.
 
-A pure function of the crops and of random numbers that come in beside them, a row each. So an interrupted training repeats
-the very same looks, and one accelerator or several see the same.
+A pure function of the crops and of random numbers, a row for each crop. So an interrupted training repeats the same views,
+on one accelerator or several.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def augment(crops, draws):
     from keras import ops
 
     draw = [draws[:, i : i + 1] for i in range(DRAWS)]
-    pixels = seen_from_elsewhere(ops.cast(crops, "float32"), draw[:5])
-    pixels = in_another_light(pixels, draw[5:11])
+    pixels = warp(ops.cast(crops, "float32"), draw[:5])
+    pixels = change_colours(pixels, draw[5:11])
     pixels = cut_out(pixels, draw[11:])
     return ops.cast(ops.clip(ops.round(pixels), 0.0, 255.0), "uint8")
 
 
-def seen_from_elsewhere(pixels, draw):
+def warp(pixels, draw):
     """One of the square's eight symmetries, turned by up to ``TURN`` and zoomed by up to ``ZOOM``; edges are mirrored."""
     from keras import ops
 
@@ -44,22 +44,18 @@ def seen_from_elsewhere(pixels, draw):
     angle = (2 * draw[3] - 1) * TURN
     zoom = ops.exp((2 * draw[4] - 1) * math.log(1 + ZOOM))
     cos, sin = zoom * ops.cos(angle), zoom * ops.sin(angle)
-    cos_x, sin_x, cos_y, sin_y = (
-        (1 - 2 * flip_x) * cos,
-        (1 - 2 * flip_x) * sin,
-        (1 - 2 * flip_y) * cos,
-        (1 - 2 * flip_y) * sin,
-    )
+    sign_x, sign_y = 1 - 2 * flip_x, 1 - 2 * flip_y
+    cos_x, sin_x, cos_y, sin_y = sign_x * cos, sign_x * sin, sign_y * cos, sign_y * sin
     # Where a pixel of the result is looked up: (x, y) -> (a x + b y, c x + d y) about the centre, axes swapped for some.
     a, b = (1 - swap) * cos_x + swap * sin_y, (1 - swap) * -sin_x + swap * cos_y
     c, d = (1 - swap) * sin_y + swap * cos_x, (1 - swap) * cos_y + swap * -sin_x
     centre = (pixels.shape[1] - 1) / 2
-    nothing = ops.zeros_like(a)
-    transform = [a, b, centre * (1 - a - b), c, d, centre * (1 - c - d), nothing, nothing]
+    zero = ops.zeros_like(a)
+    transform = [a, b, centre * (1 - a - b), c, d, centre * (1 - c - d), zero, zero]
     return ops.image.affine_transform(pixels, ops.concatenate(transform, axis=1), "bilinear", "reflect")
 
 
-def in_another_light(pixels, draw):
+def change_colours(pixels, draw):
     """Brightness, contrast, saturation and tint, each by a little."""
     from keras import ops
 
