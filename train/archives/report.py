@@ -124,4 +124,4 @@ def format_report(report: Mapping[str, Any]) -> Iterator[str]:
         yield "2018: AKIEC is benign or malignant; ISIC_2019_Training_GroundTruth.csv has which: use 2019, or --unknown"
     shared = report["kept"]["lesions_of_competition_patients"]
     if shared:
-        yield f"{shared:,} lesions are of patients who are in the competition, too: keep a patient on one side of a fold"
+        yield f"{shared:,} lesions are of patients of the competition: keep a patient on one side of a fold"

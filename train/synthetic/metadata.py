@@ -14,30 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from inference.schema import HOSPITAL, PATIENT, TARGET, TRAIN_COLUMNS
-from train.synthetic.published import (
-    AGES,
-    BENIGN_CONFIDENCE,
-    BENIGN_DIAGNOSES,
-    BIOPSIED_BENIGN,
-    BODY_LIMITS,
-    CONFIDENCE_LEVELS,
-    CORRELATIONS,
-    FOLLOWED_BENIGN,
-    HOSPITALS,
-    LESIONS_PER_PATIENT,
-    LOCATIONS,
-    MALIGNANT_CONFIDENCE,
-    MALIGNANT_DIAGNOSES,
-    MEASURED,
-    MITOSES,
-    QUANTILE_LEVELS,
-    SECOND_VISIT,
-    SEXES,
-    SITE_HABIT,
-    THICKNESSES_MM,
-    UNKNOWN_SITE,
-    WHITE_TILES,
-)
+from train.synthetic import published
 
 Floats = NDArray[np.float64]
 
@@ -55,7 +32,7 @@ def make_rows(patients: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
     rows["image_type"] = "TBP tile: close-up"
     rows["tbp_tile_type"] = patients["tbp_tile_type"].to_numpy()[patient]
     rows[HOSPITAL] = patients[HOSPITAL].to_numpy()[patient]
-    rows["copyright_license"] = rows[HOSPITAL].map({name: values[2] for name, values in HOSPITALS.items()})
+    rows["copyright_license"] = rows[HOSPITAL].map({name: values[2] for name, values in published.HOSPITALS.items()})
     rows = pd.concat([rows, _places(patients, patient, rng), _measurements(patients, patient, rng)], axis=1)
     return rows.copy()
 
@@ -70,26 +47,26 @@ def make_patients(lesions: NDArray[np.int64], hospitals: list[str], rng: np.rand
     """
     count = len(lesions)
     patients = pd.DataFrame({PATIENT: draw_ids("IP_", count, rng), HOSPITAL: hospitals, "lesions": lesions})
-    patients["age_approx"] = np.array(_spread(AGES, lesions, rng), dtype=float)
-    patients["sex"] = _spread(SEXES, lesions, rng)
-    white = np.array([WHITE_TILES.get(name, 0.005) for name in hospitals])
+    patients["age_approx"] = np.array(_spread(published.AGES, lesions, rng), dtype=float)
+    patients["sex"] = _spread(published.SEXES, lesions, rng)
+    white = np.array([published.WHITE_TILES.get(name, 0.005) for name in hospitals])
     patients["tbp_tile_type"] = np.where(rng.random(count) < white, "3D: white", "3D: XP")
-    patients["unknown_site"] = _spread({True: UNKNOWN_SITE, False: 1.0 - UNKNOWN_SITE}, lesions, rng)
-    patients["second_visit"] = rng.random(count) < SECOND_VISIT
-    latent = rng.standard_normal((count, len(MEASURED))) @ _correlation_root().T
-    lightness = np.array([HOSPITALS[name][3] for name in hospitals])
-    latent[:, list(MEASURED).index("Lext")] += lightness / 0.6
-    for column, name in enumerate(MEASURED):
+    patients["unknown_site"] = _spread({True: published.UNKNOWN_SITE, False: 1.0 - published.UNKNOWN_SITE}, lesions, rng)
+    patients["second_visit"] = rng.random(count) < published.SECOND_VISIT
+    latent = rng.standard_normal((count, len(published.MEASURED))) @ _correlation_root().T
+    lightness = np.array([published.HOSPITALS[name][3] for name in hospitals])
+    latent[:, list(published.MEASURED).index("Lext")] += lightness / 0.6
+    for column, name in enumerate(published.MEASURED):
         patients[name] = _normal_scores(latent[:, column], lesions)
     return patients
 
 
 def choose_hospitals(lesions: NDArray[np.int64], rng: np.random.Generator) -> list[str]:
     """A hospital for each patient in the published shares; patients with many lesions go where their mean is high."""
-    known = [name for name, values in HOSPITALS.items() if values[0]]
-    shares = np.array([HOSPITALS[name][0] for name in known], dtype=float)
+    known = [name for name, values in published.HOSPITALS.items() if values[0]]
+    shares = np.array([published.HOSPITALS[name][0] for name in known], dtype=float)
     drawn = np.repeat(np.arange(len(known)), _whole_shares(shares, len(lesions)))
-    usual = np.log([HOSPITALS[name][1] / HOSPITALS[name][0] for name in known])
+    usual = np.log([published.HOSPITALS[name][1] / published.HOSPITALS[name][0] for name in known])
     by_burden = drawn[np.argsort(usual[drawn] + rng.standard_normal(len(drawn)))]
     chosen = np.empty(len(lesions), dtype=int)
     chosen[np.argsort(lesions + rng.random(len(lesions)))] = by_burden
@@ -98,7 +75,7 @@ def choose_hospitals(lesions: NDArray[np.int64], rng: np.random.Generator) -> li
 
 def choose_lesion_counts(patients: int, lesions: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Lesions per patient, at least 1 each and ``lesions`` in all, in the published proportions; shape (patients,)."""
-    shares, counts = LESIONS_PER_PATIENT
+    shares, counts = published.LESIONS_PER_PATIENT
     share = (rng.permutation(patients) + rng.random(patients)) / patients
     usual = np.exp(np.interp(_to_normal(share), _to_normal(np.array(shares)), np.log(counts)))
     return 1 + _whole_shares(usual, lesions - patients)
@@ -109,25 +86,27 @@ def add_diagnoses(rows: pd.DataFrame, target: NDArray[np.int64], rng: np.random.
     count = len(rows)
     malignant = target == 1
     full = np.full(count, "Benign", dtype=object)
-    biopsied = ~malignant & (rng.random(count) < BIOPSIED_BENIGN)
-    full[malignant] = np.array(["Malignant::" + name for name in _draw(MALIGNANT_DIAGNOSES, int(malignant.sum()), rng)])
-    full[biopsied] = _draw(BENIGN_DIAGNOSES, int(biopsied.sum()), rng)
+    biopsied = ~malignant & (rng.random(count) < published.BIOPSIED_BENIGN)
+    names = _draw(published.MALIGNANT_DIAGNOSES, int(malignant.sum()), rng)
+    full[malignant] = np.array(["Malignant::" + name for name in names])
+    full[biopsied] = _draw(published.BENIGN_DIAGNOSES, int(biopsied.sum()), rng)
     columns: dict[str, object] = {TARGET: target, "iddx_full": full}
     levels, code = np.unique(full.astype(str), return_inverse=True)
     for depth in range(5):
         names = [level.split("::") for level in levels]
         columns[f"iddx_{depth + 1}"] = np.array([n[depth] if depth < len(n) else None for n in names], dtype=object)[code]
-    followed = malignant | biopsied | (rng.random(count) < FOLLOWED_BENIGN - BIOPSIED_BENIGN)
+    followed = malignant | biopsied | (rng.random(count) < published.FOLLOWED_BENIGN - published.BIOPSIED_BENIGN)
     columns["lesion_id"] = np.where(followed, draw_ids("IL_", count, rng), None)
     invasive = np.array(["Melanoma Invasive" in level for level in levels])[code]
-    thickness = np.array(_draw(THICKNESSES_MM, count, rng), dtype=float)
+    thickness = np.array(_draw(published.THICKNESSES_MM, count, rng), dtype=float)
     columns["mel_thick_mm"] = np.where(invasive & (rng.random(count) < 0.93), thickness, np.nan)
-    columns["mel_mitotic_index"] = np.where(invasive & (rng.random(count) < 0.78), _draw(MITOSES, count, rng), None)
+    has_mitoses = invasive & (rng.random(count) < 0.78)
+    columns["mel_mitotic_index"] = np.where(has_mitoses, _draw(published.MITOSES, count, rng), None)
     share = rng.random(count)
     confidence = np.where(
         malignant,
-        np.interp(share, CONFIDENCE_LEVELS, MALIGNANT_CONFIDENCE),
-        np.interp(share, CONFIDENCE_LEVELS, BENIGN_CONFIDENCE),
+        np.interp(share, published.CONFIDENCE_LEVELS, published.MALIGNANT_CONFIDENCE),
+        np.interp(share, published.CONFIDENCE_LEVELS, published.BENIGN_CONFIDENCE),
     )
     columns["tbp_lv_dnn_lesion_confidence"] = np.round(confidence, 6)
     return rows.assign(**columns)[list(TRAIN_COLUMNS)]
@@ -135,10 +114,10 @@ def add_diagnoses(rows: pd.DataFrame, target: NDArray[np.int64], rng: np.random.
 
 def _places(patients: pd.DataFrame, patient: NDArray[np.intp], rng: np.random.Generator) -> pd.DataFrame:
     """Site, location and body coordinates of each lesion; every patient has an own distribution over locations."""
-    names = np.array(list(LOCATIONS), dtype=object)
-    table = list(LOCATIONS.values())
-    published = np.array([row[2] for row in table], dtype=float)
-    habits = rng.standard_gamma(np.tile(SITE_HABIT * published / published.sum(), (len(patients), 1)))
+    names = np.array(list(published.LOCATIONS), dtype=object)
+    table = list(published.LOCATIONS.values())
+    lesions = np.array([row[2] for row in table], dtype=float)
+    habits = rng.standard_gamma(np.tile(published.SITE_HABIT * lesions / lesions.sum(), (len(patients), 1)))
     habits[patients["unknown_site"].to_numpy()] = names == "Unknown"
     reached = np.cumsum(habits / habits.sum(axis=1, keepdims=True), axis=1)[:, :-1]
     place = np.zeros(len(patient), dtype=np.intp)
@@ -150,7 +129,7 @@ def _places(patients: pd.DataFrame, patient: NDArray[np.intp], rng: np.random.Ge
         "tbp_lv_location": names[place],
         "tbp_lv_location_simple": np.array([row[1] for row in table], dtype=object)[place],
     }
-    for axis, (low, high) in zip("xyz", BODY_LIMITS, strict=True):
+    for axis, (low, high) in zip("xyz", published.BODY_LIMITS, strict=True):
         mean, deviation = np.array([row[3 + 2 * "xyz".index(axis) :][:2] for row in table], dtype=float)[place].T
         places[f"tbp_lv_{axis}"] = np.clip(mean + deviation * rng.standard_normal(len(patient)), low, high).round(4)
     return pd.DataFrame(places)
@@ -190,10 +169,10 @@ def _measurements(patients: pd.DataFrame, patient: NDArray[np.intp], rng: np.ran
 
 def _drawn_measurements(patients: pd.DataFrame, patient: NDArray[np.intp], rng: np.random.Generator) -> dict[str, Floats]:
     """The MEASURED columns, each through its own quantiles from the sum of the patient's and the lesion's latent number."""
-    latent = rng.standard_normal((len(patient), len(MEASURED))) @ _correlation_root().T
-    knots = np.append(np.insert(_to_normal(np.array(QUANTILE_LEVELS[1:-1])), 0, -4.75), 4.75)
+    latent = rng.standard_normal((len(patient), len(published.MEASURED))) @ _correlation_root().T
+    knots = np.append(np.insert(_to_normal(np.array(published.QUANTILE_LEVELS[1:-1])), 0, -4.75), 4.75)
     drawn = {}
-    for index, (name, (between, *quantiles)) in enumerate(MEASURED.items()):
+    for index, (name, (between, *quantiles)) in enumerate(published.MEASURED.items()):
         score = np.sqrt(between) * patients[name].to_numpy()[patient] + np.sqrt(1.0 - between) * latent[:, index]
         drawn[name] = np.interp(score, knots, quantiles).round(6)
     return drawn
@@ -201,8 +180,8 @@ def _drawn_measurements(patients: pd.DataFrame, patient: NDArray[np.intp], rng: 
 
 def _correlation_root() -> Floats:
     """A matrix whose product with its transpose is the correlation of the MEASURED columns."""
-    correlation = np.eye(len(MEASURED))
-    for row, line in enumerate(CORRELATIONS.split("\n")[1:-1], start=1):
+    correlation = np.eye(len(published.MEASURED))
+    for row, line in enumerate(published.CORRELATIONS.split("\n")[1:-1], start=1):
         correlation[row, :row] = correlation[:row, row] = np.array(line.split(), dtype=float) / 100.0
     sizes, axes = np.linalg.eigh(correlation)
     root = axes * np.sqrt(np.maximum(sizes, 1e-4))  # rounding to per cents leaves an eigenvalue or two just below zero

@@ -378,7 +378,7 @@ def test_what_the_competition_has_is_left_out(root, competition, tmp_path, capsy
     # ISIC_23 is linked to ISIC_2 over the lesion, and ISIC_2 is a picture of the competition's IP_77.
     assert rows.loc["ISIC_23", "patient_id"] == "IP_77"
     assert report_of(tmp_path / "out")["kept"]["lesions_of_competition_patients"] == 2  # ISIC_22 is IP_2's
-    assert "2 lesions are of patients who are in the competition" in capsys.readouterr().out
+    assert "2 lesions are of patients of the competition" in capsys.readouterr().out
 
 
 def test_equal_bytes_are_found_whatever_the_size(root, competition, tmp_path):
