@@ -44,7 +44,7 @@ def explained(artifacts, metadata):
     return features, fold, models, tabular["categories"], explain(features, fold, models, tabular["categories"])
 
 
-def test_shap_values_and_the_mean_score_add_up_to_the_score_of_models_that_have_not_seen_the_row(explained):
+def test_shap_values_and_the_mean_score_add_up_to_the_score_of_models_trained_without_the_row(explained):
     features, fold, models, _, explanation = explained
     raw = {
         number: np.mean([m.predict(features, prediction_type="RawFormulaVal") for f, m in models if f == number], axis=0)
@@ -101,9 +101,8 @@ def test_the_direction_is_the_rank_correlation():
 def test_the_table_is_weighted_and_sorted():
     features = pd.DataFrame({"a": [1.0, 2.0, 3.0], "b": [3.0, 2.0, 1.0], "c": ["x", "y", "x"]})
     shap = np.array([[0.1, -1.0, 0.0], [0.2, 0.0, 0.3], [0.3, 1.0, 0.0]])
-    table = tabulate(
-        features, Explanation(shap, np.zeros(3), np.array([20.0, 70.0, 10.0])), np.array([1.0, 1.0, 2.0]), ["c"]
-    )
+    explanation = Explanation(features, ["c"], shap, np.zeros(3), np.array([20.0, 70.0, 10.0]))
+    table = tabulate(explanation, np.array([1.0, 1.0, 2.0]))
     assert table["feature"].tolist() == ["b", "a", "c"]
     np.testing.assert_allclose(table["mean_abs_shap"], [3 / 4, 0.9 / 4, 0.3 / 4])
     np.testing.assert_allclose(table["importance"], [70, 20, 10])
@@ -121,10 +120,10 @@ def test_dots_spread_where_they_are_many():
 def test_figures_are_drawn_of_unknown_values_categories_and_few_features(tmp_path):
     features = pd.DataFrame({"known": [1.0, 2.0, 3.0, 4.0], "gone": [np.nan] * 4, "kind": list("xyxy")})
     shap = np.random.default_rng(0).normal(size=(4, 3))
-    explanation = Explanation(shap, np.zeros(4), np.ones(3))
-    table = tabulate(features, explanation, np.ones(4), ["kind"])
+    explanation = Explanation(features, ["kind"], shap, np.zeros(4), np.ones(3))
+    table = tabulate(explanation, np.ones(4))
     draw_bars(tmp_path / "bars.png", table)
-    draw_strips(tmp_path / "strips.png", table, features, explanation, np.array([0, 1, 0, 1]), ["kind"], 0)
+    draw_strips(tmp_path / "strips.png", table, explanation, np.array([0, 1, 0, 1]), 0)
     for name in ("bars.png", "strips.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
@@ -146,10 +145,10 @@ def test_bad_input_is_refused_in_one_sentence(synthetic_data, artifacts, tmp_pat
     manifest = load_manifest(artifacts)
     with pytest.raises(InputError, match=r"has no CatBoost models; run: python -m train\.tabular"):
         load_fold_models(artifacts, manifest | {"tabular": {"models": []}})
-    with pytest.raises(InputError, match="does not say its fold"):
+    with pytest.raises(InputError, match="holds no fold"):
         load_fold_models(artifacts, manifest | {"tabular": {"models": [{"file": "other.cbm"}]}})
     features, fold, models, categories, _ = explained
-    with pytest.raises(InputError, match="no model was made without fold 1"):
+    with pytest.raises(InputError, match="no model was trained without fold 1"):
         explain(features, fold, [each for each in models if each[0] == 0], categories)
     rows = str(int(metadata[TARGET].sum()))
     with pytest.raises(InputError, match=f"--rows {rows} cannot hold"):

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from evaluation.studies.compare import split_folds
 from evaluation.studies.hospitals import (
     FEW,
     TREATMENTS,
@@ -22,31 +23,30 @@ from evaluation.studies.hospitals import (
 from inference.features import build_features
 from inference.schema import HOSPITAL, MISSING, PATIENT, TARGET
 from inference.tabular import tabular_logits
-from train.config import Recipe
+from train.config import TabularConfig
 from train.cross_validation import categories_of, cross_validate, sample_negatives, train_model
-from train.folds import assign_folds
 from utils import InputError, partial_auc
 
 SMALL = {"iterations": 8, "depth": 3, "learning_rate": 0.3}
-RECIPE = Recipe(SMALL, seeds=1)
+CONFIG = TabularConfig(SMALL, seeds=1)
 
 
 @pytest.fixture
 def three(metadata):
-    """The synthetic_data with three hospitals, A, B and C, which decide much: lesions of B are malignant twice as often."""
+    """``synthetic_data`` with three hospitals, A, B and C, that matter: lesions of B are malignant twice as often."""
     metadata[HOSPITAL] = np.array(["A", "B", "C"], dtype=object)[pd.factorize(metadata[PATIENT])[0] % 3]
     rng = np.random.default_rng(0)
     metadata[TARGET] = (rng.random(len(metadata)) < np.where(metadata[HOSPITAL] == "B", 0.6, 0.3)).astype(int)
     return metadata
 
 
-def scored(metadata, parts, labels=None, recipe=RECIPE):
+def scored(metadata, parts, labels=None, config=CONFIG):
     labels = metadata[TARGET].to_numpy() if labels is None else labels
-    return score_parts(build_features(metadata), labels, parts, recipe)
+    return score_parts(build_features(metadata), labels, parts, config)
 
 
 def test_a_hospital_is_scored_without_any_row_of_its_patients(three):
-    """A patient seen in A and in B is trained on for neither; the rows are scored once, each with its own hospital."""
+    """A patient of A and B is trained on for neither; the rows are scored once, each with its own hospital."""
     shared = three[PATIENT] == three.loc[three[HOSPITAL] == "A", PATIENT].iloc[0]
     three.loc[np.flatnonzero(shared)[:2], HOSPITAL] = "B"
     three.loc[three.index[-1], HOSPITAL] = np.nan
@@ -71,10 +71,10 @@ def test_labels_of_a_hospital_do_not_reach_its_own_scores(three):
 
 
 def test_within_hospitals_with_the_column_is_the_ordinary_cross_validation(three):
-    recipe = Recipe(SMALL, seeds=2, negatives_per_positive=1, seed=5)
-    scores = scored(three, fold_parts(three, 2, 7), recipe=recipe)
-    fold = assign_folds(three, 2, np.zeros(len(three), dtype=bool), 7)
-    _, expected = cross_validate(build_features(three), three[TARGET].to_numpy(), fold, recipe, progress=False)
+    config = TabularConfig(SMALL, seeds=2, negatives_per_positive=1, seed=5)
+    scores = scored(three, fold_parts(three, 2, 7), config=config)
+    fold = split_folds(three, 2, 7)
+    expected = cross_validate(build_features(three), three[TARGET].to_numpy(), fold, config, progress=False).logits
     np.testing.assert_allclose(scores["with"], expected, rtol=1e-12)
 
 
@@ -82,8 +82,8 @@ def test_each_treatment_trains_and_scores_on_its_own_columns(three):
     """Trained here once more by hand, for one hospital."""
     part = hospital_parts(three)[1]
     features, labels = build_features(three), three[TARGET].to_numpy()
-    recipe = Recipe(SMALL, seeds=1, negatives_per_positive=1, seed=3)
-    scores = scored(three, [part], recipe=recipe)
+    config = TabularConfig(SMALL, seeds=1, negatives_per_positive=1, seed=3)
+    scores = scored(three, [part], config=config)
     for treatment in TREATMENTS:
         rng = np.random.default_rng([3, 0, 0])
         kept, share = sample_negatives(labels[part.train], 1, rng)
@@ -99,7 +99,7 @@ def test_each_treatment_trains_and_scores_on_its_own_columns(three):
         assert np.isnan(np.delete(scores[treatment], part.score)).all()
 
 
-def test_blanking_takes_the_hospital_of_a_random_half_and_of_unseen_ones(three):
+def test_blanking_removes_the_hospital_of_a_random_half_and_new_hospitals(three):
     features = build_features(three)
     blanked = treat_training(features, "blanked", np.random.default_rng(0))
     lost = blanked[HOSPITAL] == MISSING
@@ -132,7 +132,7 @@ def made():
     return metadata, left_out, within, tabulate(metadata, hospital_parts(metadata), left_out, within)
 
 
-def test_the_table_is_what_the_scores_say(made):
+def test_the_table_holds_pauc_means_and_differences(made):
     metadata, left_out, within, table = made
     table = table.set_index("hospital")
     labels = metadata[TARGET].to_numpy()
@@ -166,7 +166,7 @@ def test_hospitals_with_few_malignant_lesions_or_none_are_marked(made):
     assert lines[3] == "| X | 40 | 0 |  |  |  |  |  | one class only: no pAUC |"
     row = table.iloc[0]
     assert f"{row['with_pauc']:.4f} [{row['with_low']:.4f}, {row['with_high']:.4f}]" in lines[2]
-    assert conclusion(table).count("unseen, mean") == 2 and "\n" not in conclusion(table)
+    assert conclusion(table).count("mean over hospitals") == 2 and "\n" not in conclusion(table)
 
 
 def test_no_hospital_with_enough_malignant_lesions_leaves_the_mean_empty(made):
@@ -176,7 +176,7 @@ def test_no_hospital_with_enough_malignant_lesions_leaves_the_mean_empty(made):
     metadata = metadata[rows].reset_index(drop=True)
     table = tabulate(metadata, hospital_parts(metadata), *part).set_index("hospital")
     assert math.isnan(table.loc["mean over hospitals", "with_pauc"])
-    assert "unseen, mean unknown" in conclusion(table.reset_index())
+    assert "mean over hospitals unknown" in conclusion(table.reset_index())
 
 
 def test_the_command_writes_the_same_table_twice(synthetic_data, tmp_path, capsys):
@@ -191,7 +191,7 @@ def test_the_command_writes_the_same_table_twice(synthetic_data, tmp_path, capsy
     assert {"mean over hospitals", "pooled", "within hospitals"} < set(table.index)
     assert table.loc["pooled", "lesions"] == 60
     assert f"{table.loc['pooled', 'with_pauc']:.4f} [" in (tmp_path / "one" / "hospitals.md").read_text()
-    assert "18 models; pAUC without - with: unseen, mean" in capsys.readouterr().out.splitlines()[-1]
+    assert "18 models; pAUC without - with: mean over hospitals" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_bad_input_is_refused_in_one_sentence(synthetic_data, three, tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from evaluation.studies.compare import MeanPauc, split_folds
 from evaluation.studies.tune import (
     CATBOOST_DEFAULTS,
     CONFIRM_SPLITS,
@@ -23,24 +24,24 @@ from evaluation.studies.tune import (
 )
 from inference.features import build_features
 from inference.schema import ID, PATIENT, TARGET
-from train.config import PARAMETERS, Recipe, read_parameters
+from train.config import PARAMETERS, TabularConfig, read_parameters
 from train.cross_validation import cross_validate
-from train.folds import assign_folds, make_folds
+from train.folds import make_folds
 from utils import Estimate, InputError, partial_auc
 
 optuna = pytest.importorskip("optuna", reason="tuning needs the development requirements")
 #: Few, small trees, or a search would take minutes.
 DEFAULTS = PARAMETERS | {"iterations": 4, "depth": 2, "learning_rate": 0.3}
-RECIPE = Recipe(DEFAULTS, seeds=1)
+CONFIG = TabularConfig(DEFAULTS, seeds=1)
 
 
 @pytest.fixture
 def few_trees(monkeypatch):
     """Defaults and search space of models that train in milliseconds."""
     monkeypatch.setattr("train.config.PARAMETERS", DEFAULTS)
-    monkeypatch.setitem(SPACE, "iterations", (2, 8, "steps of 2"))
-    monkeypatch.setitem(SPACE, "learning_rate", (0.1, 0.5, "log"))
-    monkeypatch.setitem(SPACE, "depth", (1, 3, "steps of 1"))
+    monkeypatch.setitem(SPACE, "iterations", {"low": 2, "high": 8, "step": 2})
+    monkeypatch.setitem(SPACE, "learning_rate", {"low": 0.1, "high": 0.5, "log": True})
+    monkeypatch.setitem(SPACE, "depth", {"low": 1, "high": 3, "step": 1})
 
 
 @pytest.fixture
@@ -62,33 +63,32 @@ def test_the_defaults_lie_in_the_space():
     point = default_point(PARAMETERS)
     assert set(point) == set(SPACE) == set(CATBOOST_DEFAULTS)
     assert {name: point[name] for name in PARAMETERS if name in point} == {n: v for n, v in PARAMETERS.items() if n in point}
-    for name, (low, high, how) in SPACE.items():
-        assert low <= point[name] <= high
-        assert isinstance(point[name], int if how.startswith("steps") else float)
+    for name, how in SPACE.items():
+        assert how["low"] <= point[name] <= how["high"]
+        assert isinstance(point[name], int if "step" in how else float)
     assert not set(SEARCH_SPLITS) & set(CONFIRM_SPLITS)
 
 
 def test_the_first_trial_is_the_defaults_and_scores_are_out_of_fold(few_trees, tmp_path, table):
     study = open_study(tmp_path / "s.sqlite", {})
-    search(study, table, 3, 2, RECIPE)
+    search(study, table, 3, 2, CONFIG)
     first, *others = finished(study)
     assert first.params == default_point(DEFAULTS)
     assert all(trial.params != first.params for trial in others)
     for trial in (first, others[-1]):
         expected = []
         for split in SEARCH_SPLITS:
-            fold = assign_folds(table.metadata, 2, np.zeros(len(table.labels), dtype=bool), split)
-            recipe = Recipe(DEFAULTS | trial.params, 1)
-            _, logits = cross_validate(table.features, table.labels, fold, recipe, progress=False)
+            fold, config = split_folds(table.metadata, 2, split), TabularConfig(DEFAULTS | trial.params, 1)
+            logits = cross_validate(table.features, table.labels, fold, config, progress=False).logits
             expected.append(partial_auc(table.labels, logits))
         assert trial.value == pytest.approx(np.mean(expected))
         assert [trial.user_attrs[f"pauc_split{split}"] for split in SEARCH_SPLITS] == pytest.approx(expected)
 
 
-def test_an_interrupted_search_goes_on_as_if_it_had_not_been(few_trees, tmp_path, table, monkeypatch):
+def test_an_interrupted_search_continues_with_the_same_trials(few_trees, tmp_path, table, monkeypatch):
     """Stopped in its third trial and again between two; the sampler's first ten trials are random, the others are not."""
     whole = open_study(tmp_path / "whole.sqlite", {})
-    search(whole, table, 12, 2, RECIPE)
+    search(whole, table, 12, 2, CONFIG)
     calls = []
 
     def interrupted(*arguments, **named):
@@ -99,10 +99,10 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(few_trees, tmp_path
 
     monkeypatch.setattr("evaluation.studies.tune.cross_validate", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        search(open_study(tmp_path / "parts.sqlite", {}), table, 12, 2, RECIPE)
+        search(open_study(tmp_path / "parts.sqlite", {}), table, 12, 2, CONFIG)
     assert len(finished(open_study(tmp_path / "parts.sqlite", {}))) == 2
-    search(open_study(tmp_path / "parts.sqlite", {}), table, 11, 2, RECIPE)
-    search(open_study(tmp_path / "parts.sqlite", {}), table, 12, 2, RECIPE)
+    search(open_study(tmp_path / "parts.sqlite", {}), table, 11, 2, CONFIG)
+    search(open_study(tmp_path / "parts.sqlite", {}), table, 12, 2, CONFIG)
     assert values(open_study(tmp_path / "parts.sqlite", {})) == values(whole)
 
 
@@ -111,10 +111,10 @@ def test_the_command_resumes_and_writes_the_same_files(few_trees, synthetic_data
     assert command(synthetic_data, out, 3) == 0
     files = [out, out.with_name("params-trials.csv")]
     before = [path.read_bytes() for path in files]
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert command(synthetic_data, out, 3) == 0
     assert [path.read_bytes() for path in files] == before
-    assert capsys.readouterr().out == said
+    assert capsys.readouterr().out == printed
     trials = pd.read_csv(files[1])
     assert len(trials) == 3 and trials["trial"].is_unique
     assert command(synthetic_data, out, 4) == 0
@@ -127,35 +127,37 @@ def test_the_command_resumes_and_writes_the_same_files(few_trees, synthetic_data
     assert set(written) == set(DEFAULTS) | set(SPACE)
 
 
-def test_the_winner_is_confirmed_on_splits_that_the_search_has_not_seen(few_trees, table):
+def test_the_best_trial_is_confirmed_on_splits_that_the_search_did_not_use(few_trees, table):
     best = DEFAULTS | {"depth": 1, "iterations": 2}
-    paucs, differences = confirm(table, {"defaults": DEFAULTS, "best": best, "same": DEFAULTS}, 2, Recipe({}, 2))
+    means = confirm(table, {"defaults": DEFAULTS, "best": best, "same": DEFAULTS}, 2, TabularConfig({}, 2))
     expected = []
     for split in CONFIRM_SPLITS:
-        fold = assign_folds(table.metadata, 2, np.zeros(len(table.labels), dtype=bool), split)
-        _, logits = cross_validate(table.features, table.labels, fold, Recipe(best, 2), progress=False)
+        fold = split_folds(table.metadata, 2, split)
+        logits = cross_validate(table.features, table.labels, fold, TabularConfig(best, 2), progress=False).logits
         expected.append(partial_auc(table.labels, logits))
-    assert paucs["best"] == pytest.approx(expected)
-    assert differences["best"].value == pytest.approx(np.mean(paucs["best"]) - np.mean(paucs["defaults"]))
-    assert differences["best"].low < differences["best"].value < differences["best"].high
-    assert differences["same"] == Estimate(0, 0, 0)
+    assert means["best"].values == pytest.approx(expected)
+    difference = means["best"].minus(means["defaults"])
+    assert difference.value == pytest.approx(np.mean(expected) - np.mean(means["defaults"].values))
+    assert difference.low < difference.value < difference.high
+    assert means["same"].minus(means["defaults"]) == Estimate(0, 0, 0)
 
 
 def test_the_verdict_follows_the_interval():
     assert verdict(Estimate(0.002, 0.001, 0.003)) == "better than the defaults"
-    assert verdict(Estimate(0.002, -0.001, 0.005)).startswith("NOT told apart")
+    assert verdict(Estimate(0.002, -0.001, 0.005)).startswith("NOT distinguishable")
     assert verdict(Estimate(-0.002, -0.003, -0.001)) == "WORSE than the defaults"
 
 
-def test_the_summary_says_whether_the_winner_is_better(few_trees, synthetic_data, tmp_path, monkeypatch, capsys):
-    found = {"defaults": [0.15] * 3, "best": [0.151] * 3}
-    monkeypatch.setattr("evaluation.studies.tune.confirm", lambda *_: (found, {"best": Estimate(0.001, 0.0004, 0.002)}))
+def test_the_summary_reports_whether_the_best_trial_is_better(few_trees, synthetic_data, tmp_path, monkeypatch, capsys):
+    draws = np.linspace(0, 0.001, 1001)
+    found = {"defaults": MeanPauc((0.15,) * 3, np.zeros(1001)), "best": MeanPauc((0.151,) * 3, 0.0005 + draws)}
+    monkeypatch.setattr("evaluation.studies.tune.confirm", lambda *_: found)
     monkeypatch.setattr(
         "evaluation.studies.tune.out_of_fold", lambda table, parameters, *_: table.labels * parameters["rsm"]
     )
     monkeypatch.setattr("evaluation.studies.tune.partial_auc", lambda labels, scores: scores.max() / 10)
     command(synthetic_data, tmp_path / "p.json", 5)
-    assert "is better than the defaults on unseen splits: +0.0010 [+0.0004, +0.0020]" in capsys.readouterr().out
+    assert "is better than the defaults on new splits: +0.0010 [+0.0005, +0.0015]" in capsys.readouterr().out
     monkeypatch.setattr("evaluation.studies.tune.partial_auc", lambda labels, scores: 0.1)
     command(synthetic_data, tmp_path / "q.json", 3)
     assert "the defaults; none of 2 other trials was better" in capsys.readouterr().out
@@ -170,15 +172,15 @@ def test_trials_of_other_settings_are_not_mixed(few_trees, synthetic_data, tmp_p
         assert command(synthetic_data, out, 1, *more, "--storage", str(tmp_path / f"{named}.sqlite")) == 0
 
 
-def test_settings_tell_rows_labels_and_features_apart(table):
-    same = settings_of(table, 5, RECIPE)
-    assert same == settings_of(table, 5, RECIPE) == json.loads(json.dumps(same))
+def test_settings_differ_with_rows_labels_and_features(table):
+    same = settings_of(table, 5, CONFIG)
+    assert same == settings_of(table, 5, CONFIG) == json.loads(json.dumps(same))
     for column in (ID, PATIENT, TARGET):
         other = table.metadata.assign(**{column: table.metadata[column].to_numpy()[::-1]})
-        changed = settings_of(replace(table, metadata=other), 5, RECIPE)
+        changed = settings_of(replace(table, metadata=other), 5, CONFIG)
         assert changed["rows"] != same["rows"]
     fewer = replace(table, features=table.features.iloc[:, 1:])
-    assert settings_of(fewer, 5, RECIPE)["features"] != same["features"]
+    assert settings_of(fewer, 5, CONFIG)["features"] != same["features"]
 
 
 def test_the_holdout_of_an_artifact_folder_is_left_out(synthetic_data, tmp_path, metadata):
