@@ -73,22 +73,12 @@ def fold_parts(metadata: pd.DataFrame, folds: int, seed: int) -> list[Part]:
     return [Part(f"fold {k}", np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(folds)]
 
 
-def treat_training(features: pd.DataFrame, treatment: str, rng: np.random.Generator) -> pd.DataFrame:
-    """The columns of training rows under a treatment; a random ``BLANKED`` of the rows lose their hospital in "blanked"."""
+def treated(features: pd.DataFrame, treatment: str, blank: np.ndarray | pd.Series) -> pd.DataFrame:
+    """The columns under a treatment; "blanked" sets the hospital of the rows ``blank``, bool of shape (rows,), to ``MISSING``."""
     if treatment == "without":
         return features.drop(columns=HOSPITAL)
     if treatment == "blanked":
-        blank = rng.permutation(len(features)) < round(BLANKED * len(features))
         return features.assign(**{HOSPITAL: features[HOSPITAL].mask(blank, MISSING)})
-    return features
-
-
-def treat_scoring(features: pd.DataFrame, treatment: str, known: pd.Series) -> pd.DataFrame:
-    """The columns of scored rows under a treatment; in "blanked" a hospital that is not among ``known`` is ``MISSING``."""
-    if treatment == "without":
-        return features.drop(columns=HOSPITAL)
-    if treatment == "blanked":
-        return features.assign(**{HOSPITAL: features[HOSPITAL].where(features[HOSPITAL].isin(known), MISSING)})
     return features
 
 
@@ -121,7 +111,8 @@ def score_parts(
             kept, share = sample_negatives(labels[part.train], config.negatives_per_positive, rng)
             kept = part.train[kept]
             shares.append(share)
-            rows = treat_training(features.iloc[kept], treatment, rng)
+            blank = rng.permutation(len(kept)) < round(BLANKED * len(kept))
+            rows = treated(features.iloc[kept], treatment, blank)
             yield rows, labels[kept], config.parameters, config.seed + 1000 * number + seed
 
     models = run_tasks(train_model, given(), len(tasks), progress=Progress(desc, "model"))
@@ -130,7 +121,8 @@ def score_parts(
         logits[np.concatenate([part.score for part in parts])] = 0.0
     for (number, treatment, _), share, model in zip(tasks, shares, models, strict=True):
         part = parts[number]
-        scored = treat_scoring(features.iloc[part.score], treatment, features[HOSPITAL].iloc[part.train])
+        scored, known = features.iloc[part.score], features[HOSPITAL].iloc[part.train]
+        scored = treated(scored, treatment, ~scored[HOSPITAL].isin(known))
         logits = tabular_logits([(model, float(np.log(share)))], scored, categories_of(scored))
         scores[treatment][part.score] += logits / config.seeds
     return scores

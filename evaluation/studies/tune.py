@@ -48,16 +48,6 @@ SPACE: dict[str, dict] = {
     "rsm": {"low": 0.1, "high": 1.0, "log": True},
     "random_strength": {"low": 0.1, "high": 5.0, "log": True},
 }
-#: CatBoost's own values of what the search varies, where the defaults name none.
-CATBOOST_DEFAULTS = {
-    "iterations": 1000,
-    "learning_rate": 0.03,
-    "depth": 6,
-    "l2_leaf_reg": 3.0,
-    "subsample": 0.8,
-    "rsm": 1.0,
-    "random_strength": 1.0,
-}
 
 
 def load_optuna() -> Any:
@@ -86,11 +76,8 @@ def read_searched(data: Path, artifacts: Path | None) -> Rows:
 
 def default_point(parameters: dict) -> dict[str, float]:
     """Where the default parameters lie in ``SPACE``; a value beyond its bounds is moved to them."""
-    point = {}
-    for name, how in SPACE.items():
-        value = min(max(parameters.get(name, CATBOOST_DEFAULTS[name]), how["low"]), how["high"])
-        point[name] = int(value) if "step" in how else float(value)
-    return point
+    limits = {name: min(max(parameters[name], how["low"]), how["high"]) for name, how in SPACE.items()}
+    return {name: int(value) if "step" in SPACE[name] else float(value) for name, value in limits.items()}
 
 
 def out_of_fold(table: Rows, parameters: dict, split: int, folds: int, config: TabularConfig) -> np.ndarray:

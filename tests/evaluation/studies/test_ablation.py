@@ -54,6 +54,7 @@ def test_a_step_is_an_ordinary_cross_validation(synthetic_data):
         np.testing.assert_array_equal(logits, expected.logits)
 
 
+@pytest.mark.integration
 def test_the_command_writes_the_table_of_the_steps_asked_for(synthetic_data, metadata, parameters, tmp_path):
     out = tmp_path / "docs" / "ablation.md"
     command = ["--data", str(synthetic_data), "--out", str(out), "--params", str(parameters), "--folds", "2", "--seeds", "2"]

@@ -128,6 +128,7 @@ def test_figures_are_drawn_of_unknown_values_categories_and_few_features(tmp_pat
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.integration
 def test_the_command_writes_the_same_table_twice(synthetic_data, artifacts, tmp_path, capsys):
     where = ["--data", str(synthetic_data), "--artifacts", str(artifacts), "--rows", "40"]
     for name in ("one", "two"):

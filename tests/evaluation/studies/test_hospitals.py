@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -7,6 +8,7 @@ import pytest
 
 from evaluation.studies.compare import split_folds
 from evaluation.studies.hospitals import (
+    BLANKED,
     FEW,
     TREATMENTS,
     Part,
@@ -17,8 +19,7 @@ from evaluation.studies.hospitals import (
     main,
     score_parts,
     tabulate,
-    treat_scoring,
-    treat_training,
+    treated,
 )
 from inference.features import build_features
 from inference.schema import HOSPITAL, MISSING, PATIENT, TARGET
@@ -91,7 +92,8 @@ def test_each_treatment_trains_and_scores_on_its_own_columns(three):
         if treatment == "without":
             train, test = train.drop(columns=HOSPITAL), test.drop(columns=HOSPITAL)
         if treatment == "blanked":
-            train = treat_training(train, "blanked", rng)
+            blank = rng.permutation(len(kept)) < round(BLANKED * len(kept))
+            train[HOSPITAL] = train[HOSPITAL].mask(blank, MISSING)
             test[HOSPITAL] = MISSING
         model = train_model(train, labels[part.train[kept]], SMALL, 3)
         expected = tabular_logits([(model, np.log(share))], test, categories_of(test))
@@ -99,21 +101,35 @@ def test_each_treatment_trains_and_scores_on_its_own_columns(three):
         assert np.isnan(np.delete(scores[treatment], part.score)).all()
 
 
-def test_blanking_removes_the_hospital_of_a_random_half_and_new_hospitals(three):
-    features = build_features(three)
-    blanked = treat_training(features, "blanked", np.random.default_rng(0))
+def test_half_of_the_training_rows_and_new_hospitals_are_blanked(three, monkeypatch):
+    given, features = [], build_features(three)
+    part = hospital_parts(three)[1]  # B
+
+    def train(rows, *_):
+        given.append(rows)
+        return train_model(rows, *_)
+
+    monkeypatch.setattr("evaluation.studies.hospitals.train_model", train)
+    score_parts(features, three[TARGET].to_numpy(), [part], replace(CONFIG, seeds=2, negatives_per_positive=np.inf))
+    with_column, _, without, _, blanked, again = given
     lost = blanked[HOSPITAL] == MISSING
-    assert lost.sum() == len(features) // 2
-    assert not lost.equals(treat_training(features, "blanked", np.random.default_rng(1))[HOSPITAL] == MISSING)
-    pd.testing.assert_series_equal(blanked.loc[~lost, HOSPITAL], features.loc[~lost, HOSPITAL])
-    shown = treat_scoring(features, "blanked", pd.Series(["A", "C"]))[HOSPITAL]
-    assert shown.tolist() == [MISSING if name == "B" else name for name in three[HOSPITAL]]
+    assert lost.sum() == round(len(part.train) / 2)
+    assert not lost.equals(again[HOSPITAL] == MISSING)
     others = [name for name in features if name != HOSPITAL]
-    pd.testing.assert_frame_equal(blanked[others], features[others])
-    assert HOSPITAL in features  # the table given is left as it was
-    for treat in (treat_training, treat_scoring):
-        assert list(treat(features, "without", None)) == others
-        pd.testing.assert_frame_equal(treat(features, "with", None), features)
+    pd.testing.assert_series_equal(blanked.loc[~lost, HOSPITAL], features[HOSPITAL].iloc[part.train][~lost])
+    pd.testing.assert_frame_equal(blanked[others], features[others].iloc[part.train])
+    assert list(without) == others
+    pd.testing.assert_frame_equal(with_column, features.iloc[part.train])
+
+
+def test_a_treatment_leaves_the_table_given_as_it_was(three):
+    features = build_features(three)
+    before, blank = features.copy(), (features[HOSPITAL] == "B").to_numpy()
+    shown = treated(features, "blanked", blank)[HOSPITAL]
+    assert shown.tolist() == [MISSING if name == "B" else name for name in three[HOSPITAL]]
+    assert HOSPITAL not in treated(features, "without", blank)
+    pd.testing.assert_frame_equal(treated(features, "with", blank), before)
+    pd.testing.assert_frame_equal(features, before)
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +195,7 @@ def test_no_hospital_with_enough_malignant_lesions_leaves_the_mean_empty(made):
     assert "mean over hospitals unknown" in conclusion(table.reset_index())
 
 
+@pytest.mark.integration
 def test_the_command_writes_the_same_table_twice(synthetic_data, tmp_path, capsys):
     parameters = tmp_path / "few.json"
     parameters.write_text(json.dumps(SMALL))

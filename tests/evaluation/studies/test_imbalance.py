@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 from pretended_training import pretend
+from small_network import small_backbone
 
 from evaluation.studies.compare import Comparison, signed
 from evaluation.studies.imbalance import (
@@ -190,7 +191,9 @@ def test_the_same_command_keeps_what_is_trained_and_another_is_refused(command, 
     assert len(commands) == 3
 
 
-def test_real_networks_are_trained_and_compared(command, eager, tmp_path):
+@pytest.mark.integration
+def test_real_networks_are_trained_and_compared(command, tmp_path, monkeypatch):
+    monkeypatch.setattr("keras.applications.ResNet50", small_backbone)
     assert main([*command, "--variants", "focal:2", "--images", "1"]) == 0
     oof = pd.read_csv(tmp_path / "study" / "focal-2" / "oof_fusion.csv")
     assert oof["image_scored"].eq(1).all() and (oof["network"] != oof["tabular"]).all()
