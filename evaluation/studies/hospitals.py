@@ -74,7 +74,7 @@ def fold_parts(metadata: pd.DataFrame, folds: int, seed: int) -> list[Part]:
 
 
 def treated(features: pd.DataFrame, treatment: str, blank: np.ndarray | pd.Series) -> pd.DataFrame:
-    """The columns under a treatment; "blanked" sets the hospital of the rows ``blank``, bool of shape (rows,), to ``MISSING``."""
+    """The columns under a treatment; "blanked" sets the hospital of the rows ``blank``, bool (rows,), to ``MISSING``."""
     if treatment == "without":
         return features.drop(columns=HOSPITAL)
     if treatment == "blanked":
