@@ -19,15 +19,8 @@ PRECISIONS = ("auto", "float32", "mixed_float16")
 ARCHIVES_MODES = ("pretrain", "joint")
 #: The targets of pretraining: malignant or benign, or the five classes of diagnoses.
 ARCHIVES_LABELS = ("malignant", "classes")
-ABOVE_ZERO = (
-    "epochs",
-    "batch_size",
-    "learning_rate",
-    "head_learning_rate",
-    "negatives_per_positive",
-    "focal_gamma",
-    "archives_epochs",
-)
+ABOVE_ZERO = ("epochs", "batch_size", "learning_rate", "head_learning_rate")
+ABOVE_ZERO += ("negatives_per_positive", "focal_gamma", "archives_epochs")
 
 
 @dataclass(frozen=True)

@@ -73,32 +73,14 @@ class Training:
         )
 
 
-@dataclass(frozen=True)
 class FoldFiles:
     """The files of a fold in the folder of an unfinished training."""
 
-    folder: Path
-    fold: int
-
-    @property
-    def checkpoint(self) -> Path:
-        """Weights, optimizer and history after the last epoch; removed when the fold is finished."""
-        return self.folder / f"checkpoint{self.fold}.weights.h5"
-
-    @property
-    def weights(self) -> Path:
-        """The trained network's weights."""
-        return self.folder / f"fold{self.fold}.weights.h5"
-
-    @property
-    def history(self) -> Path:
-        """One row per epoch."""
-        return self.folder / f"history{self.fold}.csv"
-
-    @property
-    def scores(self) -> Path:
-        """Out-of-fold logits by row position; written last, so the fold is finished where it exists."""
-        return self.folder / f"fold{self.fold}.csv"
+    def __init__(self, folder: Path, fold: int) -> None:
+        self.checkpoint = folder / f"checkpoint{fold}.weights.h5"  # removed when the fold is finished
+        self.weights = folder / f"fold{fold}.weights.h5"
+        self.history = folder / f"history{fold}.csv"  # one row per epoch
+        self.scores = folder / f"fold{fold}.csv"  # out-of-fold logits by row position; written last
 
 
 def train_backbone(files: Files, training: Training) -> None:

@@ -12,14 +12,7 @@ from matplotlib.figure import Figure
 from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 
-from inference.artifacts import (
-    OOF_FUSION,
-    OOF_IMAGE_ONLY,
-    OOF_TABULAR_ONLY,
-    checked_file,
-    fold_network_file,
-    load_manifest,
-)
+from inference.artifacts import OOF_FUSION, OOF_IMAGE_ONLY, OOF_TABULAR_ONLY, checked_file, fold_network_file, load_manifest
 from inference.files import write_csv
 from inference.schema import ID, TARGET, read_scores
 from inference.scoring import AS_THEY_ARE, BLEND, COMBINATIONS, NETWORK_ALONE, RANK_AVERAGE, combine
