@@ -72,6 +72,7 @@ def test_an_environment_is_made_once_and_again_when_it_changes(monkeypatch, tmp_
     assert made == ["venv", "pip"] * 2
 
 
+@pytest.mark.integration
 def test_an_environment_that_pip_cannot_install_is_refused(monkeypatch, tmp_path):
     monkeypatch.setitem(ENVIRONMENTS, "newest", ("--no-index", "no-such-package-anywhere"))
     with pytest.raises(InputError, match=r"environment newest cannot be installed .*no-such-package-anywhere"):
