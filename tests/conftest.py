@@ -1,4 +1,4 @@
-"""Fixtures that several packages' tests need: small synthetic folders, a small training, and the real data where it is there.
+"""Fixtures that several packages share: small synthetic folders, a small training, and the real data where it is there.
 
 Folders that take seconds to make are made once per test run and shared by all workers of pytest-xdist: read them, do not
 write into them. A test that takes such a training, TensorFlow, a browser or a cluster has the marker ``integration``;
