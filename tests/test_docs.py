@@ -14,10 +14,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from project_commands import PACKAGES, ROOT, commands, entry_of
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PACKAGES = ("inference", "scale", "train", "evaluation", "kaggle_cli", "benchmarks")
 #: Studies that pass what they do not know on to another command.
 PASSED_ON = {"evaluation.studies.imbalance": "train.fusion", "evaluation.studies.archives": "train.fusion"}
 #: Of other projects: options of their commands, files and names.
@@ -56,28 +55,12 @@ def module_file(name: str) -> Path | None:
 
 
 @cache
-def commands() -> dict[str, tuple[str, str]]:
-    """What follows ``python -m`` -> the module that runs, and its function that takes the arguments."""
-    found = {}
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            entry = re.search(r'^if __name__ == "__main__":\n    run_command\((\w+)\)', path.read_text("utf-8"), re.M)
-            if entry:
-                module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-                found[module.removesuffix(".__main__")] = module, entry[1]
-    return found
-
-
-@cache
 def options_of(command: str) -> frozenset[str]:
     """The options that a command's --help lists."""
-    if command == "kernel.py":
-        module, function = "inference.submission", "main"
-    else:
-        module, function = commands()[command]
+    entry = importlib.import_module("inference.submission").main if command == "kernel.py" else entry_of(command)
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
-        getattr(importlib.import_module(module), function)(["--help"])
+        entry(["--help"])
     own = frozenset(re.findall(r"^  (?:-\w, )?(--[a-z][\w-]*)", shown.getvalue(), re.M))
     return own | options_of(PASSED_ON[command]) if command in PASSED_ON else own
 
