@@ -6,23 +6,29 @@ On Kaggle it runs without arguments and without a network connection. It reads t
 that this project's training wrote. Built by `python -m inference.build_kernel`: edit the modules below and build again.
 
 Contents (line numbers):
-       57  utils.py
-       69  inference/files.py
-      139  inference/schema.py
-      303  inference/features.py
-      600  inference/artifacts.py
-      655  inference/tabular.py
-      714  inference/images.py
-      884  inference/network.py
-     1149  inference/run_log.py
-     1280  inference/scoring.py
-     1452  inference/submission.py
+       64  utils.py
+       76  inference/links.py
+       91  inference/options.py
+      206  inference/files.py
+      276  inference/tables.py
+      601  inference/schema.py
+      749  inference/features.py
+     1046  inference/artifacts.py
+     1101  inference/tabular.py
+     1160  inference/images.py
+     1330  inference/network.py
+     1595  inference/run_log.py
+     1726  inference/scoring.py
+     1898  inference/submission.py
 """
 
 from __future__ import annotations
 
 import argparse
+import codecs
+import csv
 import hashlib
+import io
 import json
 import logging
 import math
@@ -35,12 +41,13 @@ import struct
 import sys
 import tempfile
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata as installed
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import h5py
 import numpy as np
@@ -61,8 +68,138 @@ if TYPE_CHECKING:
 class InputError(ValueError):
     """Bad input, in one sentence: the option, file, column or row, what was found there, and what to do.
 
-    Commands print the sentence and exit with status 2.
+    Commands print the sentence and exit with status 2 (``run_command``).
     """
+
+
+# ===========================================================================================================================
+# inference/links.py
+# ===========================================================================================================================
+
+"""Links: a linked file or folder is what it points to, wherever folders are searched."""
+
+
+def dangling_link(path: Path) -> str:
+    """A sentence's end about the first link in ``path`` that leads nowhere, or in a circle; empty where none does."""
+    for part in (*reversed(path.parents), path):
+        if part.is_symlink() and not part.exists():
+            return f"leads nowhere: {part} is a link to {part.readlink()}, which does not exist"
+    return ""
+
+
+# ===========================================================================================================================
+# inference/options.py
+# ===========================================================================================================================
+
+"""Types of command-line options: what no command can use is refused before anything is read, naming option, value and range.
+
+A number is written in decimal digits only; ``int`` and ``float`` also take " 5 ", "1_000", "nan" and digits of any script.
+"""
+
+#: Of counts without a limit of their own: what a 32-bit integer holds.
+MOST = 2**31 - 1
+WHOLE_NUMBER = r"[+-]?[0-9]{1,30}"
+DECIMAL_NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, whose errors are InputErrors: one sentence without the usage, by the same door as all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises the InputError."""
+        sentence = message.removeprefix("argument ")
+        raise InputError(sentence if sentence.endswith(".") else f"{sentence}; see --help.")
+
+
+@dataclass(frozen=True)
+class Number:
+    """The type of an option that is a number in a range.
+
+    Args:
+        low: the range's lower end.
+        high: its upper end.
+        whole: refuse a decimal point and an exponent.
+        above: refuse ``low`` itself.
+        below: refuse ``high`` itself.
+    """
+
+    low: float
+    high: float
+    whole: bool = False
+    above: bool = False
+    below: bool = False
+
+    def __str__(self) -> str:
+        """The range in words."""
+        low, high = (f"{end:,}" if self.whole else f"{end:,g}" for end in (self.low, self.high))
+        start = f"above {low}" if self.above else f"from {low}"
+        end = f"to below {high}" if self.below else f"to {high}"
+        return f"{'whole number' if self.whole else 'number'} {start} {end}"
+
+    def __call__(self, text: str) -> float:
+        """The number that ``text`` is."""
+        if re.fullmatch(WHOLE_NUMBER if self.whole else DECIMAL_NUMBER, text):
+            value = int(text) if self.whole else float(text)
+            if (value > self.low if self.above else value >= self.low) and (
+                value < self.high if self.below else value <= self.high
+            ):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r:.60} is no {self}; give one.")
+
+
+def count(low: int = 1, high: int = MOST) -> Number:
+    """How many: a whole number."""
+    return Number(low, high, whole=True)
+
+
+def positive_number(high: float) -> Number:
+    """A number above zero."""
+    return Number(0, high, above=True)
+#: Crops that are in memory at a time.
+crop_count = count(1, 65_536)
+
+
+@dataclass(frozen=True)
+class PathType:
+    """The type of an option that is a path. A link is what it points to; a leading "~" is the home folder.
+
+    Args:
+        kind: "file", "folder", or "file or folder".
+        exists: it must be there; else it may be made, and only what stands in its way is refused.
+    """
+
+    kind: str
+    exists: bool
+
+    def __call__(self, text: str) -> Path:
+        """The path that ``text`` names; absolute where it begins with a dash, or it would be taken for an option."""
+        path = Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises for an unknown user
+        try:
+            problem = self.problem(text, path)
+        except (OSError, ValueError) as error:
+            problem = f"cannot be used ({getattr(error, 'strerror', error)})"
+        if problem:
+            wanted = f"a {self.kind} that exists" if self.exists else f"a {self.kind} to write"
+            raise argparse.ArgumentTypeError(f"{text!r:.200} {problem}; give {wanted}.")
+        return path.absolute() if text.startswith("-") else path
+
+    def problem(self, text: str, path: Path) -> str:
+        """Why the path cannot be used; empty where it can."""
+        if not text.strip():
+            return "is empty, as a variable that is not set"
+        link = dangling_link(path)
+        if link:
+            return link
+        if self.kind == "file" and (path.is_dir() or text.endswith(("/", "/.", "/..")) or text in (".", "..")):
+            return "is a folder"
+        if self.exists and not path.exists():
+            return "does not exist"
+        if self.kind == "folder" and path.exists() and not path.is_dir():
+            return "is a file"
+        above = next((folder for folder in path.parents if folder.exists()), None)
+        return f"cannot be made, for {above} is a file" if above and not above.is_dir() else ""
+existing_folder = PathType("folder", exists=True)
+output_file = PathType("file", exists=False)
 
 
 # ===========================================================================================================================
@@ -133,6 +270,331 @@ def _plain(content: Any) -> Any:
     if isinstance(content, Path):
         return str(content)
     return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+# ===========================================================================================================================
+# inference/tables.py
+# ===========================================================================================================================
+
+"""One reader for every CSV file: encodings, row lengths, quotes and line numbers by the same rules everywhere.
+
+A file in UTF-8 whose every line has as many cells as its header goes to pandas' fast parser. Any other is read line by line:
+the encoding follows the byte order mark; blank lines and lines of commas only are no rows; empty cells beyond the header's
+are no cells. What is still wrong is refused, in a sentence with the line that an editor shows. Where the caller counts
+repairs it is repaired: a cell that cannot be decoded is empty, a long row is cut, a short one filled with empty cells.
+"""
+
+#: Bytes that are scanned at a time.
+SCAN_BLOCK = 1 << 24
+#: Lines that a quoted cell may span: a quote that is never closed must not swallow the file.
+MOST_QUOTED_LINES = 100
+#: What stands for a byte that cannot be decoded: a lone surrogate, which no valid text holds.
+UNDECODED = "\udcff"
+_COMMA, _NEWLINE, _RETURN, _QUOTE = b',\n\r"'
+_SEPARATORS = np.isin(np.arange(256), (_COMMA, _NEWLINE))
+
+codecs.register_error("undecoded", lambda error: (UNDECODED, error.end))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a CSV file is read.
+
+    Args:
+        dtype: pandas' ``dtype``: the columns that stay text.
+        header: whether the first line names the columns.
+        keep_default_na: whether words such as NA are missing values.
+        columns: those to read; None for all.
+        repairs: counts what was repaired; None refuses it.
+    """
+
+    dtype: Any = field(default_factory=dict)
+    header: bool = True
+    keep_default_na: bool = True
+    columns: frozenset[str] | None = None
+    repairs: Counter[str] | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of ``pandas.read_csv``."""
+        wanted = self.columns
+        chosen = {"usecols": lambda name: name in wanted} if wanted is not None else {}
+        header = {"header": 0 if self.header else None, "keep_default_na": self.keep_default_na}
+        return {"dtype": self.dtype, "low_memory": False, "index_col": False} | header | chosen
+
+
+class Record(NamedTuple):
+    """A row as it stands in the file: its first line, its cells, and whether a quote in it is never closed."""
+
+    line: int
+    cells: list[str]
+    open_quote: bool = False
+    cut: bool = False
+
+
+def read_csv_file(path: Path, reading: Reading) -> pd.DataFrame:
+    """The whole file.
+
+    Raises:
+        InputError: the file is missing or empty; without ``reading.repairs``, a row, cell or column is wrong.
+    """
+    return next(csv_chunks(path, reading, None))
+
+
+def csv_chunks(path: Path, reading: Reading, rows: int | None) -> Iterator[pd.DataFrame]:
+    """The file, at most ``rows`` rows at a time; errors as in ``read_csv_file``."""
+    try:
+        encoding = encoding_of(path)
+        header = _header_of(path, encoding, reading)
+        if _is_regular(path, encoding):
+            frames = pd.read_csv(path, encoding=encoding, chunksize=rows, **reading.options)
+            yield from [frames] if rows is None else frames
+        else:
+            yield from _repaired_chunks(path, header, reading, rows)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise InputError(f"{path.name} is not in {path.parent}; give the folder that holds it.") from error
+    except pd.errors.ParserError as error:
+        raise InputError(f"{path} cannot be read as CSV ({str(error).strip().splitlines()[0]}); fetch it again.") from error
+
+
+def encoding_of(path: Path) -> str:
+    """The encoding by the byte order mark; UTF-8 without one."""
+    with path.open("rb") as file:
+        start = file.read(3)
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    return "utf-8-sig" if start == codecs.BOM_UTF8 else "utf-8"
+
+
+def _header_of(path: Path, encoding: str, reading: Reading) -> list[str]:
+    """The names of the columns; their numbers where the file has no header.
+
+    Raises:
+        InputError: the file is empty; without repairs, a name occurs twice or cannot be decoded.
+    """
+    with path.open(encoding=encoding, errors="undecoded", newline="") as file:
+        first = next(_records(file, None), None)
+    names = _without_empty_end(first.cells) if first else []
+    if not names:
+        raise InputError(f"{path} cannot be read as CSV ({'its first line' if first else 'it'} is empty); fetch it again.")
+    if not reading.header:
+        return [str(number) for number in range(len(names))]
+    twice = [name for name, count in Counter(names).items() if count > 1 and name.strip()]
+    if reading.repairs is not None:
+        _count(reading.repairs, "duplicated_columns", len(twice))
+    elif twice or first.open_quote or any(UNDECODED in name for name in names):
+        wrong = f"has column {twice[0]!r} twice; keep one" if twice else "cannot be read as CSV; fetch it again"
+        raise InputError(f"{path} line {first.line} {wrong}.")
+    return [name.replace(UNDECODED, "\N{REPLACEMENT CHARACTER}") for name in names]
+
+
+def _is_regular(path: Path, encoding: str) -> bool:
+    """Whether pandas' parser reads the file by the rules of this module."""
+    if encoding == "utf-16":
+        return False
+    width, rest = None, b""
+    with path.open("rb") as file:
+        file.seek(len(codecs.BOM_UTF8) if encoding == "utf-8-sig" else 0)
+        while block := file.read(SCAN_BLOCK):
+            block = rest + block
+            end = block.rfind(b"\n") + 1
+            for _ in range(MOST_QUOTED_LINES):
+                if block.count(b'"', 0, end) % 2 == 0:
+                    break
+                end = block.rfind(b"\n", 0, end - 1) + 1  # the last newline is in a cell
+            if end == 0 and len(block) > 2 * SCAN_BLOCK:
+                return False
+            width, rest = _width_of(block[:end], width), block[end:]
+            if width == 0:
+                return False
+    return _width_of(rest + b"\n" if rest else b"", width) != 0
+
+
+def _width_of(block: bytes, width: int | None) -> int | None:
+    """How many cells each line of ``block`` has; ``width`` where there is no line, 0 where they differ from it.
+
+    Args:
+        block: whole lines.
+        width: of the lines before; None if there are none.
+    """
+    if b"\0" in block or block.count(b"\r") != block.count(b"\r\n"):
+        return 0
+    try:
+        block.isascii() or block.decode("utf-8")
+    except UnicodeDecodeError:
+        return 0
+    content = np.frombuffer(block, np.uint8)
+    places = np.flatnonzero(_SEPARATORS[content])
+    quotes = np.flatnonzero(content == _QUOTE) if b'"' in block else places[:0]
+    if len(quotes):
+        if len(quotes) % 2:
+            return 0
+        opening, closing = quotes[::2], quotes[1::2]
+        plain = np.isin(content[opening - 1], (_COMMA, _NEWLINE, _QUOTE))
+        plain &= np.isin(content[closing + 1], (_COMMA, _NEWLINE, _RETURN, _QUOTE))
+        if not plain.all():
+            return 0
+        size = len(places) + 1
+        edges = np.bincount(places.searchsorted(opening), minlength=size)
+        edges -= np.bincount(places.searchsorted(closing), minlength=size)
+        places = places[np.cumsum(edges)[:-1] == 0]
+    at = np.flatnonzero(content[places] == _NEWLINE)
+    cells, ends = np.diff(at, prepend=-1), places[at]
+    length = np.diff(ends, prepend=-1) - 1 - (content[ends - 1] == _RETURN)
+    cells, length = cells[length > 0], length[length > 0]
+    if len(cells) == 0:
+        return width
+    width = int(cells[0]) if width is None else width
+    # A line of commas only is shorter than it has cells.
+    return width if (cells == width).all() and (length >= width).all() else 0
+
+
+def _repaired_chunks(path: Path, header: list[str], reading: Reading, rows: int | None) -> Iterator[pd.DataFrame]:
+    """The file by way of its rows, written anew as a regular CSV file: types are inferred as in any other."""
+    records, first = _rows(path, encoding_of(path), reading), True
+    while True:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        if reading.header:
+            writer.writerow(header)
+        count = 0
+        for record in records:
+            writer.writerow(record.cells)
+            count += 1
+            if count == rows:
+                break
+        if count or first:
+            text.seek(0)
+            yield pd.read_csv(text, **reading.options) if count or reading.header else pd.DataFrame(columns=header)
+        first = False
+        if count != rows or rows is None:
+            return
+
+
+def _rows(path: Path, encoding: str, reading: Reading) -> Iterator[Record]:
+    """The data rows, each as long as the header; raises InputError for a wrong one, or repairs and counts it."""
+    with path.open(encoding=encoding, errors="undecoded", newline="") as file:
+        first = next(_records(file, None), None)
+    if first is None:
+        return
+    names = _without_empty_end(first.cells)
+    with path.open(encoding=encoding, errors="undecoded", newline="") as file:
+        records = _records(file, len(names))
+        if reading.header:
+            next(records)
+        for record in records:
+            if any(record.cells):
+                yield _fitted(path, names, record, reading.repairs)
+
+
+def _fitted(path: Path, names: list[str], record: Record, repairs: Counter[str] | None) -> Record:
+    """A row as long as ``names``, its cells decoded."""
+    cells, width = record.cells, len(names)
+    if not any(cell.strip() for cell in cells[width:]):
+        cells = cells[:width]
+    wrong = [number for number, cell in enumerate(cells) if UNDECODED in cell]
+    if repairs is None:
+        where = f"{path} line {record.line}"
+        if record.open_quote:
+            raise InputError(f'{where}: a quote (") is never closed; close or remove it, or fetch the file again.')
+        if record.cut and len(cells) < width:
+            raise InputError(f"{where}: the file ends in the middle of this row; fetch it again.")
+        if len(cells) != width:
+            raise InputError(f"{where} has {len(cells)} cells, the header {width}; correct the line, or fetch it again.")
+        if wrong:
+            name, byte = names[wrong[0]], cells[wrong[0]].index(UNDECODED) + 1
+            raise InputError(
+                f"{where}, column {name!r}: character {byte} is not UTF-8; correct it, or save the file as UTF-8."
+            )
+        return record._replace(cells=cells)
+    _count(repairs, "rows_with_open_quote", int(record.open_quote))
+    _count(repairs, "rows_too_short", int(len(cells) < width))
+    _count(repairs, "rows_too_long", int(len(cells) > width))
+    _count(repairs, "cells_not_decoded", len(wrong))
+    if record.cut and len(cells) < width:
+        cells = cells[:-1]  # the last one may be cut, too
+    cells = ["" if UNDECODED in cell else cell for cell in cells[:width]]
+    return record._replace(cells=cells + [""] * (width - len(cells)))
+
+
+def _records(file: io.TextIOBase, width: int | None) -> Iterator[Record]:
+    """The rows of a file that is opened with ``newline=""``, blank lines left out.
+
+    Args:
+        file: its lines.
+        width: cells of a row; a quoted cell that spans lines is believed only where it makes a row of so many.
+    """
+    given_back: deque[tuple[int, str]] = deque()
+    lines = enumerate(file, 1)
+
+    def following() -> tuple[int, str] | None:
+        return given_back.popleft() if given_back else next(lines, None)
+
+    while (found := following()) is not None:
+        number, text = found
+        text, cut = text.replace("\0", UNDECODED), not text.endswith(("\n", "\r"))
+        if not text.strip():
+            continue
+        if '"' not in text:
+            yield Record(number, text.rstrip("\r\n").split(","), cut=cut)
+            continue
+        cells, more = _cells_of(text, strict=False), []
+        while cells == [] and len(more) < MOST_QUOTED_LINES and (found := following()) is not None:
+            more.append(found)
+            if '"' in found[1]:
+                cells = _cells_of(text + "".join(line for _, line in more), strict=True)
+        if cells and (not more or width is None or len(_without_empty_end(cells)) <= width <= len(cells)):
+            yield Record(number, cells, cut=cut if not more else not more[-1][1].endswith(("\n", "\r")))
+            continue
+        given_back.extendleft(reversed(more))
+        cells = [cell.strip('"') for cell in text.rstrip("\r\n").split(",")]
+        if width is not None and len(cells) != width:
+            cells = next(csv.reader([text.rstrip("\r\n")]))
+        yield Record(number, cells, open_quote=True, cut=cut)
+
+
+def _cells_of(text: str, *, strict: bool) -> list[str] | None:
+    """The cells of a row; none where a quote is not closed yet, None where more lines cannot make it a row.
+
+    Args:
+        text: its lines.
+        strict: refuse text between a closing quote and the next comma.
+    """
+    end = "\x01"
+    try:
+        *cells, last = next(csv.reader([text.rstrip("\r\n") + "," + end], strict=strict))
+    except csv.Error as error:
+        return [] if "unexpected end" in str(error) else None
+    return cells if last == end else []
+
+
+def _without_empty_end(cells: list[str]) -> list[str]:
+    """The cells up to the last that is not blank."""
+    end = len(cells)
+    while end and not cells[end - 1].strip():
+        end -= 1
+    return cells[:end]
+
+
+def _count(repairs: Counter[str], name: str, count: int) -> None:
+    """Adds to a count; one that is zero stays absent."""
+    if count:
+        repairs[name] += count
+
+
+def id_mismatch(left_name: str, left: Iterable[str], right_name: str, right: Iterable[str]) -> str:
+    """How the ids of two tables differ: both counts, and three ids of each side; the first half of an error sentence.
+
+    The ids shown are those that the other side lacks, where there are any: most often the two differ in their form.
+    """
+    sides = {left_name: list(dict.fromkeys(left)), right_name: list(dict.fromkeys(right))}
+    parts = []
+    for (name, ids), (other, others) in zip(sides.items(), reversed(sides.items()), strict=True):
+        there = set(others)
+        lacking = [isic_id for isic_id in ids if isic_id not in there]
+        shown = ", ".join(map(str, (lacking or ids)[:3])) or "none"
+        parts.append(f"{len(lacking):,} of the {len(ids):,} ids of {name} ({shown}) are not in {other}")
+    return " and ".join(parts)
 
 
 # ===========================================================================================================================
@@ -223,6 +685,8 @@ COLUMNS = (
 TEST_COLUMNS = tuple(column.name for column in COLUMNS if not column.train_only)
 NUMBERS = tuple(column.name for column in COLUMNS if column.kind == "number" and not column.train_only)
 CATEGORIES = tuple(column.name for column in COLUMNS if column.kind == "category" and not column.train_only)
+#: Columns that are read as text: 007 is not 7.
+TEXT_COLUMNS = {column.name: "str" for column in COLUMNS if column.kind in ("id", "category")}
 
 
 def read_metadata_leniently(path: Path) -> tuple[pd.DataFrame, dict[str, int]]:
@@ -231,7 +695,9 @@ def read_metadata_leniently(path: Path) -> tuple[pd.DataFrame, dict[str, int]]:
     Raises:
         InputError: the file is missing, is no CSV, or has no isic_id column.
     """
-    return repaired(read_table(path), path.name)
+    counts: Counter[str] = Counter()
+    frame, repairs = repaired(read_csv_file(path, Reading(TEXT_COLUMNS, repairs=counts)), path.name)
+    return frame, dict(counts) | repairs
 
 
 def repaired(frame: pd.DataFrame, file_name: str) -> tuple[pd.DataFrame, dict[str, int]]:
@@ -271,26 +737,6 @@ def repaired(frame: pd.DataFrame, file_name: str) -> tuple[pd.DataFrame, dict[st
         frame[name] = numbers
     repairs["cells_not_numeric"] = cells
     return frame, {name: count for name, count in repairs.items() if count}
-
-
-def read_table(path: Path, **options: Any) -> pd.DataFrame:
-    """Reads a CSV file, unchecked: ids and categories as text, other columns as pandas infers them.
-
-    Args:
-        path: the file.
-        **options: of ``pandas.read_csv``.
-
-    Raises:
-        InputError: the file is missing or no CSV.
-    """
-    text = {column.name: "str" for column in COLUMNS if column.kind in ("id", "category")}
-    try:
-        return pd.read_csv(path, **{"dtype": text, "low_memory": False, "index_col": False} | options)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise InputError(f"{path.name} is not in {path.parent}; give the folder that holds it.") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path} cannot be read as CSV ({reason}); fetch it again.") from error
 
 
 def _listed(names: Iterable[str], at_most: int = 5) -> str:
@@ -1594,16 +2040,32 @@ def read_rows(competition: Path, run: Run) -> pd.DataFrame:
 def submission_order(competition: Path, rows: pd.DataFrame, run: Run) -> list[str]:
     """The isic_ids to submit, in the order of sample_submission.csv, else of the metadata."""
     try:
-        sample = pd.read_csv(competition / SAMPLE, dtype={ID: "str"})[ID].dropna().drop_duplicates().tolist()
-    except (OSError, KeyError, ValueError) as error:
+        sample, repairs = read_sample(competition / SAMPLE)
+    except (OSError, InputError) as error:
         run.fall_back("no_sample_submission", 1, f"{SAMPLE} is not usable ({error}); the order is that of {TEST_METADATA}.")
         return rows[ID].tolist()
+    for reason, count in repairs.items():
+        run.fall_back(f"sample_submission_{reason}", count, f"{SAMPLE}: {reason.replace('_', ' ')}: {count}, repaired.")
     only_sample, only_rows = len(set(sample) - set(rows[ID])), len(set(rows[ID]) - set(sample))
+    note = id_mismatch(SAMPLE, sample, TEST_METADATA, rows[ID]) if only_sample or only_rows else ""
     if only_sample:
-        run.fall_back("ids_only_in_sample_submission", only_sample, f"{TEST_METADATA} lacks them; they get a median score.")
+        run.fall_back("ids_only_in_sample_submission", only_sample, f"{note}; those without metadata get a median score.")
     if only_rows:
-        run.fall_back("ids_only_in_metadata", only_rows, f"{SAMPLE} does not ask for them; they are not submitted.")
+        run.fall_back("ids_only_in_metadata", only_rows, f"{note}; those not asked for are not submitted.")
     return sample
+
+
+def read_sample(path: Path) -> tuple[list[str], dict[str, int]]:
+    """The ids of sample_submission.csv, each once, and how often each repair was made, by name.
+
+    Raises:
+        InputError: the file is missing or empty, or has no isic_id.
+    """
+    counts: Counter[str] = Counter()
+    table = read_csv_file(path, Reading(TEXT_COLUMNS, repairs=counts))
+    if ID not in table or table[ID].isna().all():
+        raise InputError(f"it has no {ID}")
+    return table[ID].dropna().drop_duplicates().tolist(), dict(counts)
 
 
 def write_submission(path: Path, order: Sequence[str], logits: pd.Series, without_row: float) -> None:
@@ -1622,24 +2084,30 @@ def write_submission(path: Path, order: Sequence[str], logits: pd.Series, withou
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the kernel; returns the exit status: 0 done, 2 bad input (one sentence on stderr)."""
-    parser = argparse.ArgumentParser(description="Scores a test folder of the ISIC 2024 challenge; no arguments on Kaggle.")
-    parser.add_argument("--competition", type=Path, help=f"folder with {TEST_METADATA} (default: found below --input-root)")
-    parser.add_argument("--artifacts", type=Path, help=f"folder with {MANIFEST} (default: found below --input-root)")
-    parser.add_argument("--output", type=Path, default=Path("submission.csv"), help="file to write (default: %(default)s)")
-    parser.add_argument("--scores", type=Path, help="also write each lesion's logits to this CSV file")
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="crops at a time (default: %(default)s)")
-    parser.add_argument("--input-root", type=Path, default=INPUT_ROOT, help="where Kaggle mounts inputs")
+    parser = Parser(description="Scores a test folder of the ISIC 2024 challenge; no arguments on Kaggle.")
     parser.add_argument(
-        "--time-budget", type=float, default=TIME_BUDGET, metavar="HOURS", help="images until then (default: %(default)s)"
+        "--competition", type=existing_folder, help=f"folder with {TEST_METADATA} (default: found below --input-root)"
     )
-    options = vars(parser.parse_args(arguments))
-    run = Run(options.pop("time_budget") * 3600)
-    settings = RunSettings(**options)
+    parser.add_argument(
+        "--artifacts", type=existing_folder, help=f"folder with {MANIFEST} (default: found below --input-root)"
+    )
+    parser.add_argument(
+        "--output", type=output_file, default=Path("submission.csv"), help="file to write (default: %(default)s)"
+    )
+    parser.add_argument("--scores", type=output_file, help="also write each lesion's logits to this CSV file")
+    parser.add_argument("--batch-size", type=crop_count, default=BATCH_SIZE, help="crops at a time (default: %(default)s)")
+    parser.add_argument("--input-root", type=existing_folder, default=INPUT_ROOT, help="where Kaggle mounts inputs")
+    parser.add_argument(
+        "--time-budget",
+        type=positive_number(1_000),
+        default=TIME_BUDGET,
+        metavar="HOURS",
+        help="images until then (default: %(default)s)",
+    )
     try:
-        if settings.batch_size < 1:
-            raise InputError(f"--batch-size {settings.batch_size} is not a number of crops; give 1 or more.")
-        if not run.time_budget > 0:
-            raise InputError(f"--time-budget {run.time_budget / 3600:g} is no time; give hours above zero.")
+        options = vars(parser.parse_args(arguments))
+        run = Run(options.pop("time_budget") * 3600)
+        settings = RunSettings(**options)
         with stop_on_sigterm(run):
             score_folder(settings, run)
     except InputError as error:

@@ -10,7 +10,6 @@ those between the modules dropped. Definitions that the file does not use are le
 
 from __future__ import annotations
 
-import argparse
 import ast
 import json
 import sys
@@ -19,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from inference.files import replacing
+from inference.options import Parser, output_file
 from utils import InputError, log, run_command
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +26,10 @@ WIDTH = 125
 #: The modules of kernel.py, each after those that it imports.
 KERNEL = (
     "utils",
+    "inference.links",
+    "inference.options",
     "inference.files",
+    "inference.tables",
     "inference.schema",
     "inference.features",
     "inference.artifacts",
@@ -40,7 +43,10 @@ KERNEL = (
 #: The modules of the training script, each after those that it imports.
 TRAINING = (
     "utils",
+    "inference.links",
+    "inference.options",
     "inference.files",
+    "inference.tables",
     "inference.schema",
     "inference.features",
     "inference.artifacts",
@@ -375,10 +381,10 @@ def build_training(settings: dict[str, list[str]], hours: float) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Writes kernel.py or the training script, or with --check compares kernel.py."""
-    parser = argparse.ArgumentParser(description="Builds kernel.py, or the training script for Kaggle, from their modules")
+    parser = Parser(description="Builds kernel.py, or the training script for Kaggle, from their modules")
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--check", action="store_true", help="write nothing; exit 2 when kernel.py is out of date")
-    chosen.add_argument("--training", type=Path, metavar="FILE", help="write the training script to FILE instead")
+    chosen.add_argument("--training", type=output_file, metavar="FILE", help="write the training script to FILE instead")
     options = parser.parse_args(arguments)
     path = options.training or ROOT / "kernel.py"
     text = build_training({"folds": [], "tabular": [], "fusion": []}, hours=11) if options.training else build_kernel()

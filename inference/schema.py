@@ -7,14 +7,15 @@ The order is the one in which the competition ships them. ``TRAIN_ONLY`` columns
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from inference.tables import Reading, lines_of, read_csv_file
 from utils import InputError
 
 
@@ -98,6 +99,8 @@ TEST_COLUMNS = tuple(column.name for column in COLUMNS if not column.train_only)
 TRAIN_ONLY = frozenset(column.name for column in COLUMNS if column.train_only)
 NUMBERS = tuple(column.name for column in COLUMNS if column.kind == "number" and not column.train_only)
 CATEGORIES = tuple(column.name for column in COLUMNS if column.kind == "category" and not column.train_only)
+#: Columns that are read as text: 007 is not 7.
+TEXT_COLUMNS = {column.name: "str" for column in COLUMNS if column.kind in ("id", "category")}
 #: Measured by the 3D total-body system: a file has the whole block or, as the earlier archives, none of it.
 BODY_SCAN = tuple(name for name in TEST_COLUMNS if name.startswith("tbp_lv_"))
 
@@ -114,25 +117,26 @@ def read_metadata(path: Path, *, labelled: bool) -> pd.DataFrame:
         int64. Columns that the schema does not know are left out.
 
     Raises:
-        InputError: the file is missing or is no CSV; a column is missing or renamed; an isic_id is duplicated; an isic_id
-            or patient_id is empty; a number is no number; a label is not 0 or 1.
+        InputError: the file is missing or is no CSV, or a row is longer or shorter than the header; a column is missing,
+            renamed or there twice; an isic_id is duplicated; an isic_id or patient_id is empty; a number is no number; a
+            label is not 0 or 1.
     """
     frame = read_table(path)
     required = [ID, PATIENT] + ([TARGET] if labelled else [])
     _check_columns(frame, required, path.name)
     frame = frame[[name for name in TRAIN_COLUMNS if name in frame and (labelled or name != TARGET)]].copy()
     for name in (ID, PATIENT):
-        _refuse_rows(frame, frame[name].isna(), name, path.name, "is empty; give every lesion one")
-    _refuse_rows(frame, frame[ID].duplicated(), ID, path.name, "occurs twice; keep one row per lesion")
+        _refuse_rows(frame, frame[name].isna(), name, path, "is empty; give every lesion one")
+    _refuse_rows(frame, frame[ID].duplicated(), ID, path, "occurs twice; keep one row per lesion")
     if labelled:
         labels = pd.to_numeric(frame[TARGET], errors="coerce")
-        _refuse_rows(frame, ~labels.isin([0, 1]), TARGET, path.name, "is not 0 (benign) or 1 (malignant)")
+        _refuse_rows(frame, ~labels.isin([0, 1]), TARGET, path, "is not 0 (benign) or 1 (malignant)")
         frame[TARGET] = labels.astype("int64")
     for name in NUMBERS:
         if name in frame:
             numbers = pd.to_numeric(frame[name], errors="coerce")
             wrong = ~np.isfinite(numbers.astype("float64")) & frame[name].notna()
-            _refuse_rows(frame, wrong, name, path.name, "is no number; correct or empty it")
+            _refuse_rows(frame, wrong, name, path, "is no number; correct or empty it")
             frame[name] = numbers.astype("float64")
     return frame
 
@@ -143,7 +147,9 @@ def read_metadata_leniently(path: Path) -> tuple[pd.DataFrame, dict[str, int]]:
     Raises:
         InputError: the file is missing, is no CSV, or has no isic_id column.
     """
-    return repaired(read_table(path), path.name)
+    counts: Counter[str] = Counter()
+    frame, repairs = repaired(read_csv_file(path, Reading(TEXT_COLUMNS, repairs=counts)), path.name)
+    return frame, dict(counts) | repairs
 
 
 def repaired(frame: pd.DataFrame, file_name: str) -> tuple[pd.DataFrame, dict[str, int]]:
@@ -198,28 +204,18 @@ def read_scores(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     for name in (ID, *columns):
         if name not in frame:
             raise InputError(f"{path} has no column {name!r}; its columns are {_listed(frame.columns)}.")
-    _refuse_rows(frame, frame[ID].duplicated(), ID, path.name, "occurs twice; keep one row per lesion")
+    _refuse_rows(frame, frame[ID].isna(), ID, path, "is empty; correct the row")
+    _refuse_rows(frame, frame[ID].duplicated(), ID, path, "occurs twice; keep one row per lesion")
     return frame.set_index(ID)[list(columns)]
 
 
-def read_table(path: Path, **options: Any) -> pd.DataFrame:
-    """Reads a CSV file, unchecked: ids and categories as text, other columns as pandas infers them.
-
-    Args:
-        path: the file.
-        **options: of ``pandas.read_csv``.
+def read_table(path: Path) -> pd.DataFrame:
+    """Reads a CSV file whose values are not checked: ids and categories as text, other columns as pandas infers them.
 
     Raises:
-        InputError: the file is missing or no CSV.
+        InputError: the file is missing or no CSV, or a row is longer or shorter than the header.
     """
-    text = {column.name: "str" for column in COLUMNS if column.kind in ("id", "category")}
-    try:
-        return pd.read_csv(path, **{"dtype": text, "low_memory": False, "index_col": False} | options)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise InputError(f"{path.name} is not in {path.parent}; give the folder that holds it.") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path} cannot be read as CSV ({reason}); fetch it again.") from error
+    return read_csv_file(path, Reading(TEXT_COLUMNS))
 
 
 def _check_columns(frame: pd.DataFrame, required: Iterable[str], file_name: str) -> None:
@@ -238,15 +234,16 @@ def _check_columns(frame: pd.DataFrame, required: Iterable[str], file_name: str)
     raise InputError(f"{file_name} has no column {absent[0]!r}{more}; {advice}.")
 
 
-def _refuse_rows(frame: pd.DataFrame, bad: pd.Series, name: str, file_name: str, complaint: str) -> None:
-    """Raises for the first row where ``bad`` is true, by its line in the file (the header is line 1)."""
+def _refuse_rows(frame: pd.DataFrame, bad: pd.Series, name: str, path: Path, complaint: str) -> None:
+    """Raises for the first row where ``bad`` is true, by the line that an editor shows."""
     if not bad.any():
         return
     position = int(np.flatnonzero(bad.to_numpy())[0])
     value = frame[name].iloc[[position]].tolist()[0]  # a Python number, which shows as it is written
     lesion = frame[ID].iloc[position]
+    line = lines_of(path)[position]
     raise InputError(
-        f"{file_name} line {position + 2} ({ID} {lesion}): {name} {value!r} {complaint} ({int(bad.sum())} such rows in all)."
+        f"{path.name} line {line} ({ID} {lesion}): {name} {value!r} {complaint} ({int(bad.sum())} such rows in all)."
     )
 
 

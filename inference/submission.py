@@ -10,9 +10,9 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,11 @@ import pandas as pd
 
 from inference.artifacts import FORMAT, MANIFEST, load_manifest
 from inference.files import write_csv
+from inference.options import Parser, crop_count, existing_folder, output_file, positive_number
 from inference.run_log import Run, hours, stop_on_sigterm, versions
-from inference.schema import ID, TARGET, read_metadata_leniently
+from inference.schema import ID, TARGET, TEXT_COLUMNS, read_metadata_leniently
 from inference.scoring import combine_scores, correct_by_image, load_fold_networks, open_test_images, score_tabular
+from inference.tables import Reading, id_mismatch, read_csv_file
 from utils import InputError
 
 COMPETITION = "isic-2024-challenge"
@@ -159,16 +161,32 @@ def read_rows(competition: Path, run: Run) -> pd.DataFrame:
 def submission_order(competition: Path, rows: pd.DataFrame, run: Run) -> list[str]:
     """The isic_ids to submit, in the order of sample_submission.csv, else of the metadata."""
     try:
-        sample = pd.read_csv(competition / SAMPLE, dtype={ID: "str"})[ID].dropna().drop_duplicates().tolist()
-    except (OSError, KeyError, ValueError) as error:
+        sample, repairs = read_sample(competition / SAMPLE)
+    except (OSError, InputError) as error:
         run.fall_back("no_sample_submission", 1, f"{SAMPLE} is not usable ({error}); the order is that of {TEST_METADATA}.")
         return rows[ID].tolist()
+    for reason, count in repairs.items():
+        run.fall_back(f"sample_submission_{reason}", count, f"{SAMPLE}: {reason.replace('_', ' ')}: {count}, repaired.")
     only_sample, only_rows = len(set(sample) - set(rows[ID])), len(set(rows[ID]) - set(sample))
+    note = id_mismatch(SAMPLE, sample, TEST_METADATA, rows[ID]) if only_sample or only_rows else ""
     if only_sample:
-        run.fall_back("ids_only_in_sample_submission", only_sample, f"{TEST_METADATA} lacks them; they get a median score.")
+        run.fall_back("ids_only_in_sample_submission", only_sample, f"{note}; those without metadata get a median score.")
     if only_rows:
-        run.fall_back("ids_only_in_metadata", only_rows, f"{SAMPLE} does not ask for them; they are not submitted.")
+        run.fall_back("ids_only_in_metadata", only_rows, f"{note}; those not asked for are not submitted.")
     return sample
+
+
+def read_sample(path: Path) -> tuple[list[str], dict[str, int]]:
+    """The ids of sample_submission.csv, each once, and how often each repair was made, by name.
+
+    Raises:
+        InputError: the file is missing or empty, or has no isic_id.
+    """
+    counts: Counter[str] = Counter()
+    table = read_csv_file(path, Reading(TEXT_COLUMNS, repairs=counts))
+    if ID not in table or table[ID].isna().all():
+        raise InputError(f"it has no {ID}")
+    return table[ID].dropna().drop_duplicates().tolist(), dict(counts)
 
 
 def write_submission(path: Path, order: Sequence[str], logits: pd.Series, without_row: float) -> None:
@@ -187,24 +205,30 @@ def write_submission(path: Path, order: Sequence[str], logits: pd.Series, withou
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the kernel; returns the exit status: 0 done, 2 bad input (one sentence on stderr)."""
-    parser = argparse.ArgumentParser(description="Scores a test folder of the ISIC 2024 challenge; no arguments on Kaggle.")
-    parser.add_argument("--competition", type=Path, help=f"folder with {TEST_METADATA} (default: found below --input-root)")
-    parser.add_argument("--artifacts", type=Path, help=f"folder with {MANIFEST} (default: found below --input-root)")
-    parser.add_argument("--output", type=Path, default=Path("submission.csv"), help="file to write (default: %(default)s)")
-    parser.add_argument("--scores", type=Path, help="also write each lesion's logits to this CSV file")
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="crops at a time (default: %(default)s)")
-    parser.add_argument("--input-root", type=Path, default=INPUT_ROOT, help="where Kaggle mounts inputs")
+    parser = Parser(description="Scores a test folder of the ISIC 2024 challenge; no arguments on Kaggle.")
     parser.add_argument(
-        "--time-budget", type=float, default=TIME_BUDGET, metavar="HOURS", help="images until then (default: %(default)s)"
+        "--competition", type=existing_folder, help=f"folder with {TEST_METADATA} (default: found below --input-root)"
     )
-    options = vars(parser.parse_args(arguments))
-    run = Run(options.pop("time_budget") * 3600)
-    settings = RunSettings(**options)
+    parser.add_argument(
+        "--artifacts", type=existing_folder, help=f"folder with {MANIFEST} (default: found below --input-root)"
+    )
+    parser.add_argument(
+        "--output", type=output_file, default=Path("submission.csv"), help="file to write (default: %(default)s)"
+    )
+    parser.add_argument("--scores", type=output_file, help="also write each lesion's logits to this CSV file")
+    parser.add_argument("--batch-size", type=crop_count, default=BATCH_SIZE, help="crops at a time (default: %(default)s)")
+    parser.add_argument("--input-root", type=existing_folder, default=INPUT_ROOT, help="where Kaggle mounts inputs")
+    parser.add_argument(
+        "--time-budget",
+        type=positive_number(1_000),
+        default=TIME_BUDGET,
+        metavar="HOURS",
+        help="images until then (default: %(default)s)",
+    )
     try:
-        if settings.batch_size < 1:
-            raise InputError(f"--batch-size {settings.batch_size} is not a number of crops; give 1 or more.")
-        if not run.time_budget > 0:
-            raise InputError(f"--time-budget {run.time_budget / 3600:g} is no time; give hours above zero.")
+        options = vars(parser.parse_args(arguments))
+        run = Run(options.pop("time_budget") * 3600)
+        settings = RunSettings(**options)
         with stop_on_sigterm(run):
             score_folder(settings, run)
     except InputError as error:
