@@ -7,15 +7,23 @@ lesions below it. Weights of rows enter as plain sums, so a bootstrap resample c
 
 from __future__ import annotations
 
-import argparse
+import contextlib
+import errno
 import importlib.util
+import io
+import logging
 import math
+import os
 import random
+import re
+import signal
 import sys
+import tempfile
+import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -29,7 +37,7 @@ INTERVAL = (2.5, 97.5)  # percentiles of a 95 % bootstrap interval
 class InputError(ValueError):
     """Bad input, in one sentence: the option, file, column or row, what was found there, and what to do.
 
-    Commands print the sentence and exit with status 2.
+    Commands print the sentence and exit with status 2 (``run_command``).
     """
 
 
@@ -297,6 +305,7 @@ def set_seed(seed: int) -> None:
     Importing Keras takes seconds: a stage without a network passes its seed to what it uses (CatBoost,
     ``numpy.random.default_rng``) instead.
     """
+    seed %= 2**32  # a fold's number was added to it
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - libraries that draw from NumPy's global state must be repeatable too
     if importlib.util.find_spec("keras"):
@@ -306,29 +315,137 @@ def set_seed(seed: int) -> None:
 
 
 def log(text: str) -> None:
-    """Prints one line at once, without a time stamp: the output of two runs can be compared line by line."""
-    print(text, flush=True)
+    """Prints one line at once, without a time stamp: two runs can be compared. A line that cannot be written is lost."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, flush=True)
+
+
+class _LossyOutput(io.FileIO):
+    """A file descriptor whose reader may go away or whose disk may be full: what cannot be written is lost."""
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Writes what it can; never fails."""
+        with contextlib.suppress(OSError):
+            return super().write(data) or len(data)
+        return len(data)
+
+
+def guard_process() -> None:
+    """Makes this process print whatever its streams can take, and no traceback: not of a thread, not of an ignored error."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it takes the number; else a data file would, and get the log
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123 - as long as the process
+        elif stream is getattr(sys, f"__{name}__"):
+            raw, at_once = _LossyOutput(stream.fileno(), "w", closefd=False), stream.line_buffering or stream.write_through
+            lossy = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=at_once)
+            setattr(sys, name, lossy)
+    logging.raiseExceptions = False
+    logging.setLogRecordFactory(_without_traceback)
+    sys.unraisablehook = sys.excepthook = lambda *_: None
+    threading.excepthook = _note_thread
+
+
+def _without_traceback(*arguments: Any, **more: Any) -> logging.LogRecord:
+    record = logging.LogRecord(*arguments, **more)
+    record.exc_info = record.stack_info = None
+    return record
+
+
+def _note_thread(failed: threading.ExceptHookArgs) -> None:
+    if isinstance(failed.exc_value, Exception) and not sys.is_finalizing():
+        _complain(f"warning: a thread stopped: {refusal(failed.exc_value) or _defect(failed.exc_value)}")
+
+
+def _complain(sentence: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        print(sentence, file=sys.stderr, flush=True)
+
+
+#: What to do about errors of the operating system.
+ADVICE = {
+    "free disk space": (errno.ENOSPC, errno.EDQUOT),
+    "free memory, or choose fewer --jobs or smaller batches": (errno.ENOMEM,),
+    "raise the limit of open files (ulimit -n)": (errno.EMFILE, errno.ENFILE),
+    "choose a place that you may read and write": (errno.EACCES, errno.EPERM, errno.EROFS),
+    "correct the path": (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+}
+#: Modules and classes of errors that mean a file, a disk, a process or a server; by name, because their import takes long.
+REFUSING = re.compile(
+    r"(_?catboost|pandas\.errors|pyarrow|h5py|dask|distributed|joblib|concurrent\.futures|optuna|sqlalchemy|sqlite3|jinja2"
+    r"|requests|urllib3|http\.client|subprocess|zipfile|tarfile|zlib|_lzma|_csv|json\.decoder|PIL)\b"
+    r"|tensorflow.*\.(ResourceExhausted|NotFound|PermissionDenied|Unavailable|DataLoss)Error"
+)
+
+
+def refusal(error: BaseException) -> str | None:
+    """One sentence for an error that a user can correct: bad input, or a no of the system or of a library; else None."""
+    kind, text = type(error).__name__, " ".join(map(str.strip, str(error).splitlines()))
+    names = [f"{each.__module__}.{each.__name__}" for each in type(error).__mro__]
+    if isinstance(error, InputError):
+        return text or kind
+    if isinstance(error, MemoryError) or (kind == "ResourceExhaustedError" and "No space left" not in text):
+        return f"the memory is not enough ({text or kind}); free memory, or choose fewer --jobs or smaller batches."
+    if isinstance(error, OSError):
+        paths = " -> ".join(str(path) for path in (error.filename, error.filename2) if path is not None)
+        what = f"{paths}: {error.strerror}" if paths else text or kind
+        advice = next((advice for advice, numbers in ADVICE.items() if error.errno in numbers), "correct that")
+        return f"{what}; {advice}, and run the same command again."
+    # h5py raises Python's own classes: what tells is the module of the code.
+    names += [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)][-1:]
+    foreseen = isinstance(error, UnicodeError | ImportError) or text == "can't start new thread"
+    if foreseen or any(map(REFUSING.match, names[:-1])) or names[-1].startswith("h5py"):
+        return f"{kind}: {text[:600]}; correct that, and run the same command again."
+    return None
+
+
+def _defect(error: BaseException) -> str:
+    """One sentence for an error of this program; its traceback goes into a file."""
+    try:
+        number, path = tempfile.mkstemp(".log", "traceback-")
+        with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(traceback.format_exception(error))
+        where = f"its traceback is in {path}"
+    except OSError as failed:
+        where = f"its traceback could not be written ({failed.strerror or failed})"
+    text = " ".join(str(error).split())[:600]
+    return f"{type(error).__name__}: {text}; this is a defect of the program, please report it; {where}."
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """Runs a command and exits: 0 or what it returns; 2 with one sentence for an InputError; 130 when stopped by Ctrl-C."""
+    """The door of every command: runs it and exits, with at most one sentence and no traceback, whatever happened.
+
+    The status is 0 or what ``main`` returns; 2 for what a user can correct; 1 for a defect, with the traceback in a file
+    that the sentence names; 130 after Ctrl-C and 143 after SIGTERM, which is raised as Ctrl-C is: libraries clean up.
+    """
+    terminated = []
+
+    def terminate(number: int, frame: Any) -> NoReturn:
+        terminated.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
+        guard_process()
         status = main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        status = 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr, flush=True)
-        status = 130
+    except SystemExit:
+        raise
+    except BaseException as error:
+        cause = error
+        while cause and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__cause__ or cause.__context__
+        if cause:
+            _complain("stopped")
+            status = 143 if terminated else 130
+        else:
+            sentence = refusal(error)
+            _complain(f"error: {sentence or _defect(error)}")
+            status = 2 if sentence else 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.exit(status)
-
-
-def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--data`` and ``--artifacts``, which mean the same in every command."""
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="competition folder to read")
-    parser.add_argument("--artifacts", type=Path, required=True, metavar="DIR", help="artifact folder of this training")
-
-
-def add_seed_option(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--seed``, which means the same in every command."""
-    parser.add_argument("--seed", type=int, default=0, help="start of all random numbers (default: %(default)s)")

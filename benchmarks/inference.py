@@ -9,7 +9,6 @@ Prints one JSON line per figure. Ratios compare ways that take turns in one proc
 
 from __future__ import annotations
 
-import argparse
 import io
 import math
 import tempfile
@@ -24,9 +23,10 @@ from PIL import Image
 from benchmarks.report import add_networks, growth_exponent, progress, report, run_kernel, take_turns, train_small
 from inference.images import ImageStore, cores, decode_crop, image_batches
 from inference.network import Ensemble, NetworkConfig, build_network, devices, network_logits
+from inference.options import Parser, add_seed_option, count, image_size
 from inference.schema import ID, TEST_COLUMNS
 from train.synthetic.dataset import DatasetConfig, write_dataset
-from utils import InputError, add_seed_option, run_command
+from utils import run_command
 
 TARGETS = {"reading": 1.0, "decoding": 0.85, "plain reader": 3.0, "image stage": 0.93}
 TARGETS |= {"start": 20.0, "growth": 1.05, "memory": 3.0}
@@ -41,16 +41,14 @@ GROWTH, ROWS = (2_000, 10_000, 50_000), 511_474
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--images", type=int, default=1_500, help="of the synthetic dataset (default: %(default)s)")
-    parser.add_argument("--image-size", type=int, default=128, help="pixels (default: %(default)s)")
-    parser.add_argument("--networks", type=int, default=5, help="folds, at the start (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="in which the ways take turns (default: %(default)s)")
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--images", type=count(60), default=1_500, help="of the synthetic dataset (default: %(default)s)")
+    parser.add_argument("--image-size", type=image_size, default=128, help="pixels (default: %(default)s)")
+    parser.add_argument("--networks", type=count(), default=5, help="folds, at the start (default: %(default)s)")
+    parser.add_argument("--rounds", type=count(), default=3, help="in which the ways take turns (default: %(default)s)")
     parser.add_argument("--growth", action="store_true", help=f"also time {GROWTH[0]:,} to {GROWTH[-1]:,} images")
     add_seed_option(parser)
     options = parser.parse_args(arguments)
-    if min(options.images // 60, options.networks, options.rounds) < 1:
-        raise InputError("--images must be 60 or more, --networks and --rounds 1 or more.")
     with tempfile.TemporaryDirectory() as name:
         data, artifacts, few_trees = (Path(name) / each for each in ("data", "artifacts", "few_trees.json"))
         progress("making a synthetic dataset")

@@ -9,7 +9,6 @@ to those of the built kernel.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import sys
@@ -25,12 +24,13 @@ from benchmarks.report import add_networks, growth_exponent, progress, report, r
 from inference.files import write_csv, write_json
 from inference.images import ImageStore
 from inference.network import NetworkConfig
+from inference.options import Parser, add_seed_option, count
 from inference.schema import ID, PATIENT, TEST_COLUMNS, read_scores
 from scale.batch_scoring import main as score_batch
 from scale.parallel import workers
 from train.config import PARAMETERS
 from train.synthetic.dataset import DatasetConfig, make_tables, write_images
-from utils import InputError, add_seed_option, run_command
+from utils import InputError, run_command
 
 #: Patients and lesions of the dataset; patients that the kernel scores, too.
 PATIENTS, LESIONS, COMPARED = 640, 250_000, 12
@@ -52,11 +52,15 @@ class Inputs:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[500_000, 5_000_000], help="lesions (default: %(default)s)")
-    parser.add_argument("--lesions", type=int, default=LESIONS, help="of the dataset, and of a file (default: %(default)s)")
-    parser.add_argument("--images", type=int, default=2_000, help="lesions with an image (default: %(default)s)")
-    parser.add_argument("--trees", type=int, default=PARAMETERS["iterations"], help="of a model (default: %(default)s)")
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--sizes", type=count(), nargs="+", default=[500_000, 5_000_000], help="lesions (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--lesions", type=count(), default=LESIONS, help="of the dataset, and of a file (default: %(default)s)"
+    )
+    parser.add_argument("--images", type=count(), default=2_000, help="lesions with an image (default: %(default)s)")
+    parser.add_argument("--trees", type=count(), default=PARAMETERS["iterations"], help="of a model (default: %(default)s)")
     add_seed_option(parser)
     options = parser.parse_args(arguments)
     sizes, lesions = options.sizes, options.lesions

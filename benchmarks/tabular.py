@@ -9,7 +9,6 @@ busy or slow machine changes less than the seconds.
 
 from __future__ import annotations
 
-import argparse
 import math
 import tempfile
 from collections.abc import Callable
@@ -31,13 +30,14 @@ from inference.features import (
     percentile_ranks,
     standard_scores,
 )
+from inference.options import Parser, add_seed_option, count
 from inference.run_log import peak_memory
 from inference.schema import NUMBERS, PATIENT, TARGET, TEST_COLUMNS
 from inference.tabular import tabular_logits
 from train.config import PARAMETERS
 from train.cross_validation import categories_of, train_model
 from train.synthetic.dataset import LESIONS, PATIENTS, PREVALENCE, DatasetConfig, make_tables
-from utils import InputError, add_seed_option, run_command
+from utils import InputError, run_command
 
 TEST_LESIONS = 511_474
 #: Benign rows that the models are trained on: the time of scoring depends on a model's trees, not on its training rows.
@@ -48,16 +48,16 @@ TARGETS = {"features": 15.0, "memory": 3.0, "scores": 30.0, "growth": 1.1}
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--lesions", type=int, default=TEST_LESIONS, help="rows (default: %(default)s)")
-    parser.add_argument("--models", type=int, default=15, help="fold models that score (default: %(default)s)")
-    parser.add_argument("--trees", type=int, default=PARAMETERS["iterations"], help="of each model (default: %(default)s)")
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--lesions", type=count(500), default=TEST_LESIONS, help="rows (default: %(default)s)")
+    parser.add_argument("--models", type=count(), default=15, help="fold models that score (default: %(default)s)")
+    parser.add_argument(
+        "--trees", type=count(), default=PARAMETERS["iterations"], help="of each model (default: %(default)s)"
+    )
     parser.add_argument("--growth", action="store_true", help=f"also time the features of {GROWTH[0]} to {GROWTH[-1]} rows")
     add_seed_option(parser)
     options = parser.parse_args(arguments)
     lesions = options.lesions
-    if min(lesions // 500, options.models, options.trees) < 1:
-        raise InputError("--lesions must be 500 or more, --models and --trees 1 or more.")
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.pkl"
         progress(f"making {lesions} lesions")

@@ -8,7 +8,6 @@ turns in one process, so that a busy machine slows both. Prints one JSON line, t
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
@@ -16,29 +15,31 @@ import numpy as np
 
 from benchmarks.report import progress, report, take_turns
 from inference.network import NetworkConfig
+from inference.options import Parser, add_seed_option, count, crop_count, existing_folder, image_size
 from inference.schema import ID, TARGET, read_metadata
 from train.lesions import open_images
-from train.network.batches import TrainingData, readable_images
+from train.network.batches import TrainingData
 from train.network.fit import Phase, Plan, batches_for, compiled_model, corrected_loss
+from train.network.known_images import KnownImages, image_digests
 from train.network.model import precision, starting_network
 from train.synthetic.dataset import DatasetConfig, write_dataset
-from utils import InputError, add_seed_option, run_command, set_seed
+from utils import run_command, set_seed
 
 FEED_TARGET = 0.95
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, metavar="DIR", help="competition folder (default: a synthetic dataset)")
-    parser.add_argument("--image-size", type=int, default=64, help="pixels (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=64, help="crops per step (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=10, help="of every measurement (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="in which the ways take turns (default: %(default)s)")
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--data", type=existing_folder, metavar="DIR", help="competition folder (default: a synthetic dataset)"
+    )
+    parser.add_argument("--image-size", type=image_size, default=64, help="pixels (default: %(default)s)")
+    parser.add_argument("--batch-size", type=crop_count, default=64, help="crops per step (default: %(default)s)")
+    parser.add_argument("--steps", type=count(), default=10, help="of every measurement (default: %(default)s)")
+    parser.add_argument("--rounds", type=count(), default=5, help="in which the ways take turns (default: %(default)s)")
     add_seed_option(parser)
     options = parser.parse_args(arguments)
-    if min(options.batch_size, options.steps, options.rounds) < 1:
-        raise InputError("--batch-size, --steps and --rounds must be 1 or more.")
     with tempfile.TemporaryDirectory() as folder:
         data, lesions = options.data or Path(folder), max(60, options.steps * options.batch_size)
         if options.data is None:
@@ -52,11 +53,13 @@ def main(arguments: list[str] | None = None) -> int:
 def training_data(data: Path, steps: int, image_size: int, batch_size: int, seed: int) -> TrainingData:
     """One epoch of ``steps`` batches of the lesions of a competition folder, shuffled, repeated where they are too few."""
     metadata, store = read_metadata(data / "train-metadata.csv", labelled=True), open_images(data)
-    metadata = metadata[readable_images(store, metadata[ID].to_numpy())]
+    digests = image_digests(store, metadata[ID].to_numpy())
+    images = KnownImages(store, metadata[ID], digests)
+    metadata = metadata[digests != 0]
     count = steps * batch_size
     order = np.resize(np.random.default_rng(seed).permutation(len(metadata)), count)
     return TrainingData(
-        images=store,
+        images=images,
         isic_ids=metadata[ID].to_numpy()[order],
         inputs={"tabular": np.zeros(count)},
         targets=metadata[TARGET].to_numpy()[order],

@@ -8,7 +8,6 @@ again when its requirements change. The first is the reference: the Kaggle image
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -26,9 +25,10 @@ from evaluation.studies.compare import markdown_table, write_text
 from inference.artifacts import MANIFEST
 from inference.build_kernel import ROOT
 from inference.files import write_json
+from inference.options import Parser, add_data_options, output_folder
 from inference.schema import ID, TARGET, read_scores
 from inference.scoring import NETWORK_ALONE
-from utils import InputError, add_data_options, log, run_command
+from utils import InputError, log, run_command
 
 PACKAGES = ("tensorflow", "keras", "catboost", "numpy", "pandas", "h5py")
 #: Name -> arguments of pip install; the first is the reference, the last has the oldest versions known to work.
@@ -127,9 +127,9 @@ def as_markdown(results: dict[str, Scored]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Makes the environments, scores the holdout in each, writes skew.md; refuses scores that differ."""
-    parser = argparse.ArgumentParser(description="Runs the built kernel.py under other package versions -> skew.md")
+    parser = Parser(description="Runs the built kernel.py under other package versions -> skew.md")
     add_data_options(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the environments and the table")
+    parser.add_argument("--out", type=output_folder, required=True, metavar="DIR", help="for the environments and the table")
     options = parser.parse_args(arguments)
     rows = rows_to_score(options.data, options.artifacts, "holdout")
     results = {}

@@ -9,7 +9,6 @@ system allows it, without a network. Its submission is checked as Kaggle checks 
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -32,9 +31,10 @@ from evaluation.report import Scored, write_report
 from inference.artifacts import FOLDS, OOF_IMAGE_ONLY, checked_file, load_manifest
 from inference.build_kernel import ROOT, build_kernel
 from inference.images import ImageStore, find_images
+from inference.options import Parser, add_data_options, existing_file, output_folder, share
 from inference.schema import ID, PATIENT, TARGET, TEST_COLUMNS, read_metadata, read_scores, read_table
 from train.folds import HOLDOUT
-from utils import InputError, ScoreTable, add_data_options, bootstrap_scores, format_table, log, run_command
+from utils import InputError, ScoreTable, bootstrap_scores, format_table, log, run_command
 
 TRAINED_ON = "These rows include rows that the models were trained on: the scores are too high; use --rows holdout"
 
@@ -100,22 +100,24 @@ def read_options(arguments: list[str] | None) -> Options:
     """The checked options.
 
     Raises:
-        InputError: the kernel is missing or out of date, or a share is none.
+        InputError: an option cannot be used, or the kernel is missing or out of date.
     """
-    parser = argparse.ArgumentParser(description="Runs the built kernel.py offline on labelled rows and scores it")
+    parser = Parser(description="Runs the built kernel.py offline on labelled rows and scores it")
     add_data_options(parser)
     parser.add_argument("--rows", choices=("holdout", "all"), default="holdout", help="all: also rows of the training")
-    parser.add_argument("--report", type=Path, default=Path("report"), metavar="DIR", help="folder to write (%(default)s)")
     parser.add_argument(
-        "--lose-images", type=float, default=0.0, metavar="SHARE", help="0 to 1: withhold so many images, drawn at random"
+        "--report", type=output_folder, default=Path("report"), metavar="DIR", help="folder to write (%(default)s)"
     )
-    parser.add_argument("--kernel", type=Path, default=ROOT / "kernel.py", metavar="FILE", help="the kernel (%(default)s)")
+    parser.add_argument(
+        "--lose-images", type=share(), default=0.0, metavar="SHARE", help="0 to 1: withhold so many images, drawn at random"
+    )
+    parser.add_argument(
+        "--kernel", type=existing_file, default=ROOT / "kernel.py", metavar="FILE", help="the kernel (%(default)s)"
+    )
     options = Options(**vars(parser.parse_args(arguments)))
     own = options.kernel == ROOT / "kernel.py"
     if not options.kernel.is_file() or (own and options.kernel.read_text(encoding="utf-8") != build_kernel()):
         raise InputError(f"{options.kernel} is missing or out of date; run: python -m inference.build_kernel")
-    if not 0 <= options.lose_images <= 1:
-        raise InputError(f"--lose-images {options.lose_images} is no share of the images; give 0 to 1.")
     return options
 
 

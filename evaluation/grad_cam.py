@@ -9,7 +9,6 @@ lowers it.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,11 +22,12 @@ from inference.artifacts import OOF_FUSION, Manifest, checked_file, load_manifes
 from inference.files import write_csv
 from inference.images import ImageStore, image_batches
 from inference.network import NetworkConfig, load_network
+from inference.options import Parser, add_data_options, count, output_folder
 from inference.schema import ID, TARGET, read_metadata, read_scores
 from train.charts import new_figure, save_png
 from train.folds import HOLDOUT
 from train.lesions import open_images
-from utils import InputError, add_data_options, log, run_command
+from utils import InputError, log, run_command
 
 if TYPE_CHECKING:
     import keras
@@ -342,16 +342,18 @@ def draw_sheet(
 
 def main(arguments: list[str] | None = None) -> int:
     """Writes hardest_malignant.png, top_false_alarms.png and grad_cam.csv."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Where the fusion network looks -> hardest_malignant.png, top_false_alarms.png, grad_cam.csv"
     )
     add_data_options(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the sheets and the table")
-    parser.add_argument("--lesions", type=int, default=12, help="lesions on each sheet at most (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=output_folder, required=True, metavar="DIR", help="folder for the sheets and the table"
+    )
+    parser.add_argument(
+        "--lesions", type=count(high=MOST_LESIONS), default=12, help="lesions on each sheet at most (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     data, artifacts, out = options.data, options.artifacts, options.out
-    if not 1 <= options.lesions <= MOST_LESIONS:
-        raise InputError(f"--lesions {options.lesions} is outside of 1 to {MOST_LESIONS}; give a number in that range.")
     manifest = load_manifest(artifacts)
     refuse_without_networks(artifacts, manifest)
     columns = (TARGET, "fold", "tabular", "network", "image_scored")

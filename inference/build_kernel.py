@@ -60,6 +60,7 @@ TRAINING = (
     "train.archives.diagnoses",
     "train.charts",
     "train.network.augmentation",
+    "train.network.known_images",
     "train.network.batches",
     "train.folds",
     "train.config",

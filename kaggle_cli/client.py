@@ -7,7 +7,6 @@ read nor printed here.
 
 from __future__ import annotations
 
-import argparse
 import codecs
 import csv
 import os
@@ -20,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from inference.options import Number, Parser
 from utils import InputError, log
 
 #: Placeholder for the user's Kaggle name in committed files and in the output of a dry run.
@@ -205,8 +205,12 @@ def wait_for(what: str, look: Callable[[], str | None], wait: Wait, next_step: s
         time.sleep(wait.poll)
 
 
-def add_options(parser: argparse.ArgumentParser, wait: float, poll: float = 20) -> None:
+def add_options(parser: Parser, wait: float, poll: float = 20) -> None:
     """Adds ``--dry-run``, ``--poll`` and ``--wait``, which mean the same in every command."""
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, and do nothing")
-    parser.add_argument("--poll", type=float, default=poll, metavar="SECONDS", help="between looks (default: %(default)g)")
-    parser.add_argument("--wait", type=float, default=wait, metavar="MINUTES", help="at most (default: %(default)g)")
+    parser.add_argument(
+        "--poll", type=Number(0, 86_400), default=poll, metavar="SECONDS", help="between looks (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--wait", type=Number(0, 100_000), default=wait, metavar="MINUTES", help="at most (default: %(default)g)"
+    )

@@ -8,7 +8,6 @@ interrupted download continues where it stopped, a complete file is kept. A file
 
 from __future__ import annotations
 
-import argparse
 import re
 import shutil
 import zipfile
@@ -17,6 +16,7 @@ from pathlib import Path
 import h5py
 import pandas as pd
 
+from inference.options import Parser, output_folder
 from inference.schema import ID
 from inference.submission import COMPETITION, SAMPLE, TEST_METADATA
 from kaggle_cli import client as cli
@@ -127,8 +127,10 @@ def download(data: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Downloads the missing files and checks all of them."""
-    parser = argparse.ArgumentParser(description="Downloads the competition's files with the Kaggle CLI")
-    parser.add_argument("--data", type=Path, default=Path("data") / COMPETITION, metavar="DIR", help="into (%(default)s)")
+    parser = Parser(description="Downloads the competition's files with the Kaggle CLI")
+    parser.add_argument(
+        "--data", type=output_folder, default=Path("data") / COMPETITION, metavar="DIR", help="into (%(default)s)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, and do nothing")
     options = parser.parse_args(arguments)
     if options.dry_run:

@@ -11,7 +11,6 @@ training.json, and `make train-on-kaggle` prints it. ``inference.build_kernel`` 
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import shutil
@@ -28,6 +27,7 @@ from typing import Any, NoReturn
 
 from inference.artifacts import MANIFEST, checked_file, fold_network_file, load_manifest
 from inference.files import write_json
+from inference.options import Parser, existing_folder, output_folder
 from inference.run_log import versions
 from train.folds import make_folds
 from train.fusion import train_fusion
@@ -182,9 +182,13 @@ def main(settings: dict[str, list[str]], hours: float, arguments: list[str] | No
         arguments: for tests; on Kaggle there are none.
     """
     start = time.monotonic()
-    parser = argparse.ArgumentParser(description="Trains on Kaggle; no arguments there")
-    parser.add_argument("--input-root", type=Path, default=Path("/kaggle/input"), help="where Kaggle mounts inputs")
-    parser.add_argument("--working", type=Path, default=Path("/kaggle/working"), help="the folder that Kaggle keeps")
+    parser = Parser(description="Trains on Kaggle; no arguments there")
+    parser.add_argument(
+        "--input-root", type=existing_folder, default=Path("/kaggle/input"), help="where Kaggle mounts inputs"
+    )
+    parser.add_argument(
+        "--working", type=output_folder, default=Path("/kaggle/working"), help="the folder that Kaggle keeps"
+    )
     options = parser.parse_args(arguments)
     root, working = options.input_root, options.working
     data, before = only_folder_with(TRAIN_METADATA, root), only_folder_with(REPORT, root)

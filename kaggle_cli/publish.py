@@ -9,7 +9,6 @@ recognised by its manifest.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from inference.artifacts import MANIFEST, Manifest, checked_file, load_manifest
 from inference.files import sha256_of
+from inference.options import Parser, existing_folder
 from kaggle_cli import client as cli
 from kaggle_cli.kernels import dataset_slug
 from utils import InputError, log, run_command
@@ -176,8 +176,8 @@ def publish(dataset: str, folder: Path, names: list[str], notes: str, wait: cli.
 
 def main(arguments: list[str] | None = None) -> int:
     """Checks the artifacts and publishes them."""
-    parser = argparse.ArgumentParser(description="Publishes the artifact folder as a private Kaggle dataset")
-    parser.add_argument("--artifacts", type=Path, required=True, metavar="DIR", help="artifact folder to publish")
+    parser = Parser(description="Publishes the artifact folder as a private Kaggle dataset")
+    parser.add_argument("--artifacts", type=existing_folder, required=True, metavar="DIR", help="artifact folder to publish")
     cli.add_options(parser, wait=60)
     options = parser.parse_args(arguments)
     folder = options.artifacts

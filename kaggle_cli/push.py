@@ -9,7 +9,6 @@ version they are of, stay in --output, where `make submit` finds them.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import tempfile
@@ -22,6 +21,7 @@ from inference import build_kernel
 from inference.artifacts import load_manifest
 from inference.build_kernel import ROOT
 from inference.files import write_json
+from inference.options import Parser, count, output_folder
 from inference.schema import TARGET, read_scores
 from inference.submission import COMPETITION, SAMPLE
 from kaggle_cli import client, kernels
@@ -124,13 +124,19 @@ def push_kernel(metadata: kernels.KernelMetadata, *, pin: bool, dry_run: bool) -
 
 def main(arguments: list[str] | None = None) -> int:
     """Compares kernel.py with its modules, pushes it, waits, fetches and checks the output."""
-    parser = argparse.ArgumentParser(description="Pushes kernel.py, waits for its run and checks its output")
-    parser.add_argument("--data", type=Path, default=Path("data") / COMPETITION, metavar="DIR", help="competition folder")
-    parser.add_argument("--output", type=Path, default=Path("kaggle-output"), metavar="DIR", help="into (%(default)s)")
+    parser = Parser(description="Pushes kernel.py, waits for its run and checks its output")
+    parser.add_argument(
+        "--data", type=output_folder, default=Path("data") / COMPETITION, metavar="DIR", help="competition folder"
+    )
+    parser.add_argument(
+        "--output", type=output_folder, default=Path("kaggle-output"), metavar="DIR", help="into (%(default)s)"
+    )
     parser.add_argument("--source", choices=("dataset", "training"), default="dataset", help="where the artifacts come from")
-    parser.add_argument("--part", type=int, default=1, help="of the training, with --source training (default: %(default)s)")
+    parser.add_argument(
+        "--part", type=count(high=1_000), default=1, help="of the training, with --source training (default: %(default)s)"
+    )
     parser.add_argument("--no-pin", action="store_true", help="attach the dataset's newest version at the time of each run")
-    parser.add_argument("--fetch", type=int, metavar="VERSION", help="push nothing; wait for this version and fetch it")
+    parser.add_argument("--fetch", type=count(), metavar="VERSION", help="push nothing; wait for this version and fetch it")
     client.add_options(parser, wait=120)
     options = parser.parse_args(arguments)
     build_kernel.main(["--check"])

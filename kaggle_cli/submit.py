@@ -8,10 +8,10 @@ Kaggle runs that version again on the hidden test, half a million lesions. Stopp
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
+from inference.options import Parser, filled_text, output_folder
 from inference.submission import COMPETITION
 from kaggle_cli import client as cli
 from kaggle_cli.push import RECORD, SUBMISSION
@@ -94,9 +94,11 @@ def submit(kernel: str, version: int, message: str, *, dry_run: bool) -> set[str
 
 def main(arguments: list[str] | None = None) -> int:
     """Submits and waits for the score, or with --score lists the scores."""
-    parser = argparse.ArgumentParser(description="Submits the pushed kernel version and shows its score")
-    parser.add_argument("--output", type=Path, default=Path("kaggle-output"), metavar="DIR", help="of make push")
-    parser.add_argument("--message", help="description in your list of submissions (default: kernel and version)")
+    parser = Parser(description="Submits the pushed kernel version and shows its score")
+    parser.add_argument("--output", type=output_folder, default=Path("kaggle-output"), metavar="DIR", help="of make push")
+    parser.add_argument(
+        "--message", type=filled_text, help="description in your list of submissions (default: kernel and version)"
+    )
     parser.add_argument("--score", action="store_true", help="submit nothing; list the newest submissions")
     cli.add_options(parser, wait=720, poll=60)
     options = parser.parse_args(arguments)

@@ -10,13 +10,12 @@ downloaded and uploaded again. Only here the internet is on, for the ImageNet we
 
 from __future__ import annotations
 
-import argparse
-import shlex
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from inference.build_kernel import build_training
+from inference.options import Parser, count, filled_text, positive_number, shell_words
 from kaggle_cli import client, kernels
 from kaggle_cli.entrypoint import REPORT, TrainingReport, read_report
 from utils import InputError, log, run_command
@@ -97,21 +96,32 @@ def log_report(kernel: str, part: int) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Builds and pushes the script of a part, waits for its run and prints how far it came."""
-    parser = argparse.ArgumentParser(description="Trains on Kaggle's GPUs")
-    parser.add_argument("--part", type=int, default=1, help="2 continues what 1 left, and so on (default: %(default)s)")
-    for stage in STAGES:
-        parser.add_argument(f"--{stage}", default="", metavar="'OPTIONS'", help=f"of train.{stage}, as one argument; part 1")
-    parser.add_argument("--hours", type=float, default=HOURS_PER_PART, help="at most, of a part (default: %(default)g)")
+    parser = Parser(description="Trains on Kaggle's GPUs")
     parser.add_argument(
-        "--weights-dataset", metavar="OWNER/SLUG", help="a dataset with ResNet50's ImageNet weights; the internet stays off"
+        "--part", type=count(high=1_000), default=1, help="2 continues what 1 left, and so on (default: %(default)s)"
+    )
+    for stage in STAGES:
+        parser.add_argument(
+            f"--{stage}",
+            type=shell_words,
+            default=[],
+            metavar="'OPTIONS'",
+            help=f"of train.{stage}, as one argument; part 1",
+        )
+    parser.add_argument(
+        "--hours", type=positive_number(MOST_HOURS), default=HOURS_PER_PART, help="at most, of a part (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--weights-dataset",
+        type=filled_text,
+        metavar="OWNER/SLUG",
+        help="a dataset with ResNet50's ImageNet weights; the internet stays off",
     )
     parser.add_argument("--fetch", action="store_true", help="push nothing; wait for this part and print how far it came")
     client.add_options(parser, wait=13 * 60, poll=60)
     options = parser.parse_args(arguments)
     part = options.part
-    if part < 1 or not 0 < options.hours <= MOST_HOURS:
-        raise InputError(f"--part {part} --hours {options.hours:g}: parts count from 1, hours go up to {MOST_HOURS:g}.")
-    settings = {stage: shlex.split(getattr(options, stage)) for stage in STAGES}
+    settings = {stage: getattr(options, stage) for stage in STAGES}
     if part > 1 and any(settings.values()):
         raise InputError(f"--part {part} has the options of part 1; leave out {settings}.")
     owner = client.user_name(options.dry_run)

@@ -8,7 +8,6 @@ run.json. Finished files are kept, so the same command continues where it was st
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter
 from pathlib import Path
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 from inference.artifacts import MANIFEST, Manifest, load_manifest
 from inference.files import replacing, sha256_of, write_json
 from inference.images import ImageStore
+from inference.options import Parser, count, crop_count, existing_folder, existing_path, output_folder
 from inference.submission import BATCH_SIZE
 from scale.parallel import Files, Progress, add_worker_options, run_tasks, workers
 from scale.parts import (
@@ -103,21 +103,26 @@ def summarize(out: Path, rows: int) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Splits the input into parts, scores them and writes run.json."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Parquet or CSV files of any size -> scores-*.parquet, in parts of whole patients. "
         "The same command continues where it was stopped."
     )
-    parser.add_argument("--input", type=Path, required=True, metavar="PATH", help="Parquet or CSV file, or a folder of them")
-    parser.add_argument("--images", type=Path, metavar="PATH", help="HDF5 file or folder of <isic_id>.jpg (default: none)")
-    parser.add_argument("--artifacts", type=Path, required=True, metavar="DIR", help="artifact folder to score with")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the scores")
-    parser.add_argument("--parts", type=int, help=f"number of parts (default: parts of about {PART:,} lesions)")
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="crops at a time (default: %(default)s)")
+    parser.add_argument(
+        "--input", type=existing_path, required=True, metavar="PATH", help="Parquet or CSV file, or a folder of them"
+    )
+    parser.add_argument(
+        "--images", type=existing_path, metavar="PATH", help="HDF5 file or folder of <isic_id>.jpg (default: none)"
+    )
+    parser.add_argument(
+        "--artifacts", type=existing_folder, required=True, metavar="DIR", help="artifact folder to score with"
+    )
+    parser.add_argument("--out", type=output_folder, required=True, metavar="DIR", help="folder for the scores")
+    parser.add_argument(
+        "--parts", type=count(high=1_000_000), help=f"number of parts (default: parts of about {PART:,} lesions)"
+    )
+    parser.add_argument("--batch-size", type=crop_count, default=BATCH_SIZE, help="crops at a time (default: %(default)s)")
     add_worker_options(parser)
     options = parser.parse_args(arguments)
-    for flag, number in (("--parts", options.parts), ("--batch-size", options.batch_size)):
-        if number is not None and number < 1:
-            raise InputError(f"{flag} {number} is too few; give 1 or more.")
     sources, manifest = input_files(options.input), load_manifest(options.artifacts)
     if options.images:
         ImageStore(options.images).close()  # an error in it is found now, not after hours of scoring

@@ -7,7 +7,6 @@ where it has not, Dask copies the files there and the results back. This is the 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
 import os
@@ -28,6 +27,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm import tqdm
 
 from inference.files import replacing
+from inference.options import Parser, address, processes
 from utils import InputError
 
 if TYPE_CHECKING:
@@ -114,13 +114,18 @@ class _Pool:
 _current: ContextVar[_Pool] = ContextVar("pool", default=_Pool())  # noqa: B039 - frozen
 
 
-def add_worker_options(parser: argparse.ArgumentParser) -> None:
+def add_worker_options(parser: Parser) -> None:
     """Adds ``--jobs`` and ``--cluster``, which mean the same in every command."""
     group = parser.add_argument_group("where it runs")
     group.add_argument(
-        "--jobs", type=int, default=1, help="processes of this machine, a GPU or a share of the cores each (default: 1)"
+        "--jobs",
+        type=processes,
+        default=1,
+        help="processes of this machine, a GPU or a share of the cores each (default: 1)",
     )
-    group.add_argument("--cluster", metavar="tcp://HOST:PORT", help="scheduler of a Dask cluster, in place of --jobs")
+    group.add_argument(
+        "--cluster", type=address, metavar="tcp://HOST:PORT", help="scheduler of a Dask cluster, in place of --jobs"
+    )
 
 
 @contextlib.contextmanager
@@ -128,10 +133,8 @@ def workers(jobs: int = 1, cluster: str | None = None) -> Iterator[None]:
     """Inside, tasks run in ``jobs`` processes of this machine, or on the cluster.
 
     Raises:
-        InputError: both are given, --jobs is below 1, or the cluster cannot be used.
+        InputError: both are given, or the cluster cannot be used.
     """
-    if jobs < 1:
-        raise InputError(f"--jobs {jobs} is too few; give 1 or more.")
     if cluster and jobs > 1:
         raise InputError(f"--jobs {jobs} and --cluster {cluster} exclude each other; give one of them.")
     with contextlib.ExitStack() as stack:

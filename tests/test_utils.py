@@ -1,4 +1,3 @@
-import argparse
 import ast
 import math
 import random
@@ -301,18 +300,6 @@ def test_run_command_turns_an_outcome_into_a_status(main, status, message, capsy
 def test_run_command_hides_no_bug():
     with pytest.raises(ZeroDivisionError):
         utils.run_command(lambda: 1 / 0)
-
-
-def test_options_have_one_name_everywhere(capsys):
-    parser = argparse.ArgumentParser()
-    utils.add_data_options(parser)
-    utils.add_seed_option(parser)
-    options = parser.parse_args(["--data", "competition", "--artifacts", "out"])
-    assert options == argparse.Namespace(data=Path("competition"), artifacts=Path("out"), seed=0)
-    assert parser.parse_args(["--data", "d", "--artifacts", "a", "--seed", "5"]).seed == 5
-    with pytest.raises(SystemExit):
-        parser.parse_args(["--data", "competition"])
-    assert "--artifacts" in capsys.readouterr().err
 
 
 def test_log_prints_the_line_and_nothing_else(capsys):

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from inference.options import Parser, add_seed_option, count, existing_file, positive_number
 from scale.parallel import add_worker_options
-from utils import InputError, add_seed_option
+from utils import InputError
 
 #: Models per fold; their logits are averaged.
 SEEDS = 3
@@ -47,14 +47,18 @@ class TabularConfig:
     seed: int = 0
 
 
-def add_tabular_options(parser: argparse.ArgumentParser) -> None:
+def add_tabular_options(parser: Parser) -> None:
     """Adds ``--seed``, ``--seeds``, ``--params``, ``--negatives-per-positive``, ``--jobs`` and ``--cluster``."""
     add_seed_option(parser)
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="CatBoost models per fold (default: %(default)s)")
-    parser.add_argument("--params", type=Path, metavar="FILE", help="JSON file of CatBoost parameters over the defaults")
+    parser.add_argument(
+        "--seeds", type=count(high=1_000), default=SEEDS, help="CatBoost models per fold (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--params", type=existing_file, metavar="FILE", help="JSON file of CatBoost parameters over the defaults"
+    )
     parser.add_argument(
         "--negatives-per-positive",
-        type=float,
+        type=positive_number(1e9),
         default=NEGATIVES_PER_POSITIVE,
         help="benign training lesions per malignant one (default: %(default)s)",
     )
@@ -62,15 +66,7 @@ def add_tabular_options(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(params: Path | None, seeds: int, negatives_per_positive: float, seed: int) -> TabularConfig:
-    """The configuration from the values of ``add_tabular_options``.
-
-    Raises:
-        InputError: a number is out of range, or the parameter file cannot be read.
-    """
-    if seeds < 1:
-        raise InputError(f"--seeds is {seeds}; give 1 or more.")
-    if not negatives_per_positive > 0:
-        raise InputError(f"--negatives-per-positive is {negatives_per_positive:g}; give more than 0.")
+    """The configuration from the values of ``add_tabular_options``; raises InputError as ``read_parameters`` does."""
     return TabularConfig(read_parameters(params), seeds, negatives_per_positive, seed)
 
 

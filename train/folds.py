@@ -8,7 +8,6 @@ StratifiedGroupKFold). Holdout rows have fold -1: no stage trains on them, the d
 
 from __future__ import annotations
 
-import argparse
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,9 +17,10 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from inference.artifacts import FOLDS
 from inference.files import write_csv
+from inference.options import Parser, add_data_options, add_seed_option, count, filled_text, share
 from inference.schema import HOSPITAL, ID, PATIENT, TARGET, read_metadata, read_scores
 from train.manifest import read_manifest, record_stage
-from utils import InputError, add_data_options, add_seed_option, log, run_command
+from utils import InputError, log, run_command
 
 #: The fold of held-out rows.
 HOLDOUT = -1
@@ -28,17 +28,14 @@ HOLDOUT = -1
 
 def make_folds(arguments: list[str] | None = None) -> int:
     """Writes folds.csv and the manifest's section "folds"."""
-    parser = argparse.ArgumentParser(description="Patient-grouped folds and the holdout -> folds.csv")
+    parser = Parser(description="Patient-grouped folds and the holdout -> folds.csv")
     add_data_options(parser)
     add_seed_option(parser)
-    parser.add_argument("--folds", type=int, default=5, help="cross-validation folds (default: %(default)s)")
+    parser.add_argument("--folds", type=count(2), default=5, help="cross-validation folds (default: %(default)s)")
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--holdout", type=float, default=0.2, help="share of rows held out (default: %(default)s)")
-    group.add_argument("--holdout-hospital", metavar="NAME", help="hold this whole hospital out instead")
+    group.add_argument("--holdout", type=share(high=0.5), default=0.2, help="share of rows held out (default: %(default)s)")
+    group.add_argument("--holdout-hospital", type=filled_text, metavar="NAME", help="hold this whole hospital out instead")
     options = parser.parse_args(arguments)
-    if options.folds < 2:
-        raise InputError(f"--folds is {options.folds}; give 2 or more.")
-
     metadata = read_metadata(options.data / "train-metadata.csv", labelled=True)
     if options.holdout_hospital:
         holdout = holdout_by_hospital(metadata, options.holdout_hospital)

@@ -8,13 +8,13 @@ these logits. The number of trees is fixed: nothing is chosen on the rows that a
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
 from inference.artifacts import OOF_TABULAR, tabular_model_file
 from inference.files import replacing, write_csv
+from inference.options import Parser, add_data_options
 from inference.schema import ID, TARGET
 from scale.parallel import workers
 from train.config import add_tabular_options, read_config
@@ -22,14 +22,12 @@ from train.cross_validation import FoldModel, categories_of, cross_validate
 from train.folds import HOLDOUT, read_folds
 from train.lesions import read_rows
 from train.manifest import record_stage
-from utils import add_data_options, bootstrap_scores, fold_mean, format_table, log, run_command
+from utils import bootstrap_scores, fold_mean, format_table, log, run_command
 
 
 def train_tabular(arguments: list[str] | None = None) -> int:
     """Trains folds x seeds models; writes tabular_*.cbm, oof_tabular.csv and the manifest's section "tabular"."""
-    parser = argparse.ArgumentParser(
-        description="CatBoost per fold and seed -> tabular_*.cbm, oof_tabular.csv, manifest.json"
-    )
+    parser = Parser(description="CatBoost per fold and seed -> tabular_*.cbm, oof_tabular.csv, manifest.json")
     add_data_options(parser)
     add_tabular_options(parser)
     options = parser.parse_args(arguments)

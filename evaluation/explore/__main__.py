@@ -8,7 +8,6 @@ without the columns of the body scan, with images for some lesions or for none.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from evaluation.explore.folder import read_folder
@@ -16,7 +15,8 @@ from evaluation.explore.page import Exploration, page_content
 from evaluation.explore.tables import correlations, single_columns
 from evaluation.explore.warnings import find_warnings
 from evaluation.html import write_page
-from utils import add_seed_option, log, run_command
+from inference.options import Parser, add_seed_option, existing_folder, output_folder
+from utils import log, run_command
 
 PAGE = "index.html"
 
@@ -24,9 +24,9 @@ PAGE = "index.html"
 def main(arguments: list[str] | None = None) -> int:
     """Writes the page."""
     description = "A competition folder at a glance -> index.html, a page without a server"
-    parser = argparse.ArgumentParser(prog="python -m evaluation.explore", description=description)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="competition folder to read")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"folder for {PAGE}")
+    parser = Parser(prog="python -m evaluation.explore", description=description)
+    parser.add_argument("--data", type=existing_folder, required=True, metavar="DIR", help="competition folder to read")
+    parser.add_argument("--out", type=output_folder, required=True, metavar="DIR", help=f"folder for {PAGE}")
     add_seed_option(parser)
     options = parser.parse_args(arguments)
     exploration = explore(options.data)

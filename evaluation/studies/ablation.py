@@ -13,13 +13,13 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from evaluation.studies.compare import MeanPauc, compare_splits, markdown_table, signed, size_of, split_folds, write_text
 from inference.features import ENGINEERED, MODEL_CATEGORIES
+from inference.options import Parser, count, existing_folder, output_file, seed
 from inference.schema import HOSPITAL, NUMBERS
 from scale.parallel import workers
 from train.config import TabularConfig, add_tabular_options, read_config
@@ -83,8 +83,8 @@ def measure(step: Step, rows: Rows, folds: dict[int, np.ndarray]) -> Measured:
     """Cross-validates a step on every split seed."""
     started, logits = time.monotonic(), []
     features = rows.features[[name for name in rows.features if step.has(name)]]
-    for seed, fold in folds.items():
-        config = replace(step.config, seed=step.config.seed + seed)
+    for split_seed, fold in folds.items():
+        config = replace(step.config, seed=step.config.seed + split_seed)
         logits.append(cross_validate(features, rows.labels, fold, config, progress=False).logits)
     means = [fold_mean(rows.labels, *pair)[0] for pair in zip(logits, folds.values(), strict=True)]
     return Measured(features.shape[1], logits, means, time.monotonic() - started)
@@ -116,16 +116,16 @@ def typed(options: argparse.Namespace) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measures every step and writes the table."""
-    parser = argparse.ArgumentParser(description="What each part of the tabular model is worth -> a Markdown table")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="competition folder to read")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="Markdown file to write")
-    parser.add_argument("--folds", type=int, default=5, help="cross-validation folds (default: %(default)s)")
+    parser = Parser(description="What each part of the tabular model is worth -> a Markdown table")
+    parser.add_argument("--data", type=existing_folder, required=True, metavar="DIR", help="competition folder to read")
+    parser.add_argument("--out", type=output_file, required=True, metavar="FILE", help="Markdown file to write")
+    parser.add_argument("--folds", type=count(2), default=5, help="cross-validation folds (default: %(default)s)")
     add_tabular_options(parser)
-    parser.add_argument("--split-seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the folds (default: 0 1 2)")
-    parser.add_argument("--steps", type=int, nargs="+", metavar="N", help="only these lines of the table, 1 the first")
+    parser.add_argument("--split-seeds", type=seed, nargs="+", default=[0, 1, 2], help="seeds of the folds (default: 0 1 2)")
+    parser.add_argument("--steps", type=count(), nargs="+", metavar="N", help="only these lines of the table, 1 the first")
     options = parser.parse_args(arguments)
     chosen = steps(read_config(options.params, options.seeds, options.negatives_per_positive, options.seed))
-    if options.steps and not all(1 <= number <= len(chosen) for number in options.steps):
+    if options.steps and max(options.steps) > len(chosen):
         raise InputError(f"--steps {options.steps} names a line that does not exist; lines are 1 to {len(chosen)}.")
     chosen = [chosen[number - 1] for number in options.steps or range(1, len(chosen) + 1)]
     rows = read_rows(options.data)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from evaluation.studies.compare import Study, Variant, compare_networks, refuse_fixed, study_parser, write_text
 from inference.files import sha256_of
+from inference.options import existing_folder
 from train.network.config import ARCHIVES_MODES
 from utils import InputError, format_table, log, run_command
 
@@ -39,7 +40,9 @@ def archive_variants(archives: Path, more: list[str]) -> list[Variant]:
 def main(arguments: list[str] | None = None) -> int:
     """Trains the three variants and writes archives.md."""
     parser = study_parser("Fusion without, pretrained on and trained jointly with ISIC archives -> archives.md")
-    parser.add_argument("--archives", type=Path, required=True, metavar="DIR", help="folder written by train.archives")
+    parser.add_argument(
+        "--archives", type=existing_folder, required=True, metavar="DIR", help="folder written by train.archives"
+    )
     options, more = parser.parse_known_args(arguments)
     refuse_fixed(more, ("--archives-mode", "--inputs"))
     study = Study(options.data, options.artifacts, options.out, tuple(more))

@@ -7,7 +7,6 @@ training that is finished there is kept.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import time
@@ -21,11 +20,12 @@ import pandas as pd
 from evaluation.measures import TABULAR
 from inference.artifacts import FOLDS, MANIFEST, OOF_FUSION, OOF_TABULAR, checked_file, load_manifest
 from inference.files import replacing, sha256_of, write_json
+from inference.options import Parser, add_data_options, output_folder
 from inference.schema import PATIENT, TARGET, read_scores
 from train.folds import assign_folds
 from train.fusion import train_fusion
 from train.manifest import record_stage
-from utils import INTERVAL, Estimate, InputError, ScoreTable, add_data_options, bootstrap_scores, log
+from utils import INTERVAL, Estimate, InputError, ScoreTable, bootstrap_scores, log
 
 #: Beside the artifacts of a finished variant: the request, and the seconds that the training took.
 FINISHED = "seconds.json"
@@ -171,15 +171,17 @@ class Comparison:
         return f"{measured}\n\n{markdown_table(head, rows)}\n"
 
 
-def study_parser(description: str) -> argparse.ArgumentParser:
+def study_parser(description: str) -> Parser:
     """A parser with ``--data``, ``--artifacts`` and ``--out``, whose unknown options go to ``train.fusion``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description,
         epilog="Further options go to train.fusion (see there): --weights, --image-size, --learning-rate, ...",
         allow_abbrev=False,  # or --image, short for the --image-size of train.fusion, would be taken for --images
     )
     add_data_options(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results and the trainings")
+    parser.add_argument(
+        "--out", type=output_folder, required=True, metavar="DIR", help="folder for the results and the trainings"
+    )
     return parser
 
 

@@ -9,7 +9,6 @@ models that were trained without its patient, so the values show what the models
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +20,11 @@ from tqdm import tqdm
 
 from inference.artifacts import Manifest, checked_file, fold_of_tabular_model, load_manifest
 from inference.files import write_csv
+from inference.options import Parser, add_data_options, add_seed_option, count, output_folder
 from train.charts import BLUE, GREY, INK, VERMILION, clean_axes, new_figure, save_png
 from train.folds import HOLDOUT, read_folds
 from train.lesions import read_rows
-from utils import InputError, add_data_options, add_seed_option, log, run_command
+from utils import InputError, log, run_command
 
 BARS, STRIPS = 25, 15
 #: A dot's greatest distance from its row's middle, in rows.
@@ -218,13 +218,18 @@ def draw_strips(path: Path, table: pd.DataFrame, explanation: Explanation, label
 
 def main(arguments: list[str] | None = None) -> int:
     """Writes features.csv, features.png and shap.png."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Feature importance and SHAP values of trained CatBoost models -> features.csv, features.png, shap.png"
     )
     add_data_options(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the table and the figures")
     parser.add_argument(
-        "--rows", type=int, default=20000, help="at most so many lesions, all malignant ones included (default: %(default)s)"
+        "--out", type=output_folder, required=True, metavar="DIR", help="folder for the table and the figures"
+    )
+    parser.add_argument(
+        "--rows",
+        type=count(),
+        default=20000,
+        help="at most so many lesions, all malignant ones included (default: %(default)s)",
     )
     add_seed_option(parser)
     options = parser.parse_args(arguments)

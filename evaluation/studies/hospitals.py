@@ -9,18 +9,17 @@ wherever a scored row names a hospital that training has not, so that the model 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from evaluation.studies.compare import MeanPauc, markdown_table, split_folds, write_text
 from inference.files import write_csv
+from inference.options import Parser, count, existing_folder, output_folder
 from inference.schema import HOSPITAL, MISSING, PATIENT, TARGET
 from inference.tabular import tabular_logits
 from scale.parallel import Progress, run_tasks, workers
@@ -220,16 +219,18 @@ def conclusion(table: pd.DataFrame) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Trains, scores and writes hospitals.csv and hospitals.md."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Leave-one-hospital-out with, without and with a blanked hospital column -> hospitals.csv, hospitals.md"
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="competition folder to read")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for hospitals.csv and hospitals.md")
-    parser.add_argument("--folds", type=int, default=5, help="folds of the within-hospital score (default: %(default)s)")
+    parser.add_argument("--data", type=existing_folder, required=True, metavar="DIR", help="competition folder to read")
+    parser.add_argument(
+        "--out", type=output_folder, required=True, metavar="DIR", help="folder for hospitals.csv and hospitals.md"
+    )
+    parser.add_argument(
+        "--folds", type=count(2), default=5, help="folds of the within-hospital score (default: %(default)s)"
+    )
     add_tabular_options(parser)
     options = parser.parse_args(arguments)
-    if options.folds < 2:
-        raise InputError(f"--folds {options.folds} is too few; give 2 or more.")
     config = read_config(options.params, options.seeds, options.negatives_per_positive, options.seed)
     rows = read_rows(options.data)
     metadata, features, labels = rows.metadata, rows.features, rows.labels

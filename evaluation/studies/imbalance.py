@@ -27,6 +27,7 @@ from evaluation.studies.compare import (
     study_parser,
     write_text,
 )
+from inference.options import count, filled_text
 from inference.schema import TARGET, read_metadata
 from train.charts import BLUE, INK, VERMILION, clean_axes, new_figure, save_png
 from train.folds import HOLDOUT, read_folds
@@ -205,6 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = study_parser("Fusion with each treatment of rare malignant lesions -> imbalance.md, imbalance.png")
     parser.add_argument(
         "--variants",
+        type=filled_text,
         nargs="+",
         default=list(VARIANTS),
         metavar="MODE:RATIO",
@@ -212,13 +214,11 @@ def main(arguments: list[str] | None = None) -> int:
         f"--focal-gamma (default: {' '.join(VARIANTS)})",
     )
     parser.add_argument(
-        "--images", type=int, metavar="N", help=f"per fold and variant (default: {EPOCHS} epochs of the first variant)"
+        "--images", type=count(), metavar="N", help=f"per fold and variant (default: {EPOCHS} epochs of the first variant)"
     )
     options, more = parser.parse_known_args(arguments)
     refuse_fixed(more, FIXED)
     treatments = treatments_of(options.variants)
-    if options.images is not None and options.images < 1:
-        raise InputError(f"--images {options.images} must be above zero.")
     study = Study(options.data, options.artifacts, options.out, tuple(more))
     # Read here as well, so that a mistake in them ends the study before the first training.
     _, training = parse_fusion_options(["--data", str(study.data), "--artifacts", str(study.artifacts), *more])

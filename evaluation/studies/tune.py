@@ -9,7 +9,6 @@ the best trial is compared with the defaults once more on splits that the search
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import itertools
 from dataclasses import replace
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from evaluation.studies.compare import MeanPauc, compare_splits, signed, split_folds
 from inference.files import write_csv, write_json
+from inference.options import Parser, count, existing_folder, output_file
 from inference.schema import ID, PATIENT, TARGET
 from scale.parallel import workers
 from train.config import TabularConfig, add_tabular_options, read_config
@@ -145,7 +145,7 @@ def search(study: optuna.Study, table: Rows, trials: int, folds: int, config: Ta
     samplers, done = load_optuna().samplers, len(finished(study))
     bar = tqdm(range(done, trials), desc="trials", unit="trial", initial=done, total=max(trials, done))
     for number in bar:
-        study.sampler = samplers.TPESampler(seed=config.seed + number, multivariate=True)
+        study.sampler = samplers.TPESampler(seed=(config.seed + number) % 2**32, multivariate=True)
         if number == 0:
             study.enqueue_trial(default_point(config.parameters))
         study.optimize(objective, n_trials=1)
@@ -200,24 +200,33 @@ def settings_of(table: Rows, folds: int, config: TabularConfig) -> dict[str, Any
 
 def main(arguments: list[str] | None = None) -> int:
     """Searches, confirms, and writes the parameter file and the table of trials."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Optuna search of CatBoost's parameters -> a file for train.tabular --params. "
         "Trials have one model per fold, the confirmation --seeds. The same command continues an interrupted search."
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="competition folder to read")
+    parser.add_argument("--data", type=existing_folder, required=True, metavar="DIR", help="competition folder to read")
     parser.add_argument(
-        "--artifacts", type=Path, metavar="DIR", help="leave out the holdout rows of this folder's folds.csv (default: none)"
+        "--artifacts",
+        type=existing_folder,
+        metavar="DIR",
+        help="leave out the holdout rows of this folder's folds.csv (default: none)",
     )
-    parser.add_argument("--trials", type=int, required=True, metavar="N", help="finished trials in all, with the defaults")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="JSON parameter file to write, with NAME-trials.csv beside"
+        "--trials", type=count(), required=True, metavar="N", help="finished trials in all, with the defaults"
     )
-    parser.add_argument("--storage", type=Path, metavar="FILE", help="SQLite file of the trials (default: --out as .sqlite)")
-    parser.add_argument("--folds", type=int, default=5, help="folds of each split (default: %(default)s)")
+    parser.add_argument(
+        "--out",
+        type=output_file,
+        required=True,
+        metavar="FILE",
+        help="JSON parameter file to write, with NAME-trials.csv beside",
+    )
+    parser.add_argument(
+        "--storage", type=output_file, metavar="FILE", help="SQLite file of the trials (default: --out as .sqlite)"
+    )
+    parser.add_argument("--folds", type=count(2), default=5, help="folds of each split (default: %(default)s)")
     add_tabular_options(parser)
     options = parser.parse_args(arguments)
-    if options.trials < 1 or options.folds < 2:
-        raise InputError(f"--trials {options.trials} must be 1 or more, --folds {options.folds} 2 or more.")
     config = read_config(options.params, options.seeds, options.negatives_per_positive, options.seed)
     load_optuna()
     table = read_searched(options.data, options.artifacts)

@@ -8,11 +8,9 @@ patient; a lesion of the holdout is scored and explained by the mean of all. A r
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -35,10 +33,11 @@ from evaluation.triage.scores import (
 from inference.artifacts import MANIFEST, OOF_FUSION
 from inference.files import sha256_of
 from inference.images import ImageStore
+from inference.options import Parser, add_data_options, count, filled_text, output_folder
 from inference.schema import HOSPITAL, ID, PATIENT, TARGET, read_metadata
 from train.folds import HOLDOUT
 from train.lesions import open_images
-from utils import InputError, add_data_options, log, run_command
+from utils import log, run_command
 
 BY_ERROR = (
     "The patients with the largest errors of the networks, out of fold: first those with a malignant lesion that ranks "
@@ -69,24 +68,24 @@ class Lesions:
 
 def main(arguments: list[str] | None = None) -> int:
     """Writes index.html and a page for each patient."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m evaluation.triage",
         description="A page per patient: the lesions in order of score, with crop, SHAP values and Grad-CAM -> HTML",
     )
     add_data_options(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the pages")
+    parser.add_argument("--out", type=output_folder, required=True, metavar="DIR", help="folder for the pages")
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--patients",
-        type=int,
+        type=count(),
         default=6,
         metavar="N",
         help="so many with the largest errors of the networks, out of fold: misses and false alarms (default: %(default)s)",
     )
-    which.add_argument("--patient", nargs="+", action="extend", metavar="ID", help="these, of the holdout too")
+    which.add_argument(
+        "--patient", type=filled_text, nargs="+", action="extend", metavar="ID", help="these, of the holdout too"
+    )
     options = parser.parse_args(arguments)
-    if options.patients < 1:
-        raise InputError(f"--patients {options.patients} makes no page; give 1 or more.")
 
     trained, store = load_trained(options.artifacts), open_images(options.data)
     metadata = read_metadata(options.data / "train-metadata.csv", labelled=True)

@@ -79,6 +79,7 @@ def trained_scores(trained):
     from inference.tabular import load_tabular_models, select_features, tabular_logits
     from train.lesions import Lesions
     from train.network.fold import score_rows
+    from train.network.known_images import KnownImages, image_digests
 
     manifest = load_manifest(trained.artifacts)
     metadata = read_metadata(trained.data / "train-metadata.csv", labelled=True)
@@ -88,7 +89,8 @@ def trained_scores(trained):
     tabular = tabular_logits(models, features, manifest["tabular"]["categories"])
     store = ImageStore(find_images(trained.data, "train"))
     every = np.ones(len(metadata), dtype=bool)
-    lesions = Lesions(metadata[ID].to_numpy(), None, None, fold, tabular, every)
+    lesions = Lesions(metadata[ID].to_numpy(), None, None, fold, tabular, image_digests(store, metadata[ID].to_numpy()))
+    images = KnownImages(store, lesions.isic_ids, lesions.image_digests)
     from train.network.config import TrainingConfig
 
     options = TrainingConfig(image_size=32)
@@ -99,7 +101,7 @@ def trained_scores(trained):
         )
         for k in (0, 1)
     ]
-    scores = np.mean([score_rows(network, lesions, rows, store, options) for network in networks], axis=0)
+    scores = np.mean([score_rows(network, lesions, rows, images, options) for network in networks], axis=0)
     scores = combine(manifest["network"]["combination"], tabular[rows], scores, every[rows])
     return pd.Series(scores, index=metadata[ID].iloc[rows])
 
@@ -237,7 +239,7 @@ def test_sigterm_ends_the_kernel_with_the_scores_it_has(trained, mounted, tmp_pa
 
 def test_a_time_budget_of_nothing_is_refused(mounted, capsys):
     assert main(["--competition", str(mounted), "--time-budget", "0"]) == 2
-    assert "--time-budget 0 " in capsys.readouterr().err
+    assert "--time-budget: '0' " in capsys.readouterr().err
 
 
 def test_no_metadata_no_artifacts_no_model_are_errors(tabular_only, mounted, tmp_path, capsys):
@@ -253,7 +255,7 @@ def test_no_metadata_no_artifacts_no_model_are_errors(tabular_only, mounted, tmp
         "no usable tabular model": ["--competition", str(mounted), "--artifacts", str(broken)],
         "attach the competition isic-2024-challenge": ["--artifacts", str(tabular_only), "--input-root", str(empty)],
         "attach the artifact dataset": ["--competition", str(mounted), "--input-root", str(empty)],
-        "--batch-size 0": ["--competition", str(mounted), "--artifacts", str(tabular_only), "--batch-size", "0"],
+        "--batch-size: '0'": ["--competition", str(mounted), "--artifacts", str(tabular_only), "--batch-size", "0"],
     }
     for sentence, where in cases.items():
         assert main([*where, *output]) == 2

@@ -138,7 +138,7 @@ def test_a_file_that_differs_from_the_manifest_is_refused(artifacts):
 
 def test_a_folder_without_usable_artifacts_is_refused(artifacts, tmp_path):
     with pytest.raises(InputError, match=r"has no manifest\.json"):
-        main(["--artifacts", str(tmp_path / "nothing")])
+        main(["--artifacts", str(tmp_path)])
     write_manifest(artifacts, ["folds.csv"], format="slice-3d-fusion/0")
     with pytest.raises(InputError, match="'slice-3d-fusion/0'"):
         main(["--artifacts", str(artifacts)])

@@ -182,5 +182,5 @@ def test_an_unusable_file_is_named(tmp_path, name, content, found):
 def test_numbers_below_one_are_refused(tmp_path):
     where = ["--input", str(tmp_path), "--artifacts", str(tmp_path), "--out", str(tmp_path / "out")]
     for flag in ("--parts", "--batch-size"):
-        with pytest.raises(InputError, match=f"{flag} 0"):
+        with pytest.raises(InputError, match=f"{flag}: '0'"):
             main([*where, flag, "0"])

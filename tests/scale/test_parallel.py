@@ -140,7 +140,6 @@ def test_a_killed_process_is_an_input_error():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((0,), "--jobs 0"),
         ((2, "tcp://h:1"), "--jobs 2 and --cluster tcp://h:1"),
         ((1, "tcp://127.0.0.1:1"), "--cluster tcp://127.0.0.1:1: no scheduler"),
         ((1, "nonsense://x"), "--cluster nonsense://x: no scheduler"),

@@ -1,7 +1,6 @@
-import argparse
-
 import pytest
 
+from inference.options import Parser
 from train.config import (
     NEGATIVES_PER_POSITIVE,
     PARAMETERS,
@@ -16,7 +15,7 @@ from utils import InputError
 
 def config_of(*arguments):
     """The configuration of a command line."""
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     add_tabular_options(parser)
     options = parser.parse_args(arguments)
     return read_config(options.params, options.seeds, options.negatives_per_positive, options.seed)
@@ -36,9 +35,9 @@ def test_options_change_it(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        (["--seeds", "0"], "--seeds is 0"),
-        (["--negatives-per-positive", "0"], "--negatives-per-positive is 0"),
-        (["--negatives-per-positive", "nan"], "--negatives-per-positive is nan"),
+        (["--seeds", "0"], "--seeds: '0'"),
+        (["--negatives-per-positive", "0"], "--negatives-per-positive: '0'"),
+        (["--negatives-per-positive", "nan"], "--negatives-per-positive: 'nan'"),
     ],
 )
 def test_numbers_out_of_range_are_refused(wrong, sentence):

@@ -186,7 +186,7 @@ def test_folds_of_other_rows_are_refused(synthetic_data, metadata, tmp_path):
 
 @pytest.mark.parametrize("folds", ["1", "0", "-3"])
 def test_fewer_than_two_folds_are_refused(synthetic_data, tmp_path, folds):
-    with pytest.raises(InputError, match=f"--folds is {folds}"):
+    with pytest.raises(InputError, match=f"--folds: '{folds}'"):
         run(synthetic_data, tmp_path, "--folds", folds)
     assert list(tmp_path.iterdir()) == []
 

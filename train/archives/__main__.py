@@ -20,7 +20,6 @@ images that may be of one person, so that train.folds keeps them together. The c
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -35,6 +34,7 @@ import pandas as pd
 
 from inference.files import write_csv, write_json
 from inference.images import find_images
+from inference.options import Parser, count, existing_folder, output_folder, processes
 from inference.schema import ID, PATIENT, TARGET
 from scale.parallel import workers
 from train.archives.dedup import merge_years, sort_out
@@ -84,9 +84,11 @@ class ArchivesConfig:
 
 def main(arguments: list[str] | None = None) -> int:
     """Writes the folder; returns the exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder with the unpacked archives")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="competition folder to write")
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--root", type=existing_folder, required=True, metavar="DIR", help="folder with the unpacked archives"
+    )
+    parser.add_argument("--out", type=output_folder, required=True, metavar="DIR", help="competition folder to write")
     parser.add_argument(
         "--years", nargs="+", choices=YEARS, metavar="YEAR", help=f"of {', '.join(YEARS)} (default: all there)"
     )
@@ -96,11 +98,13 @@ def main(arguments: list[str] | None = None) -> int:
         default="leave-out",
         help="lesions whose archives leave open whether they are malignant, as AKIEC of 2018 (default: %(default)s)",
     )
-    parser.add_argument("--size", type=int, default=SIZE, help="short side of an image in pixels (default: %(default)s)")
     parser.add_argument(
-        "--competition", type=Path, metavar="DIR", help="leave out what also occurs in this competition folder"
+        "--size", type=count(16, 4096), default=SIZE, help="short side of an image in pixels (default: %(default)s)"
     )
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that convert images")
+    parser.add_argument(
+        "--competition", type=existing_folder, metavar="DIR", help="leave out what also occurs in this competition folder"
+    )
+    parser.add_argument("--jobs", type=processes, default=os.cpu_count() or 1, help="processes that convert images")
     options = parser.parse_args(arguments)
     config = ArchivesConfig(options.root, options.years, options.unknown, options.size, options.competition)
     with workers(options.jobs):
@@ -114,10 +118,8 @@ def write_archives(config: ArchivesConfig, out: Path) -> str:
     The same inputs give the same bytes, whichever workers convert the images and however often the run was interrupted.
 
     Raises:
-        InputError: a value is out of range, an input is bad, ``out`` holds something else, or no image is left.
+        InputError: an input is bad, ``out`` holds something else, or no image is left.
     """
-    if config.size < 16:
-        raise InputError(f"--size is {config.size}; give at least 16 pixels.")
     start = time.perf_counter()
     root, competition, work = config.root, config.competition, out / WORK
     found = survey(root, [out] if competition is None else [out, competition])

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from inference.options import (
+    Number,
+    Parser,
+    add_data_options,
+    add_seed_option,
+    count,
+    crop_count,
+    existing_file,
+    existing_folder,
+    image_size,
+    output_folder,
+    positive_number,
+)
 from scale.parallel import add_worker_options
 from train.network.sampling import IMBALANCE_MODES, Imbalance
-from utils import InputError, add_data_options, add_seed_option
+from utils import InputError
 
 #: The networks that can be trained, by their inputs.
 INPUTS = {"fusion": ("crop", "tabular"), "image": ("crop",), "tabular": ("tabular",)}
@@ -19,8 +31,7 @@ PRECISIONS = ("auto", "float32", "mixed_float16")
 ARCHIVES_MODES = ("pretrain", "joint")
 #: The targets of pretraining: malignant or benign, or the five classes of diagnoses.
 ARCHIVES_LABELS = ("malignant", "classes")
-ABOVE_ZERO = ("epochs", "batch_size", "learning_rate", "head_learning_rate")
-ABOVE_ZERO += ("negatives_per_positive", "focal_gamma", "archives_epochs")
+MOST_EPOCHS = 100_000
 
 
 @dataclass(frozen=True)
@@ -40,11 +51,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """All that decides a training's results besides its data; recorded in the manifest. A field is an option.
-
-    Raises:
-        InputError: a number is out of its range.
-    """
+    """All that decides a training's results besides its data; recorded in the manifest. A field is an option."""
 
     seed: int = 0
     inputs: str = "fusion"
@@ -70,18 +77,6 @@ class TrainingConfig:
     archives_labels: str = "malignant"
     archives_epochs: int = 8
 
-    def __post_init__(self) -> None:
-        """Checks the numbers."""
-        for name in ABOVE_ZERO:
-            if not getattr(self, name) > 0:
-                raise InputError(f"{flag(name)} {getattr(self, name)} must be above zero.")
-        for name in ("ema", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{flag(name)} {getattr(self, name)} must be at least 0 and below 1.")
-        for name in ("mixup", "head_epochs"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{flag(name)} {getattr(self, name)} must not be below zero.")
-
     @property
     def sampling(self) -> Imbalance:
         """How rare malignant lesions are treated."""
@@ -98,11 +93,16 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def initial_weights(text: str) -> str:
+    """The type of ``--weights``: a word, or the path of a file that exists."""
+    return text if text in ("imagenet", "none") else str(existing_file(text))
+
+
 def parse_fusion_options(arguments: list[str] | None) -> tuple[RunConfig, TrainingConfig]:
     """The configuration that a command line of train.fusion asks for.
 
     Raises:
-        InputError: an option is out of its range, or two do not go together.
+        InputError: an option cannot be used, or two do not go together.
     """
     options = vars(fusion_parser().parse_args(arguments))
     if (options["archives"] is None) != (options["archives_mode"] is None):
@@ -118,9 +118,9 @@ def parse_fusion_options(arguments: list[str] | None) -> tuple[RunConfig, Traini
     return RunConfig(**run), TrainingConfig(**training)
 
 
-def fusion_parser() -> argparse.ArgumentParser:
+def fusion_parser() -> Parser:
     """The command line: an option for each field of ``RunConfig`` and ``TrainingConfig``, with its default."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="ResNet50 + tabular logits, per fold -> fusion_*.weights.h5, oof_fusion.csv. "
         "The same command continues an interrupted training from its last epoch."
     )
@@ -129,37 +129,54 @@ def fusion_parser() -> argparse.ArgumentParser:
     parser.add_argument("--inputs", choices=tuple(INPUTS), help="image, tabular: a network of one input, to compare")
     parser.add_argument("--missing-images", choices=("refuse", "pass"), help="pass: such lesions keep their tabular logit")
     parser.add_argument("--restart", action="store_true", help="drop what an interrupted training has left")
-    parser.add_argument("--logs", type=Path, metavar="DIR", help="history, curves, TensorBoard (default: ARTIFACTS-logs)")
+    parser.add_argument(
+        "--logs", type=output_folder, metavar="DIR", help="history, curves, TensorBoard (default: ARTIFACTS-logs)"
+    )
 
     start = parser.add_argument_group("network")
-    start.add_argument("--weights", metavar="imagenet|none|PATH", help="initial weights of ResNet50 (default: %(default)s)")
-    start.add_argument("--image-size", type=int, help="pixels (default: %(default)s)")
+    start.add_argument(
+        "--weights",
+        type=initial_weights,
+        metavar="imagenet|none|PATH",
+        help="initial weights of ResNet50 (default: %(default)s)",
+    )
+    start.add_argument("--image-size", type=image_size, help="pixels (default: %(default)s)")
     start.add_argument("--unfreeze", choices=tuple(UNFREEZE), help="trainable stages (default: %(default)s)")
-    start.add_argument("--head-epochs", type=int, help="before, of the head alone (default: 1, or 0 with --weights none)")
+    start.add_argument(
+        "--head-epochs", type=count(0, MOST_EPOCHS), help="before, of the head alone (default: 1, or 0 with --weights none)"
+    )
 
     fitting = parser.add_argument_group("fitting")
-    fitting.add_argument("--epochs", type=int, help="fixed; the last weights are kept (default: %(default)s)")
-    fitting.add_argument("--batch-size", type=int, help="crops per step (default: %(default)s)")
-    fitting.add_argument("--learning-rate", type=float, help="its peak (default: %(default)s)")
-    fitting.add_argument("--head-learning-rate", type=float, help="of the head alone, its peak (default: %(default)s)")
-    fitting.add_argument("--ema", type=float, help="momentum of averaged weights (default: none)")
-    fitting.add_argument("--label-smoothing", type=float, help="0 to below 1 (default: none)")
-    fitting.add_argument("--mixup", type=float, metavar="ALPHA", help="of Beta(ALPHA, ALPHA) (default: none)")
+    fitting.add_argument(
+        "--epochs", type=count(high=MOST_EPOCHS), help="fixed; the last weights are kept (default: %(default)s)"
+    )
+    fitting.add_argument("--batch-size", type=crop_count, help="crops per step (default: %(default)s)")
+    fitting.add_argument("--learning-rate", type=positive_number(10), help="its peak (default: %(default)s)")
+    fitting.add_argument(
+        "--head-learning-rate", type=positive_number(10), help="of the head alone, its peak (default: %(default)s)"
+    )
+    fitting.add_argument("--ema", type=Number(0, 1, below=True), help="momentum of averaged weights (default: none)")
+    fitting.add_argument("--label-smoothing", type=Number(0, 1, below=True), help="0 to below 1 (default: none)")
+    fitting.add_argument("--mixup", type=Number(0, 100), metavar="ALPHA", help="of Beta(ALPHA, ALPHA) (default: none)")
     fitting.add_argument("--precision", choices=PRECISIONS, help="auto: mixed_float16 on a GPU (default: %(default)s)")
     fitting.add_argument("--deterministic", action="store_true", help="equal bytes on a GPU, slower; a CPU always is")
 
     rare = parser.add_argument_group("rare malignant lesions")
     rare.add_argument("--imbalance", choices=IMBALANCE_MODES, help="(default: %(default)s)")
-    rare.add_argument("--negatives-per-positive", type=float, help="benign per malignant one (default: %(default)s)")
-    rare.add_argument("--focal-gamma", type=float, help="of --imbalance focal (default: %(default)s)")
+    rare.add_argument(
+        "--negatives-per-positive", type=positive_number(1e9), help="benign per malignant one (default: %(default)s)"
+    )
+    rare.add_argument("--focal-gamma", type=positive_number(100), help="of --imbalance focal (default: %(default)s)")
 
     archives = parser.add_argument_group("ISIC archives")
-    archives.add_argument("--archives", type=Path, metavar="DIR", help="folder that train.archives wrote")
+    archives.add_argument("--archives", type=existing_folder, metavar="DIR", help="folder that train.archives wrote")
     archives.add_argument(
         "--archives-mode", choices=ARCHIVES_MODES, help="pretrain the backbone on it, or add its lesions to every epoch"
     )
     archives.add_argument("--archives-labels", choices=ARCHIVES_LABELS, help="of the pretraining (default: %(default)s)")
-    archives.add_argument("--archives-epochs", type=int, help="of the pretraining (default: %(default)s)")
+    archives.add_argument(
+        "--archives-epochs", type=count(high=MOST_EPOCHS), help="of the pretraining (default: %(default)s)"
+    )
     add_worker_options(parser)
     parser.set_defaults(**asdict(TrainingConfig()) | {"head_epochs": None})
     return parser

@@ -10,26 +10,30 @@ other lesions, and a part that only the image shows. Nothing of a real patient i
 
 from __future__ import annotations
 
-import argparse
 import os
-from pathlib import Path
 
+from inference.options import Number, Parser, add_seed_option, count, output_folder, processes
 from scale.parallel import workers
-from train.synthetic.dataset import LESIONS, PATIENTS, PREVALENCE, DatasetConfig, write_dataset
-from utils import add_seed_option, log, run_command
+from train.synthetic.dataset import LESIONS, MOST_LESIONS, PATIENTS, PREVALENCE, DatasetConfig, write_dataset
+from utils import log, run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Writes the folder; returns the exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="competition folder to write")
-    parser.add_argument("--patients", type=int, default=PATIENTS, help="patients (default: %(default)s)")
-    parser.add_argument("--lesions", type=int, default=LESIONS, help="lesions of all patients (default: %(default)s)")
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=output_folder, required=True, metavar="DIR", help="competition folder to write")
+    parser.add_argument("--patients", type=count(), default=PATIENTS, help="patients (default: %(default)s)")
     parser.add_argument(
-        "--prevalence", type=float, default=PREVALENCE, help="mean probability of malignancy (default: %(default)s)"
+        "--lesions", type=count(high=MOST_LESIONS), default=LESIONS, help="lesions of all patients (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--prevalence",
+        type=Number(0, 0.5, above=True, below=True),
+        default=PREVALENCE,
+        help="mean probability of malignancy (default: %(default)s)",
     )
     parser.add_argument("--images", choices=("all", "none"), default="all", help="none: metadata only")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that render images")
+    parser.add_argument("--jobs", type=processes, default=os.cpu_count() or 1, help="processes that render images")
     add_seed_option(parser)
     options = parser.parse_args(arguments)
     config = DatasetConfig(options.patients, options.lesions, options.prevalence, options.seed)

@@ -78,7 +78,7 @@ def test_the_options_of_a_treatment_are_those_of_train_fusion(text, imbalance):
     (treatment,) = treatments_of([text])
     assert treatment.name == text
     assert treatment.imbalance == imbalance
-    assert parse_fusion_options(["--data", "d", "--artifacts", "a", *treatment.options])[1].sampling == imbalance
+    assert parse_fusion_options(["--data", ".", "--artifacts", "a", *treatment.options])[1].sampling == imbalance
 
 
 def test_the_default_variants_are_of_all_modes():
@@ -108,11 +108,11 @@ def test_what_the_study_sets_cannot_be_given(option, refused):
 
 
 def test_the_number_of_images_is_above_zero(refused):
-    assert refused("--images", "0").startswith("--images 0")
+    assert refused("--images", "0").startswith("--images: '0'")
 
 
 def test_further_options_are_checked_before_any_training(refused):
-    assert refused("--batch-size", "0").startswith("--batch-size 0")
+    assert refused("--batch-size", "0").startswith("--batch-size: '0'")
 
 
 def test_variants_are_trained_on_about_the_same_number_of_images():

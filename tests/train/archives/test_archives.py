@@ -405,7 +405,6 @@ def test_a_competition_may_have_hdf5_and_lie_inside_the_root(root, competition, 
 @pytest.mark.parametrize(
     ("spoil", "options", "sentence"),
     [
-        (lambda root: None, {"size": 8}, "--size is 8"),
         (lambda root: (root / "2019" / "ISIC_2019_Training_GroundTruth.csv").unlink(), {"years": ["2019"]}, "asks for 2019"),
         (lambda root: (root / "ISIC_2019_Training_Input.zip").write_bytes(b"PK"), {}, "half-downloaded"),
         (lambda root: [path.unlink() for path in root.rglob("*.jpg")], {"years": ["2018"]}, "none of the 7 images"),
