@@ -57,8 +57,15 @@ def make_folds(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def assign_folds(metadata: pd.DataFrame, folds: int, holdout: np.ndarray, seed: int) -> np.ndarray:
+def assign_folds(metadata: pd.DataFrame, folds: int, holdout: np.ndarray, seed: int, option: str = "") -> np.ndarray:
     """The fold of every row, int64 of shape (rows,): 0..folds-1, or ``HOLDOUT`` where ``holdout`` is true.
+
+    Args:
+        metadata: the rows.
+        folds: how many.
+        holdout: which rows are left out, bool of shape (rows,).
+        seed: of the order of the patients.
+        option: what asks for so many, as it is typed; empty for --folds.
 
     Raises:
         InputError: there are fewer patients with a malignant lesion outside the holdout than folds.
@@ -67,15 +74,19 @@ def assign_folds(metadata: pd.DataFrame, folds: int, holdout: np.ndarray, seed: 
     rest = np.flatnonzero(~holdout)
     affected = metadata.iloc[rest].loc[lambda rows: rows[TARGET] == 1, PATIENT].nunique()
     if affected < folds:
+        outside = " outside the holdout" if holdout.any() else ""
+        advice = "give --holdout 0 (none) or another share" if option else "lower --folds or --holdout"
         raise InputError(
-            f"{affected} patients with a malignant lesion cannot fill {folds} folds; lower --folds or --holdout."
+            f"{option or f'--folds {folds}'} takes {folds} or more patients with a malignant lesion, and there are "
+            f"{affected}{outside}; {advice}."
         )
     labels, patient = metadata[TARGET].to_numpy()[rest], pd.factorize(metadata[PATIENT].iloc[rest])[0]
     # Patients are shuffled here: with shuffle=True scikit-learn before 1.8 stratifies nothing (its issue 32478).
     shuffled = np.random.default_rng(seed).permutation(patient.max() + 1)[patient]
     for number, (_, inside) in enumerate(StratifiedGroupKFold(folds).split(rest, labels, shuffled)):
         if len(set(labels[inside])) < 2:
-            raise InputError(f"fold {number} of {folds} would be of one class only; give fewer --folds or another --seed.")
+            what = f"{option or '--folds'}: part {number + 1} of {folds}"
+            raise InputError(f"{what} would be of one class only; give another --seed, or fewer.")
         fold[rest[inside]] = number
     return fold
 
@@ -84,16 +95,15 @@ def holdout_by_share(metadata: pd.DataFrame, share: float, seed: int) -> np.ndar
     """Which rows are held out, bool of shape (rows,): about ``share`` of them, whole patients, stratified by label.
 
     Raises:
-        InputError: the share is not in [0, 0.5], or too few patients have a malignant lesion.
+        InputError: the share is too small, or too few patients have a malignant lesion.
     """
-    if not 0 <= share <= 0.5:
-        raise InputError(f"--holdout {share} is not a share of the rows; give one from 0 (none) to 0.5.")
     if share == 0:
         return np.zeros(len(metadata), dtype=bool)
     part = Fraction(share).limit_denominator(20)  # 0.4: two of five folds
     if part == 0:
         raise InputError(f"--holdout {share} is too small a share; give 0 (none) or from 0.05 to 0.5.")
-    return assign_folds(metadata, part.denominator, np.zeros(len(metadata), dtype=bool), seed) < part.numerator
+    nobody = np.zeros(len(metadata), dtype=bool)
+    return assign_folds(metadata, part.denominator, nobody, seed, f"--holdout {share:g}") < part.numerator
 
 
 def holdout_by_hospital(metadata: pd.DataFrame, name: str) -> np.ndarray:

@@ -63,6 +63,8 @@ def read_training(run: RunConfig, config: TrainingConfig) -> Training:
     """
     images = open_images(run.data)
     lesions = read_lesions(run.data, run.artifacts, images, config.missing_images)
+    if config.batch_size > lesions.in_folds.sum():
+        raise InputError(f"--batch-size {config.batch_size} is more than all {lesions.in_folds.sum()} lesions; give fewer.")
     with_image = int((lesions.in_folds & lesions.has_image).sum())
     log(f"{int(lesions.in_folds.sum()):,} lesions, {with_image:,} with an image in {images.path}")
     archive = read_archive(run.archives, lesions) if run.archives else None
@@ -89,6 +91,7 @@ def unfinished_folder(run: RunConfig, training: Training) -> Path:
     folder = run.artifacts / f".{training.config.inputs}-training"
     options, hashes = asdict(training.config), load_manifest(run.artifacts)["files"]
     settings = options | {FOLDS: hashes[FOLDS], OOF_TABULAR: hashes[OOF_TABULAR]}
+    settings["images"] = training.images_sha256
     settings["archives"] = training.archive.sha256 if training.archive else "none"
     if run.restart and folder.is_dir():
         shutil.rmtree(folder)

@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from inference.files import write_csv
 from inference.schema import ID, TARGET, TEST_COLUMNS
+from scale.output_folder import output_set
 from scale.parallel import stream_tasks
 from train.image_files import write_image_file
 from train.synthetic.images import RENDER_COLUMNS, render
@@ -32,6 +33,11 @@ from utils import InputError, partial_auc
 PATIENTS, LESIONS, PREVALENCE = 1_042, 401_059, 0.00098  # the competition's train file
 SAMPLE_SCORE = 0.3  # in the competition's sample_submission.csv
 MOST_LESIONS = 5_000_000  # ids have seven digits
+TRUTH = "truth.csv"  # which no other competition folder has
+FILES = (
+    *("train-metadata.csv", "train-image.hdf5", "test-metadata.csv", "test-image.hdf5"),
+    *("sample_submission.csv", TRUTH),
+)
 CHUNK = 128  # lesions that a process renders at a time
 
 
@@ -73,16 +79,17 @@ def write_dataset(out: Path, config: DatasetConfig, images: bool = True) -> str:
             f"--lesions {config.lesions} is less than --patients {config.patients}; give each patient one or more."
         )
     start = time.perf_counter()
-    tables = make_tables(config)
-    train, test = tables.train, tables.test
-    write_csv(out / "train-metadata.csv", train, float_format=None)
-    write_csv(out / "test-metadata.csv", test[list(TEST_COLUMNS)], float_format=None)
-    write_csv(out / "sample_submission.csv", test[[ID]].assign(**{TARGET: SAMPLE_SCORE}), float_format=None)
-    write_csv(out / "truth.csv", tables.truth, float_format=None)
-    rendering = time.perf_counter()
-    if images:
-        write_images(out / "train-image.hdf5", train, tables.train_texture, config.seed)
-        write_images(out / "test-image.hdf5", test, tables.test_texture, config.seed)
+    with output_set(out, FILES, marks=[TRUTH]) as staging:
+        tables = make_tables(config)
+        train, test = tables.train, tables.test
+        write_csv(staging / "train-metadata.csv", train, float_format=None)
+        write_csv(staging / "test-metadata.csv", test[list(TEST_COLUMNS)], float_format=None)
+        write_csv(staging / "sample_submission.csv", test[[ID]].assign(**{TARGET: SAMPLE_SCORE}), float_format=None)
+        write_csv(staging / TRUTH, tables.truth, float_format=None)
+        rendering = time.perf_counter()
+        if images:
+            write_images(staging / "train-image.hdf5", train, tables.train_texture, config.seed)
+            write_images(staging / "test-image.hdf5", test, tables.test_texture, config.seed)
     end = time.perf_counter()
     target = train[TARGET].to_numpy()
     best = f"{partial_auc(target, tables.truth['logit']):.4f}" if 0 < target.sum() < len(target) else "undefined (one class)"
