@@ -13,7 +13,7 @@ from inference.features import build_features
 from inference.images import ImageStore, find_images
 from inference.schema import ID, PATIENT, TARGET, TRAIN_ONLY, read_metadata, read_scores
 from train.folds import HOLDOUT, read_folds
-from train.network.batches import readable_images
+from train.network.known_images import image_digests
 from utils import InputError
 
 
@@ -72,7 +72,13 @@ class Lesions:
     labels: np.ndarray
     fold: np.ndarray
     tabular: np.ndarray
-    has_image: np.ndarray
+    #: Of ``image_digests``; 0 for a lesion without a readable image.
+    image_digests: np.ndarray
+
+    @property
+    def has_image(self) -> np.ndarray:
+        """Which lesions have a readable image, bool of shape (rows,)."""
+        return self.image_digests != 0
 
     @property
     def in_folds(self) -> np.ndarray:
@@ -99,7 +105,8 @@ def read_lesions(data: Path, artifacts: Path, store: ImageStore, missing_images:
     if tabular[fold != HOLDOUT].isna().any():
         raise InputError(f"{path} lacks rows of {artifacts}/folds.csv; run train.tabular again.")
     isic_ids = metadata[ID].to_numpy()
-    has_image = readable_images(store, isic_ids)
+    digests = image_digests(store, isic_ids)
+    has_image = digests != 0
     if missing_images == "refuse" and not has_image.all():
         first = isic_ids[~has_image][0]
         found = "holds an image that cannot be decoded" if first in store else "holds no image"
@@ -113,5 +120,5 @@ def read_lesions(data: Path, artifacts: Path, store: ImageStore, missing_images:
         labels=metadata[TARGET].to_numpy(),
         fold=fold,
         tabular=tabular.fillna(0.0).to_numpy(),
-        has_image=has_image,
+        image_digests=digests,
     )

@@ -6,34 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
-from inference.images import ImageStore, image_batches
+from inference.images import image_batches
 from train.network.augmentation import DRAWS
-
-#: To check that images can be decoded, they are shrunk to this many pixels, this many at a time.
-CHECK_SIZE, CHECK_BATCH = 8, 256
-
-
-def readable_images(store: ImageStore, isic_ids: np.ndarray) -> np.ndarray:
-    """Which lesions have an image that can be decoded, bool of shape (lesions,); decodes every image once."""
-    readable = np.zeros(len(isic_ids), dtype=bool)
-    with tqdm(total=len(isic_ids), desc="checking images", unit="image") as bar:
-        for positions, _ in image_batches(store, isic_ids.tolist(), CHECK_SIZE, CHECK_BATCH):
-            readable[positions.numpy()] = True
-            bar.update(len(positions))
-    return readable
-
-
-class JoinedImages:
-    """The images of two stores as one; the first that holds an isic_id gives its image."""
-
-    def __init__(self, *stores: ImageStore) -> None:
-        self._stores = stores
-
-    def read(self, isic_id: str) -> bytes:
-        """The JPEG bytes of one lesion; empty when there are none or they cannot be read."""
-        return next((store.read(isic_id) for store in self._stores if isic_id in store), b"")
+from train.network.known_images import JoinedImages, KnownImages
 
 
 @dataclass(frozen=True)
@@ -54,7 +30,7 @@ class TrainingData:
             neighbour in the batch (Zhang et al. 2018, mixup); 0 for none.
     """
 
-    images: ImageStore | JoinedImages
+    images: KnownImages | JoinedImages
     isic_ids: np.ndarray
     inputs: Mapping[str, np.ndarray]
     targets: np.ndarray

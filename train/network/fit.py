@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,14 @@ from tqdm import tqdm
 from train.network.batches import TrainingData, training_batches
 from train.network.checkpoint import Checkpoint
 from train.network.config import TrainingConfig
+from train.network.known_images import as_input_errors
 from train.network.model import augmented, input_names, unfreeze, with_source
+from utils import InputError
 
 WARM_UP = 0.1  # share of the steps
 WEIGHT_DECAY = 1e-4
+#: A mean loss that moves by no more than this share of itself, times the number of steps, is constant: that is rounding.
+ROUNDING = 1e-7
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,9 @@ def fit(
 
     Returns:
         One record per epoch: "phase", "epoch", "loss", "learning_rate", "seconds", "images_per_second".
+
+    Raises:
+        InputError: an image cannot be read any more, or is another; as ``refuse_idle``. The checkpoint of the epoch before stays.
     """
     import keras
 
@@ -86,18 +94,18 @@ def fit(
             start = max(phase.first, done)
             if phase.first < done:
                 checkpoint.load(model)
-            callbacks = [each_epoch(network, data, phase, plan.seed, bar, checkpoint)]
+            callbacks = [each_epoch(network, data, plan, phase, bar, checkpoint)]
             if logs:
                 callbacks.append(keras.callbacks.TensorBoard(logs, write_graph=False))
-            # Repeated, because an image that turns unreadable would leave the last epoch short of batches.
-            model.fit(
-                batches_for(model, data, start).repeat(),
-                initial_epoch=start,
-                epochs=phase.last,
-                steps_per_epoch=data.steps,
-                callbacks=callbacks,
-                verbose=0,
-            )
+            with as_input_errors(data.images):
+                model.fit(
+                    batches_for(model, data, start),
+                    initial_epoch=start,
+                    epochs=phase.last,
+                    steps_per_epoch=data.steps,
+                    callbacks=callbacks,
+                    verbose=0,
+                )
             done = phase.last
     return checkpoint.history
 
@@ -123,22 +131,26 @@ def batches_for(model, data: TrainingData, first_epoch: int):
     return batches.map(lambda inputs, *rest: ({name: inputs[name] for name in names}, *rest))
 
 
-def each_epoch(network, data: TrainingData, phase: Phase, seed: int, bar: tqdm, checkpoint: Checkpoint):
-    """A Keras callback: moves the bar, and saves a checkpoint after each epoch."""
+def each_epoch(network, data: TrainingData, plan: Plan, phase: Phase, bar: tqdm, checkpoint: Checkpoint):
+    """A Keras callback: moves the bar, checks each epoch, and saves a checkpoint after it."""
     import keras
 
     class EachEpoch(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
-            self.started = time.monotonic()
+            self.started, self.losses = time.monotonic(), []
             # Dropout counts its draws; from here it draws the same whether or not the training was interrupted before.
             for layer in network.layers:
                 if hasattr(layer, "seed_generator"):
-                    layer.seed_generator.state.assign([seed, epoch << 16])
+                    layer.seed_generator.state.assign([plan.seed, epoch << 16])
 
         def on_train_batch_end(self, batch, logs=None):
+            self.losses.append(float(logs["loss"]))
             bar.update()
 
         def on_epoch_end(self, epoch, logs=None):
+            data.images.refuse_changes()
+            before = [record["loss"] for record in checkpoint.history[-1:] if record["phase"] == phase.name]
+            refuse_idle(f"{plan.name}, epoch {epoch + 1}", data.steps, self.losses, before)
             seconds = time.monotonic() - self.started
             record = {
                 "phase": phase.name,
@@ -152,6 +164,29 @@ def each_epoch(network, data: TrainingData, phase: Phase, seed: int, bar: tqdm, 
             bar.set_postfix(loss=f"{record['loss']:.4f}")
 
     return EachEpoch()
+
+
+def refuse_idle(where: str, steps: int, losses: Sequence[float], before: Sequence[float] = ()) -> None:
+    """Refuses an epoch in which a network has learned nothing.
+
+    Args:
+        where: the network and its epoch.
+        steps: that an epoch has.
+        losses: after each step of the epoch, the mean so far.
+        before: the losses of epochs before it.
+
+    Raises:
+        InputError: steps are missing; the loss is not finite, or zero, or the same in three steps or more.
+    """
+    if len(losses) < steps:
+        raise InputError(f"{where}: the images ended after {len(losses)} of {steps} steps; check the image file and run again.")
+    last, seen = losses[-1], [*before, *losses]
+    if not math.isfinite(last):
+        reasons = "a learning rate that is too high, --precision mixed_float16, or labels or tabular logits that are no numbers"
+        raise InputError(f"{where}: the loss is {last}; the reason may be {reasons}. Change it and give --restart.")
+    if last == 0 or (len(seen) > 2 and max(seen) - min(seen) <= ROUNDING * len(seen) * abs(last)):
+        reasons = "images that are all the same, weights that are broken, or a learning rate that is too low"
+        raise InputError(f"{where}: the loss is {last:g} in every step; the reason may be {reasons}. Change it and give --restart.")
 
 
 def corrected_loss(prior_correction: float, label_smoothing: float = 0.0, gamma: float = 0.0):

@@ -6,6 +6,7 @@ weights and, written last, its out-of-fold logits.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from train.network.batches import TrainingData
 from train.network.checkpoint import Checkpoint
 from train.network.config import TrainingConfig
 from train.network.fit import Plan, corrected_loss, fit, phases_of
+from train.network.known_images import KnownImages, as_input_errors
 from train.network.model import BACKBONE, be_deterministic, distribution, precision, starting_network
 from train.network.pretraining import Archive, draw_epoch, join_archive, pretrain_backbone
 from utils import InputError, log, set_seed
@@ -59,6 +61,12 @@ class Training:
         """The files that a fold's training reads."""
         weights = [] if self.config.weights in ("imagenet", "none") else [Path(self.config.weights)]
         return [self.images, *weights, *filter(None, [self.archive and self.archive.images, self.backbone])]
+
+    @property
+    def images_sha256(self) -> str:
+        """Of all images that are read, whatever file they lie in."""
+        digests = [self.lesions.image_digests, *([self.archive.image_digests] if self.archive else [])]
+        return hashlib.sha256(np.concatenate(digests).astype("uint64").tobytes()).hexdigest()
 
     def where(self, files: Files) -> Training:
         """The same with the paths of the machine where ``files`` lie."""
@@ -102,7 +110,7 @@ def train_fold(files: Files, fold: int, training: Training) -> None:
     config = training.config
     be_deterministic(config.deterministic)
     rows = rows_of_fold(training.lesions, fold, with_holdout=config.inputs == "image")
-    images = ImageStore(training.images)
+    images = KnownImages(ImageStore(training.images), training.lesions.isic_ids, training.lesions.image_digests)
     labels = training.lesions.labels[rows.train]
     log(f"Fold {fold}: {len(labels):,} training lesions, {int(labels.sum()):,} malignant; {len(rows.score):,} to score")
     with precision(config.precision):
@@ -120,7 +128,7 @@ def train_fold(files: Files, fold: int, training: Training) -> None:
     # Scored as in the kernel: the network built from its configuration, in float32, with the weights of the file.
     network = load_network(training.network, own.weights)
     logits = score_rows(network, training.lesions, rows.score, images, config)
-    scores = pd.Series(logits, index=pd.Index(rows.score, name="row"), name="network").dropna()
+    scores = pd.Series(logits, index=pd.Index(rows.score, name="row"), name="network")
     write_csv(own.scores, scores.reset_index())
     own.checkpoint.unlink(missing_ok=True)
     images.close()
@@ -148,17 +156,20 @@ def rows_of_fold(lesions: Lesions, fold: int, with_holdout: bool) -> FoldRows:
         with_holdout: whether the network also scores the holdout.
 
     Raises:
-        InputError: the training rows are of one class.
+        InputError: the training rows are of one class; no lesion of the fold has an image.
     """
     train = np.flatnonzero((lesions.fold != fold) & lesions.in_folds & lesions.has_image)
     labels = lesions.labels[train]
     if not 0 < labels.sum() < len(labels):
         raise InputError(f"outside fold {fold} there are {labels.sum()} malignant of {len(labels)} lesions with an image.")
     score = (lesions.fold == fold) | ((lesions.fold == HOLDOUT) & with_holdout)
+    own = lesions.fold == fold
+    if not (own & lesions.has_image).any():
+        raise InputError(f"none of the {int(own.sum())} lesions of fold {fold} has a readable image; fetch the images again.")
     return FoldRows(train, np.flatnonzero(score & lesions.has_image))
 
 
-def training_data(training: Training, fold: int, train: np.ndarray, images: ImageStore) -> TrainingData:
+def training_data(training: Training, fold: int, train: np.ndarray, images: KnownImages) -> TrainingData:
     """The rows of all epochs, and with them the lesions of the archive where those join.
 
     An epoch's draw depends on seed, fold and epoch only. It is filled up to whole batches from its own beginning.
@@ -202,10 +213,22 @@ def plan_of(config: TrainingConfig, fold: int, labels: np.ndarray) -> Plan:
     return Plan(f"fold {fold}", phases_of(config), loss, config.from_scratch, config.ema, config.seed)
 
 
-def score_rows(network, lesions: Lesions, rows: np.ndarray, images: ImageStore, config: TrainingConfig) -> np.ndarray:
-    """Logits of ``rows`` (positions) by the code that the kernel runs, float64; NaN where no image could be read."""
+def score_rows(network, lesions: Lesions, rows: np.ndarray, images: KnownImages, config: TrainingConfig) -> np.ndarray:
+    """Logits of ``rows`` (positions of lesions with an image) by the code that the kernel runs, float64.
+
+    Raises:
+        InputError: an image cannot be read any more, or is another; a logit is not finite.
+    """
     logits = np.full(len(rows), np.nan)
     batches = image_batches(images, lesions.isic_ids[rows].tolist(), config.image_size, config.batch_size)
-    for positions, scores in network_logits(Ensemble(network, places=devices()[:1]), batches, lesions.tabular[rows]):
-        logits[positions] = scores
+    with as_input_errors(images):
+        for positions, scores in network_logits(Ensemble(network, places=devices()[:1]), batches, lesions.tabular[rows]):
+            logits[positions] = scores
+    images.refuse_changes()
+    broken = ~np.isfinite(logits)
+    if broken.any():
+        raise InputError(
+            f"the network gives no finite logit for {int(broken.sum()):,} of {len(rows):,} lesions, for example "
+            f"{lesions.isic_ids[rows][broken][0]}; check the learning rate and the tabular logits, and give --restart."
+        )
     return logits

@@ -19,9 +19,10 @@ from inference.network import NetworkConfig
 from inference.schema import ID, PATIENT, TARGET, read_metadata
 from train.archives.diagnoses import CLASSES, class_of
 from train.lesions import Lesions, open_images
-from train.network.batches import JoinedImages, TrainingData, readable_images
+from train.network.batches import TrainingData
 from train.network.config import TrainingConfig
 from train.network.fit import Phase, Plan, fit
+from train.network.known_images import JoinedImages, KnownImages, image_digests
 from train.network.model import BACKBONE, starting_network
 from train.network.sampling import Imbalance
 from utils import InputError, log
@@ -37,6 +38,12 @@ class Archive:
     classes: np.ndarray
     images: Path
     sha256: str
+    #: Of the images, as ``image_digests`` gives them.
+    image_digests: np.ndarray
+
+    def open_images(self) -> KnownImages:
+        """The images, which must be what they were when the archive was read."""
+        return KnownImages(ImageStore(self.images), self.isic_ids, self.image_digests)
 
 
 def read_archive(folder: Path, lesions: Lesions) -> Archive:
@@ -56,12 +63,13 @@ def read_archive(folder: Path, lesions: Lesions) -> Archive:
     if known.any():
         log(f"{int(known.sum()):,} archive lesions left out: their patients are in --data")
     store = open_images(folder)
-    usable = readable_images(store, metadata[ID].to_numpy()) & ~known.to_numpy()
+    digests = image_digests(store, metadata[ID].to_numpy())
+    usable = (digests != 0) & ~known.to_numpy()
     labels = metadata[TARGET].to_numpy()[usable]
     if not 0 < labels.sum() < len(labels):
         raise InputError(f"{folder} has {int(labels.sum())} malignant of {len(labels)} usable lesions; use one with both.")
     classes = [CLASSES.index(class_of(word)) for word in diagnoses["diagnosis"].fillna("")[usable]]
-    return Archive(metadata[ID].to_numpy()[usable], labels, np.array(classes), store.path, sha256_of(path))
+    return Archive(metadata[ID].to_numpy()[usable], labels, np.array(classes), store.path, sha256_of(path), digests[usable])
 
 
 def pretrain_backbone(archive: Archive, weights: Path, config: TrainingConfig) -> None:
@@ -95,7 +103,7 @@ def pretrain_backbone(archive: Archive, weights: Path, config: TrainingConfig) -
     steps = -(-len(epochs[0]) // config.batch_size)
     order = np.concatenate([np.resize(epoch, steps * config.batch_size) for epoch in epochs])
     data = TrainingData(
-        images=ImageStore(archive.images),
+        images=archive.open_images(),
         isic_ids=archive.isic_ids[rows][order],
         inputs={},
         targets=targets[order],
@@ -119,10 +127,10 @@ class Candidates:
     tabular: np.ndarray
     #: Which lesions are the archive's.
     archive: np.ndarray
-    images: ImageStore | JoinedImages
+    images: KnownImages | JoinedImages
 
 
-def join_archive(lesions: Lesions, images: ImageStore, archive: Archive | None, archive_logit: float) -> Candidates:
+def join_archive(lesions: Lesions, images: KnownImages, archive: Archive | None, archive_logit: float) -> Candidates:
     """The lesions with those of ``archive``, which get ``archive_logit`` as their tabular logit."""
     own = np.zeros(len(lesions.labels), dtype=bool)
     if archive is None:
@@ -132,7 +140,7 @@ def join_archive(lesions: Lesions, images: ImageStore, archive: Archive | None, 
         labels=np.concatenate([lesions.labels, archive.labels]),
         tabular=np.concatenate([lesions.tabular, np.full(len(archive.labels), archive_logit)]),
         archive=np.concatenate([own, np.ones(len(archive.labels), dtype=bool)]),
-        images=JoinedImages(images, ImageStore(archive.images)),
+        images=JoinedImages(images, archive.open_images()),
     )
 
 

@@ -4,7 +4,7 @@ import pytest
 from inference.images import ImageStore
 from inference.schema import ID, TARGET
 from train.network.augmentation import DRAWS
-from train.network.batches import JoinedImages, TrainingData, training_batches
+from train.network.batches import TrainingData, training_batches
 
 pytestmark = pytest.mark.integration
 
@@ -90,14 +90,3 @@ def test_mixup_mixes_crop_tabular_logit_label_and_weight_in_the_same_share(data)
     np.testing.assert_allclose(targets[:, 0], share * rows.targets + (1 - share) * rows.targets[before], atol=1e-5)
     expected = share * rows.sample_weight + (1 - share) * rows.sample_weight[before]
     np.testing.assert_allclose(weights, expected, atol=1e-4)
-
-
-def test_two_stores_are_read_as_one(store, metadata, tmp_path):
-    isic_id = metadata[ID][0]
-    of_folder, hidden = (store.read(other) for other in metadata[ID][1:3])
-    (tmp_path / "ISIC_0000001.jpg").write_bytes(of_folder)
-    (tmp_path / f"{isic_id}.jpg").write_bytes(hidden)
-    joined = JoinedImages(store, ImageStore(tmp_path))
-    assert joined.read(isic_id) == store.read(isic_id) != hidden
-    assert joined.read("ISIC_0000001") == of_folder
-    assert joined.read("ISIC_0000002") == b""

@@ -132,14 +132,21 @@ def first_epochs():
 
     def training_batches(data, first_epoch):
         begun.append(first_epoch)
-        return batches
+        return batches.repeat()
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("train.network.fit.training_batches", training_batches)
         yield begun
 
 
-DATA = TrainingData(None, None, {}, None, None, steps=2, image_size=32, batch_size=4)
+class Unchanged:
+    """Images that nobody changes."""
+
+    def refuse_changes(self):
+        pass
+
+
+DATA = TrainingData(Unchanged(), None, {}, None, None, steps=2, image_size=32, batch_size=4)
 
 
 def a_plan(phases, ema=0.0):

@@ -14,6 +14,7 @@ from train.lesions import Lesions
 from train.network.checkpoint import Checkpoint
 from train.network.config import TrainingConfig
 from train.network.fold import FoldFiles, Training, plan_of, rows_of_fold, train_fold, training_data
+from train.network.known_images import digest_of
 from train.network.pretraining import read_archive
 from utils import InputError
 
@@ -21,16 +22,17 @@ CONFIG = TrainingConfig(weights="none", image_size=32, head_epochs=1, epochs=2, 
 
 
 @pytest.fixture
-def lesions(metadata):
+def lesions(metadata, synthetic_data):
     """The rows of the synthetic dataset: three folds and a holdout; the first lesion has no image."""
-    count = len(metadata)
+    count, store = len(metadata), ImageStore(synthetic_data / "train-image.hdf5")
+    digests = [0, *(digest_of(store.read(isic_id)) for isic_id in metadata[ID][1:])]
     return Lesions(
         isic_ids=metadata[ID].to_numpy(),
         patients=metadata[PATIENT].to_numpy(),
         labels=metadata[TARGET].to_numpy(),
         fold=np.arange(count) % 4 - 1,
         tabular=np.linspace(-4, 0, count),
-        has_image=np.arange(count) > 0,
+        image_digests=np.array(digests, dtype="uint64"),
     )
 
 

@@ -27,7 +27,7 @@ def lesions(metadata):
         labels=metadata[TARGET].to_numpy(),
         fold=np.arange(count) % 2,
         tabular=np.linspace(-4, 0, count),
-        has_image=np.ones(count, dtype=bool),
+        image_digests=np.ones(count, dtype="uint64"),
     )
 
 
@@ -123,6 +123,7 @@ def test_an_archive_joins_with_as_many_malignant_lesions_in_the_same_proportion(
 
 def test_a_small_archive_gives_what_it_has(lesions, archive, synthetic_data):
     few = replace(archive, isic_ids=archive.isic_ids[:5], labels=np.array([1, 0, 0, 0, 0]), classes=archive.classes[:5])
+    few = replace(few, image_digests=archive.image_digests[:5])
     candidates = join_archive(lesions, ImageStore(synthetic_data / "train-image.hdf5"), few, archive_logit=0.0)
     epoch = draw_epoch(candidates, np.arange(len(lesions.labels)), Imbalance(per_positive=3), np.random.default_rng(0))
     assert candidates.labels[epoch[candidates.archive[epoch]]].tolist().count(1) == 1
