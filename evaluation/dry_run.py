@@ -33,9 +33,13 @@ from inference.build_kernel import ROOT, build_kernel
 from inference.images import ImageStore, find_images
 from inference.options import Parser, add_data_options, existing_file, output_folder, share
 from inference.schema import ID, PATIENT, TARGET, TEST_COLUMNS, read_metadata, read_scores, read_table
+from inference.tables import Reading, id_mismatch, read_csv_file
+from scale.output_folder import output_set
 from train.folds import HOLDOUT
 from utils import InputError, ScoreTable, bootstrap_scores, format_table, log, run_command
 
+PAGE, TITLE = "index.html", "Dry run of the submission kernel"
+FILES = (PAGE, "submission.csv", "scores.csv", "run.json")
 TRAINED_ON = "These rows include rows that the models were trained on: the scores are too high; use --rows holdout"
 
 
@@ -69,29 +73,31 @@ class Outcome:
 def main(arguments: list[str] | None = None) -> int:
     """Mounts, runs, checks, scores; prints the table and writes the report."""
     options = read_options(arguments)
-    rows = rows_to_score(options.data, options.artifacts, options.rows)
-    isic_ids = rows[ID].tolist()
-    options.report.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as mount:
-        competition = Path(mount) / "isic-2024-challenge"
-        mount_test_folder(options.data, isic_ids, competition, options.lose_images)
-        outcome = run_kernel(options.kernel, competition, options.artifacts, options.report)
+    with output_set(options.report, FILES, title=TITLE) as staging:
+        rows = rows_to_score(options.data, options.artifacts, options.rows)
+        isic_ids = rows[ID].tolist()
+        with tempfile.TemporaryDirectory() as mount:
+            competition = Path(mount) / "isic-2024-challenge"
+            mount_test_folder(options.data, isic_ids, competition, options.lose_images)
+            outcome = run_kernel(options.kernel, competition, options.artifacts, staging)
 
-    submission = checked_submission(options.report / "submission.csv", isic_ids)
-    parts = read_scores(options.report / "scores.csv", (TABULAR, FINAL, "image_scored")).reindex(isic_ids)
-    scores = gather_scores(parts, submission, options.data, options.artifacts)
-    table = bootstrap_scores(rows[TARGET].to_numpy(), rows[PATIENT].to_numpy(), scores)
+        submission = checked_submission(staging / "submission.csv", isic_ids)
+        parts = read_scores(staging / "scores.csv", (TABULAR, FINAL, "image_scored")).reindex(isic_ids)
+        scores = gather_scores(parts, submission, options.data, options.artifacts)
+        table = bootstrap_scores(rows[TARGET].to_numpy(), rows[PATIENT].to_numpy(), scores)
 
-    logits = {name: parts[name].to_numpy("float64") for name in (TABULAR, FINAL)}
-    scored = Scored(rows, scores, logits, outcome.facts.get("combination", ""), options.warning)
-    counts = f"{table.rows:,} lesions, {table.malignant:,} malignant, {table.patients:,} patients"
-    files = {"data": options.data, "artifacts": options.artifacts, "kernel": options.kernel}
-    sections = [
-        lesion_section(rows, parts, options.data, options.artifacts),
-        kernel_section(outcome.facts, outcome.seconds, outcome.isolation),
-        making_section(sys.argv[1:] if arguments is None else arguments, f"{options.rows}: {counts}", outcome.facts, files),
-    ]
-    write_report(options.report / "index.html", "Dry run of the submission kernel", table, scored, sections)
+        logits = {name: parts[name].to_numpy("float64") for name in (TABULAR, FINAL)}
+        scored = Scored(rows, scores, logits, outcome.facts.get("combination", ""), options.warning)
+        counts = f"{table.rows:,} lesions, {table.malignant:,} malignant, {table.patients:,} patients"
+        files = {"data": options.data, "artifacts": options.artifacts, "kernel": options.kernel}
+        sections = [
+            lesion_section(rows, parts, options.data, options.artifacts),
+            kernel_section(outcome.facts, outcome.seconds, outcome.isolation),
+            making_section(
+                sys.argv[1:] if arguments is None else arguments, f"{options.rows}: {counts}", outcome.facts, files
+            ),
+        ]
+        write_report(staging / PAGE, TITLE, table, scored, sections)
     log_scores(table, counts, options)
     return 0
 
@@ -131,9 +137,11 @@ def rows_to_score(data: Path, artifacts: Path, which: str) -> pd.DataFrame:
     if which == "all":
         return metadata
     path = checked_file(artifacts, load_manifest(artifacts), FOLDS)
-    fold = read_scores(path, ["fold"])["fold"].reindex(metadata[ID]).to_numpy()
+    known = read_scores(path, ["fold"])["fold"]
+    fold = known.reindex(metadata[ID]).to_numpy()
     if np.isnan(fold).any():
-        raise InputError(f"{path} lacks rows of train-metadata.csv; give the --data that the artifacts were trained on.")
+        differ = id_mismatch("train-metadata.csv", metadata[ID], str(path), known.index)
+        raise InputError(f"{differ}; give the --data that the artifacts were trained on.")
     if not (fold == HOLDOUT).any():
         raise InputError(f"{path} has no holdout; run train.folds with --holdout, or give --rows all.")
     return metadata[fold == HOLDOUT].reset_index(drop=True)
@@ -149,7 +157,8 @@ def mount_test_folder(data: Path, isic_ids: list[str], folder: Path, lost: float
         lost: share of the images that are left out, drawn at random with a fixed seed.
     """
     folder.mkdir(parents=True)
-    text = pd.read_csv(data / "train-metadata.csv", dtype=str, keep_default_na=False).set_index(ID, drop=False).loc[isic_ids]
+    text = read_csv_file(data / "train-metadata.csv", Reading(str, keep_default_na=False))
+    text = text.set_index(ID, drop=False).loc[isic_ids]
     text[[name for name in TEST_COLUMNS if name in text]].to_csv(folder / "test-metadata.csv", index=False)
     pd.DataFrame({ID: isic_ids, TARGET: 0.3}).to_csv(folder / "sample_submission.csv", index=False)
     source = find_images(data, "train")
@@ -228,7 +237,11 @@ def gather_scores(parts: pd.DataFrame, submission: pd.Series, data: Path, artifa
         scores[IMAGE] = image.reindex(parts.index).fillna(image.median())
     scores[FINAL] = submission
     if truth.is_file():
-        scores[BEST] = read_scores(truth, ["logit"])["logit"].reindex(parts.index)
+        best = read_scores(truth, ["logit"])["logit"]
+        if not parts.index.isin(best.index).all():
+            differ = id_mismatch("train-metadata.csv", parts.index, str(truth), best.index)
+            raise InputError(f"{differ}; remove {truth.name}, or make both with train.synthetic again.")
+        scores[BEST] = best.reindex(parts.index)
     return {name: values.to_numpy("float64") for name, values in scores.items()}
 
 
@@ -240,7 +253,7 @@ def log_scores(table: ScoreTable, counts: str, options: Options) -> None:
     log(f"\n{counts}; 95 % patient bootstrap\n")
     log(format_table(table))
     log(f"\nfinal - tabular, paired: {apart.value:+.4f} [{apart.low:+.4f}, {apart.high:+.4f}] pAUC")
-    page = options.report / "index.html"
+    page = options.report / PAGE
     log(f"submission {options.report / 'submission.csv'}, report {page}, artifacts {options.artifacts}")
 
 

@@ -24,6 +24,8 @@ from inference.images import ImageStore, image_batches
 from inference.network import NetworkConfig, load_network
 from inference.options import Parser, add_data_options, count, output_folder
 from inference.schema import ID, TARGET, read_metadata, read_scores
+from inference.tables import id_mismatch
+from scale.output_folder import output_set
 from train.charts import new_figure, save_png
 from train.folds import HOLDOUT
 from train.lesions import open_images
@@ -45,6 +47,8 @@ OPACITY = 0.6
 COLOURS = "inferno"
 #: Sheet -> target, name and end of the logits of its lesions.
 SHEETS = {"hardest_malignant": (1, "malignant", "lowest"), "top_false_alarms": (0, "benign", "highest")}
+TABLE = "grad_cam.csv"
+FILES = (*(f"{sheet}.png" for sheet in SHEETS), TABLE)
 #: A sheet of more lesions would be taller than a PNG of Matplotlib can be.
 MOST_LESIONS = 300
 COLUMNS = 3
@@ -354,26 +358,31 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     data, artifacts, out = options.data, options.artifacts, options.out
-    manifest = load_manifest(artifacts)
-    refuse_without_networks(artifacts, manifest)
-    columns = (TARGET, "fold", "tabular", "network", "image_scored")
-    oof = read_scores(checked_file(artifacts, manifest, OOF_FUSION), columns).reset_index()
-    chosen = choose_lesions(oof, options.lesions)
-    crops = read_crops(open_images(data), chosen[ID].tolist(), manifest["network"]["settings"]["image_size"])
-    metadata = read_metadata(data / "train-metadata.csv", labelled=True).set_index(ID).reindex(chosen[ID])
-    maps, where = heat_maps(chosen, crops, artifacts, manifest)
-    warm = maps.any(axis=(1, 2))
-    explanation = (
-        f"Logits: tabular \N{RIGHTWARDS ARROW} with the crop, by the network that was not trained on the patient. Right of "
-        f"each crop its Grad-CAM ({where}),\neach on its own scale: yellow raises the logit most, grey does not."
-    )
-    for sheet, (target, word, end) in SHEETS.items():
-        rows = np.flatnonzero(chosen["sheet"] == sheet)
-        total = int(((oof["image_scored"] == 1) & (oof[TARGET] == target)).sum())
-        heading = f"{word.capitalize()} lesions with the {end} out-of-fold logits: {len(rows)} of {total:,}"
-        captions = [caption(chosen.iloc[row], metadata.iloc[row], warm[row]) for row in rows]
-        draw_sheet(out / f"{sheet}.png", heading, explanation, crops[rows], maps[rows], captions)
-    write_csv(out / "grad_cam.csv", chosen)
+    with output_set(out, FILES) as staging:
+        manifest = load_manifest(artifacts)
+        refuse_without_networks(artifacts, manifest)
+        columns = (TARGET, "fold", "tabular", "network", "image_scored")
+        oof = read_scores(checked_file(artifacts, manifest, OOF_FUSION), columns).reset_index()
+        chosen = choose_lesions(oof, options.lesions)
+        crops = read_crops(open_images(data), chosen[ID].tolist(), manifest["network"]["settings"]["image_size"])
+        metadata = read_metadata(data / "train-metadata.csv", labelled=True).set_index(ID)
+        if not chosen[ID].isin(metadata.index).all():
+            differ = id_mismatch(OOF_FUSION, oof[ID], "train-metadata.csv", metadata.index)
+            raise InputError(f"{differ}; give the --data that the artifacts were trained on.")
+        metadata = metadata.reindex(chosen[ID])
+        maps, where = heat_maps(chosen, crops, artifacts, manifest)
+        warm = maps.any(axis=(1, 2))
+        explanation = (
+            "Logits: tabular \N{RIGHTWARDS ARROW} with the crop, by the network that was not trained on the patient. Right "
+            f"of each crop its Grad-CAM ({where}),\neach on its own scale: yellow raises the logit most, grey does not."
+        )
+        for sheet, (target, word, end) in SHEETS.items():
+            rows = np.flatnonzero(chosen["sheet"] == sheet)
+            total = int(((oof["image_scored"] == 1) & (oof[TARGET] == target)).sum())
+            heading = f"{word.capitalize()} lesions with the {end} out-of-fold logits: {len(rows)} of {total:,}"
+            captions = [caption(chosen.iloc[row], metadata.iloc[row], warm[row]) for row in rows]
+            draw_sheet(staging / f"{sheet}.png", heading, explanation, crops[rows], maps[rows], captions)
+        write_csv(staging / TABLE, chosen)
     counts = chosen["sheet"].value_counts()
     log(
         f"{out}: {' and '.join(f'{counts[sheet]} {word}' for sheet, (_, word, _) in SHEETS.items())} lesions, "

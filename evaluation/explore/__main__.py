@@ -16,9 +16,10 @@ from evaluation.explore.tables import correlations, single_columns
 from evaluation.explore.warnings import find_warnings
 from evaluation.html import write_page
 from inference.options import Parser, add_seed_option, existing_folder, output_folder
+from scale.output_folder import output_set
 from utils import log, run_command
 
-PAGE = "index.html"
+PAGE, TITLE = "index.html", "Exploration: "
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,14 +30,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=output_folder, required=True, metavar="DIR", help=f"folder for {PAGE}")
     add_seed_option(parser)
     options = parser.parse_args(arguments)
-    exploration = explore(options.data)
-    content = page_content(exploration, options.seed)
-    path = options.out / PAGE
-    write_page(path, "explore.html", title=f"Exploration: {options.data.resolve().name}", **content)
+    with output_set(options.out, [PAGE], title=TITLE) as staging:
+        exploration = explore(options.data)
+        content = page_content(exploration, options.seed)
+        write_page(staging / PAGE, "explore.html", title=f"{TITLE}{options.data.resolve().name}", **content)
     usable = exploration.single[exploration.single["usable"]]
     best = f"; strongest column {usable['column'].iloc[0]}, pAUC {usable['pauc'].iloc[0]:.4f}" if len(usable) else ""
     log(
-        f"{path}: {content['lesions']:,} lesions of {content['patients']:,} patients, {content['malignant']:,} malignant; "
+        f"{options.out / PAGE}: {content['lesions']:,} lesions of {content['patients']:,} patients, "
+        f"{content['malignant']:,} malignant; "
         f"{len(exploration.findings)} warnings{best}"
     )
     return 0

@@ -21,11 +21,13 @@ from tqdm import tqdm
 from inference.artifacts import Manifest, checked_file, fold_of_tabular_model, load_manifest
 from inference.files import write_csv
 from inference.options import Parser, add_data_options, add_seed_option, count, output_folder
+from scale.output_folder import output_set
 from train.charts import BLUE, GREY, INK, VERMILION, clean_axes, new_figure, save_png
 from train.folds import HOLDOUT, read_folds
 from train.lesions import read_rows
 from utils import InputError, log, run_command
 
+FILES = ("features.csv", "features.png", "shap.png")
 BARS, STRIPS = 25, 15
 #: A dot's greatest distance from its row's middle, in rows.
 SPREAD = 0.38
@@ -233,24 +235,25 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_seed_option(parser)
     options = parser.parse_args(arguments)
-    manifest = load_manifest(options.artifacts)
-    models = load_fold_models(options.artifacts, manifest)
-    lesions = read_rows(options.data)
-    names = manifest["tabular"]["features"]
-    unknown = [name for name in names if name not in lesions.features]
-    if unknown:
-        raise InputError(
-            f"the models of {options.artifacts} use {unknown[0]!r}, which this code does not make of {options.data}; "
-            "train again with train.tabular."
-        )
-    fold = read_folds(options.artifacts, lesions.metadata)
-    # Drawn after the features are made of all lesions of each patient: a lesion's features depend on the others.
-    rows, weights = sample_rows(lesions.labels, options.rows, options.seed)
-    explanation = explain(lesions.features[names].iloc[rows], fold[rows], models, manifest["tabular"]["categories"])
-    table = tabulate(explanation, weights)
-    write_csv(options.out / "features.csv", table)
-    draw_bars(options.out / "features.png", table)
-    draw_strips(options.out / "shap.png", table, explanation, lesions.labels[rows], options.seed)
+    with output_set(options.out, FILES) as staging:
+        manifest = load_manifest(options.artifacts)
+        models = load_fold_models(options.artifacts, manifest)
+        lesions = read_rows(options.data)
+        names = manifest["tabular"]["features"]
+        unknown = [name for name in names if name not in lesions.features]
+        if unknown:
+            raise InputError(
+                f"the models of {options.artifacts} use {unknown[0]!r}, which this code does not make of {options.data}; "
+                "train again with train.tabular."
+            )
+        fold = read_folds(options.artifacts, lesions.metadata)
+        # Drawn after the features are made of all lesions of each patient: a lesion's features depend on the others.
+        rows, weights = sample_rows(lesions.labels, options.rows, options.seed)
+        explanation = explain(lesions.features[names].iloc[rows], fold[rows], models, manifest["tabular"]["categories"])
+        table = tabulate(explanation, weights)
+        write_csv(staging / "features.csv", table)
+        draw_bars(staging / "features.png", table)
+        draw_strips(staging / "shap.png", table, explanation, lesions.labels[rows], options.seed)
     log(
         f"{options.out}: {len(rows):,} lesions explained by {len(models)} models; first of {len(table)} features: "
         f"{', '.join(table['feature'].head(5))}; {int((table['mean_abs_shap'] == 0).sum())} are not used"

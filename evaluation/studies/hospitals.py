@@ -22,12 +22,14 @@ from inference.files import write_csv
 from inference.options import Parser, count, existing_folder, output_folder
 from inference.schema import HOSPITAL, MISSING, PATIENT, TARGET
 from inference.tabular import tabular_logits
+from scale.output_folder import output_set
 from scale.parallel import Progress, run_tasks, workers
 from train.config import TabularConfig, add_tabular_options, read_config
 from train.cross_validation import categories_of, sample_negatives, train_model
 from train.lesions import read_rows
 from utils import Estimate, InputError, ScoreTable, bootstrap_scores, log, run_command
 
+TABLE, TEXT = "hospitals.csv", "hospitals.md"
 TREATMENTS = ("with", "without", "blanked")
 #: The share of training rows without their hospital in the treatment "blanked".
 BLANKED = 0.5
@@ -232,19 +234,19 @@ def main(arguments: list[str] | None = None) -> int:
     add_tabular_options(parser)
     options = parser.parse_args(arguments)
     config = read_config(options.params, options.seeds, options.negatives_per_positive, options.seed)
-    rows = read_rows(options.data)
-    metadata, features, labels = rows.metadata, rows.features, rows.labels
-    hospitals, folds = hospital_parts(metadata), fold_parts(metadata, options.folds, options.seed)
-    # The column is studied whether or not the model takes it by default.
-    features[HOSPITAL] = metadata[HOSPITAL].astype(object).fillna(MISSING).astype(str)
-    models = (len(hospitals) + len(folds)) * len(TREATMENTS) * options.seeds
-    with workers(options.jobs, options.cluster):
+    with output_set(options.out, [TABLE, TEXT]) as staging, workers(options.jobs, options.cluster):
+        rows = read_rows(options.data)
+        metadata, features, labels = rows.metadata, rows.features, rows.labels
+        hospitals, folds = hospital_parts(metadata), fold_parts(metadata, options.folds, options.seed)
+        # The column is studied whether or not the model takes it by default.
+        features[HOSPITAL] = metadata[HOSPITAL].astype(object).fillna(MISSING).astype(str)
+        models = (len(hospitals) + len(folds)) * len(TREATMENTS) * options.seeds
         left_out = score_parts(features, labels, hospitals, config, "hospitals")
         within = score_parts(features, labels, folds, config, "folds")
-    table = tabulate(metadata, hospitals, left_out, within)
-    write_csv(options.out / "hospitals.csv", table)
-    text = as_markdown(table)
-    write_text(options.out / "hospitals.md", f"{text}\n\n{conclusion(table)}")
+        table = tabulate(metadata, hospitals, left_out, within)
+        text = as_markdown(table)
+        write_csv(staging / TABLE, table)
+        write_text(staging / TEXT, f"{text}\n\n{conclusion(table)}")
     log(text)
     log(f"{options.out}: {models} models; pAUC {conclusion(table)}")
     return 0

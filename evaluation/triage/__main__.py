@@ -35,10 +35,12 @@ from inference.files import sha256_of
 from inference.images import ImageStore
 from inference.options import Parser, add_data_options, count, filled_text, output_folder
 from inference.schema import HOSPITAL, ID, PATIENT, TARGET, read_metadata
+from scale.output_folder import output_set
 from train.folds import HOLDOUT
 from train.lesions import open_images
 from utils import log, run_command
 
+INDEX, TITLE = "index.html", "Triage"
 BY_ERROR = (
     "The patients with the largest errors of the networks, out of fold: first those with a malignant lesion that ranks "
     "worst, then those without one whose highest lesion ranks best, which is a false alarm."
@@ -87,27 +89,28 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
 
-    trained, store = load_trained(options.artifacts), open_images(options.data)
-    metadata = read_metadata(options.data / "train-metadata.csv", labelled=True)
-    scores = out_of_fold_scores(metadata, trained)
-    reasons = named_patients(scores, options.patient) if options.patient else choose_patients(scores, options.patients)
-    # A lesion's features depend on the lesions of its patient only.
-    rows = metadata[PATIENT].isin(list(reasons))
-    lesions = explained_lesions(metadata[rows], scores[rows], trained, store)
+    with output_set(options.out, ["*.html"], marks=[INDEX], title=TITLE) as staging:
+        trained, store = load_trained(options.artifacts), open_images(options.data)
+        metadata = read_metadata(options.data / "train-metadata.csv", labelled=True)
+        scores = out_of_fold_scores(metadata, trained)
+        reasons = named_patients(scores, options.patient) if options.patient else choose_patients(scores, options.patients)
+        # A lesion's features depend on the lesions of its patient only.
+        rows = metadata[PATIENT].isin(list(reasons))
+        lesions = explained_lesions(metadata[rows], scores[rows], trained, store)
 
-    facts = page_facts(trained, lesions, sys.argv[1:] if arguments is None else arguments)
-    patients, largest = [], 0
-    for patient_id, why in tqdm(reasons.items(), desc="pages", unit="patient"):
-        patient = patient_of(lesions.all[lesions.all[PATIENT] == patient_id].sort_values("place"), why, trained)
-        own = np.flatnonzero(lesions.listed[PATIENT] == patient_id)
-        cards = make_cards(lesions.listed.iloc[own], lesions.features.iloc[own], lesions.shap[own], lesions.maps, store)
-        write_patient(options.out / patient.page, patient, cards, facts)
-        largest = max(largest, (options.out / patient.page).stat().st_size)
-        patients.append(patient)
-    chosen = "The patients were asked for by --patient." if options.patient else BY_ERROR
-    write_index(options.out / "index.html", patients, chosen, facts)
+        facts = page_facts(trained, lesions, sys.argv[1:] if arguments is None else arguments)
+        patients, largest = [], 0
+        for patient_id, why in tqdm(reasons.items(), desc="pages", unit="patient"):
+            patient = patient_of(lesions.all[lesions.all[PATIENT] == patient_id].sort_values("place"), why, trained)
+            own = np.flatnonzero(lesions.listed[PATIENT] == patient_id)
+            cards = make_cards(lesions.listed.iloc[own], lesions.features.iloc[own], lesions.shap[own], lesions.maps, store)
+            write_patient(staging / patient.page, patient, cards, facts)
+            largest = max(largest, (staging / patient.page).stat().st_size)
+            patients.append(patient)
+        chosen = "The patients were asked for by --patient." if options.patient else BY_ERROR
+        write_index(staging / INDEX, patients, chosen, facts)
     log(
-        f"{options.out / 'index.html'}: patients {len(patients)}, {len(lesions.listed):,} of {len(lesions.all):,} lesions "
+        f"{options.out / INDEX}: patients {len(patients)}, {len(lesions.listed):,} of {len(lesions.all):,} lesions "
         f"shown, {len(lesions.maps):,} with heat maps ({lesions.layer or 'none'}); largest page {largest / 1e6:.1f} MB"
     )
     return 0
