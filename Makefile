@@ -1,29 +1,37 @@
 # Everything runs in a virtual environment that `make` makes itself; all it needs is Python 3.11, 3.12 or 3.13.
 PYTHON ?= python3
 VENV   ?= .venv
-RUN    := $(VENV)/bin/python
 DEMO   ?= demo
 
+# A variable's value, and what follows it, as one word of the shell: $(call q,DEMO,/data). Whatever is in it (spaces, quotes,
+# dollars) stays as it is; empty, it would make /data of that. No such path is a target: make divides targets at spaces.
+q   = $(if $(value $(1)),'$(subst ','\'',$(value $(1))$(2))',$(error $(1) is empty; give it a value))
+RUN = $(call q,VENV,/bin/python)
+
 .PHONY: demo test test-fast test-all lint fuzz skew kernel data publish push submit score train-on-kaggle bench scale \
-  archives-study imbalance-study explore clean
+  archives-study imbalance-study explore clean .installed
 
 # A virtual environment with the pinned packages; made again when the pins change.
-$(VENV)/installed: requirements.txt requirements-dev.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
-	  "TensorFlow 2.20 needs Python 3.11, 3.12 or 3.13, this is %d.%d; run: make PYTHON=python3.12" % v)'
-	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	@touch $@
+STAMP = $(call q,VENV,/installed)
+.installed:
+	@if [ $(STAMP) -nt requirements.txt ] && [ $(STAMP) -nt requirements-dev.txt ]; then exit; fi; set -ex; \
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
+	  "TensorFlow 2.20 needs Python 3.11, 3.12 or 3.13, this is %d.%d; run: make PYTHON=python3.12" % v)'; \
+	$(PYTHON) -m venv -- $(call q,VENV); \
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt; \
+	touch -- $(STAMP)
 
 # The main path on a synthetic dataset: folds, CatBoost, networks, kernel, dry run.
-demo: $(VENV)/installed
-	$(RUN) -m train.synthetic --out $(DEMO)/data --patients 300 --lesions 20000 --prevalence 0.1
-	$(RUN) -m train.folds --data $(DEMO)/data --artifacts $(DEMO)/artifacts --folds 2
-	$(RUN) -m train.tabular --data $(DEMO)/data --artifacts $(DEMO)/artifacts --seeds 2
-	$(RUN) -m train.fusion --data $(DEMO)/data --artifacts $(DEMO)/artifacts $(DEMO_NETWORK)
-	$(RUN) -m train.fusion --data $(DEMO)/data --artifacts $(DEMO)/artifacts $(DEMO_NETWORK) --inputs image
+demo: .installed
+	$(RUN) -m train.synthetic --out=$(call q,DEMO,/data) --patients 300 --lesions 20000 --prevalence 0.1
+	$(RUN) -m train.folds --data=$(call q,DEMO,/data) --artifacts=$(call q,DEMO,/artifacts) --folds 2
+	$(RUN) -m train.tabular --data=$(call q,DEMO,/data) --artifacts=$(call q,DEMO,/artifacts) --seeds 2
+	$(RUN) -m train.fusion --data=$(call q,DEMO,/data) --artifacts=$(call q,DEMO,/artifacts) $(DEMO_NETWORK)
+	$(RUN) -m train.fusion --data=$(call q,DEMO,/data) --artifacts=$(call q,DEMO,/artifacts) $(DEMO_NETWORK) \
+	  --inputs image
 	$(RUN) -m inference.build_kernel
-	$(RUN) -m evaluation.dry_run --data $(DEMO)/data --artifacts $(DEMO)/artifacts --report $(DEMO)/report
+	$(RUN) -m evaluation.dry_run --data=$(call q,DEMO,/data) --artifacts=$(call q,DEMO,/artifacts) \
+	  --report=$(call q,DEMO,/report)
 
 # Small crops, random initial weights (nothing is downloaded), a few epochs; chosen on synthetic datasets of another seed.
 DEMO_NETWORK := --weights none --image-size 32 --epochs 12 --batch-size 32 --learning-rate 1e-3
@@ -33,38 +41,39 @@ test: lint
 	@echo "The tests that take long run in: make test-all"
 
 # Pure functions, contracts and docs: what to run while writing.
-test-fast: $(VENV)/installed
+test-fast: .installed
 	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow and not integration"
 
 test-all: lint
 	$(RUN) -m pytest -n 2 --dist worksteal
 
-lint: $(VENV)/installed
+lint: .installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(VENV)/bin/lint-imports --no-cache --no-logo
+	$(call q,VENV,/bin/lint-imports) --no-cache --no-logo
 	$(RUN) -m inference.build_kernel --check
 
-kernel: $(VENV)/installed
+kernel: .installed
 	$(RUN) -m inference.build_kernel
 
 # Thousands of broken images and garbled tables; the test suite tries some.
-fuzz: $(VENV)/installed
+fuzz: .installed
 	FUZZ_IMAGES=5000 FUZZ_TABLES=1000 $(RUN) -m pytest tests/inference/test_fuzz.py
 
 # kernel.py under the newest and the oldest package versions of the Kaggle image: equal scores, or it fails.
-SKEW := skew
-skew: $(VENV)/installed
-	rm -rf $(SKEW)/data $(SKEW)/artifacts
-	$(RUN) -m train.synthetic --out $(SKEW)/data --patients 16 --lesions 300 --prevalence 0.2
-	$(RUN) -m train.folds --data $(SKEW)/data --artifacts $(SKEW)/artifacts --folds 2
-	$(RUN) -m train.tabular --data $(SKEW)/data --artifacts $(SKEW)/artifacts --seeds 1
-	$(RUN) -m train.fusion --data $(SKEW)/data --artifacts $(SKEW)/artifacts --weights none --image-size 32 --epochs 8 \
-	  --batch-size 16 --learning-rate 1e-3 --negatives-per-positive 4
-	$(RUN) -m benchmarks.version_skew --data $(SKEW)/data --artifacts $(SKEW)/artifacts --out $(SKEW)
+SKEW ?= skew
+skew: .installed
+	rm -rf -- $(call q,SKEW,/data) $(call q,SKEW,/artifacts)
+	$(RUN) -m train.synthetic --out=$(call q,SKEW,/data) --patients 16 --lesions 300 --prevalence 0.2
+	$(RUN) -m train.folds --data=$(call q,SKEW,/data) --artifacts=$(call q,SKEW,/artifacts) --folds 2
+	$(RUN) -m train.tabular --data=$(call q,SKEW,/data) --artifacts=$(call q,SKEW,/artifacts) --seeds 1
+	$(RUN) -m train.fusion --data=$(call q,SKEW,/data) --artifacts=$(call q,SKEW,/artifacts) \
+	  --weights none --image-size 32 --epochs 8 --batch-size 16 --learning-rate 1e-3 --negatives-per-positive 4
+	$(RUN) -m benchmarks.version_skew --data=$(call q,SKEW,/data) --artifacts=$(call q,SKEW,/artifacts) \
+	  --out=$(call q,SKEW)
 
 # Steps with Kaggle, by the official CLI under the account that is logged in. DRY=1 shows what a step would do; OPTIONS are
-# options of its command (see its --help).
+# options of its command (see its --help), written as in the shell.
 DATA      ?= data/isic-2024-challenge
 ARTIFACTS ?= artifacts
 OUTPUT    ?= kaggle-output
@@ -75,36 +84,38 @@ MESSAGE   ?=
 DRY_RUN   := $(if $(DRY),--dry-run)
 
 # Downloads the competition's five files; resumes.
-data: $(VENV)/installed
-	$(RUN) -m kaggle_cli.data --data $(DATA) $(OPTIONS) $(DRY_RUN)
+data: .installed
+	$(RUN) -m kaggle_cli.data --data=$(call q,DATA) $(value OPTIONS) $(DRY_RUN)
 
 # Uploads the artifact folder as a private dataset: created the first time, a new version after that.
-publish: $(VENV)/installed
-	$(RUN) -m kaggle_cli.publish --artifacts $(ARTIFACTS) $(OPTIONS) $(DRY_RUN)
+publish: .installed
+	$(RUN) -m kaggle_cli.publish --artifacts=$(call q,ARTIFACTS) $(value OPTIONS) $(DRY_RUN)
 
 # Runs kernel.py with the published artifacts, or with SOURCE=training those of train-on-kaggle; waits, downloads, checks.
-push: $(VENV)/installed
-	$(RUN) -m kaggle_cli.push --data $(DATA) --output $(OUTPUT) --source $(SOURCE) --part $(PART) $(OPTIONS) $(DRY_RUN)
+push: .installed
+	$(RUN) -m kaggle_cli.push --data=$(call q,DATA) --output=$(call q,OUTPUT) --source=$(call q,SOURCE) \
+	  --part=$(call q,PART) $(value OPTIONS) $(DRY_RUN)
 
 # Submits the pushed kernel version to the competition and waits for its score.
-submit: $(VENV)/installed
-	$(RUN) -m kaggle_cli.submit --output $(OUTPUT) $(if $(MESSAGE),--message "$(MESSAGE)") $(OPTIONS) $(DRY_RUN)
+submit: .installed
+	$(RUN) -m kaggle_cli.submit --output=$(call q,OUTPUT) $(if $(value MESSAGE),--message=$(call q,MESSAGE)) \
+	  $(value OPTIONS) $(DRY_RUN)
 
-score: $(VENV)/installed
+score: .installed
 	$(RUN) -m kaggle_cli.submit --score $(DRY_RUN)
 
 # Trains on Kaggle's GPUs, in parts of at most 11 hours: PART=2 continues PART=1.
-train-on-kaggle: $(VENV)/installed
-	$(RUN) -m kaggle_cli.train_remote --part $(PART) $(OPTIONS) $(DRY_RUN)
+train-on-kaggle: .installed
+	$(RUN) -m kaggle_cli.train_remote --part=$(call q,PART) $(value OPTIONS) $(DRY_RUN)
 
 # Measured figures, one JSON line each: features of half a million synthetic lesions, the kernel's images, training steps.
-bench: $(VENV)/installed
+bench: .installed
 	$(RUN) -m benchmarks.inference --growth
 	$(RUN) -m benchmarks.tabular --growth
 	$(RUN) -m benchmarks.training
 
 # Training and batch scoring on a Dask cluster of this machine: a killed worker, then 500,000 and 5,000,000 lesions.
-scale: $(VENV)/installed
+scale: .installed
 	$(RUN) -m pytest tests/scale
 	$(RUN) -m benchmarks.scale
 
@@ -112,21 +123,22 @@ scale: $(VENV)/installed
 ARCHIVES      ?= data/isic-archives
 STUDY         ?= archives-study
 STUDY_NETWORK ?= --weights imagenet
-archives-study: $(VENV)/installed
-	$(RUN) -m train.archives --root $(ARCHIVES) --out $(STUDY)/archives --competition $(DATA)
-	$(RUN) -m train.folds --data $(DATA) --artifacts $(STUDY)/artifacts --folds 3 --holdout 0
-	$(RUN) -m train.tabular --data $(DATA) --artifacts $(STUDY)/artifacts
-	$(RUN) -m evaluation.studies.archives --data $(DATA) --artifacts $(STUDY)/artifacts --archives $(STUDY)/archives \
-	  --out $(STUDY)/trained $(STUDY_NETWORK)
+archives-study: .installed
+	$(RUN) -m train.archives --root=$(call q,ARCHIVES) --out=$(call q,STUDY,/archives) --competition=$(call q,DATA)
+	$(RUN) -m train.folds --data=$(call q,DATA) --artifacts=$(call q,STUDY,/artifacts) --folds 3 --holdout 0
+	$(RUN) -m train.tabular --data=$(call q,DATA) --artifacts=$(call q,STUDY,/artifacts)
+	$(RUN) -m evaluation.studies.archives --data=$(call q,DATA) --artifacts=$(call q,STUDY,/artifacts) \
+	  --archives=$(call q,STUDY,/archives) --out=$(call q,STUDY,/trained) $(value STUDY_NETWORK)
 
 # Ways to handle rare malignant lesions compared, with the folds and tabular logits in ARTIFACTS.
-imbalance-study: $(VENV)/installed
-	$(RUN) -m evaluation.studies.imbalance --data $(DATA) --artifacts $(ARTIFACTS) --out $(STUDY) $(STUDY_NETWORK)
+imbalance-study: .installed
+	$(RUN) -m evaluation.studies.imbalance --data=$(call q,DATA) --artifacts=$(call q,ARTIFACTS) --out=$(call q,STUDY) \
+	  $(value STUDY_NETWORK)
 
 # One page about the folder DATA: counts, missing values, shifts, rates, the strongest columns, crops, warnings.
 OUT ?= exploration
-explore: $(VENV)/installed
-	$(RUN) -m evaluation.explore --data $(DATA) --out $(OUT)
+explore: .installed
+	$(RUN) -m evaluation.explore --data=$(call q,DATA) --out=$(call q,OUT)
 
 clean:
-	rm -rf $(DEMO) $(VENV)
+	rm -rf -- $(call q,DEMO) $(call q,VENV)

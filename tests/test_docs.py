@@ -74,7 +74,7 @@ def all_options() -> frozenset[str]:
 def make_names() -> tuple[set[str], set[str]]:
     """The Makefile's targets and variables."""
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
-    return set(re.findall(r"^([a-z][\w-]*):", text, re.M)), set(re.findall(r"\$[({](\w+)[)}]", text))
+    return set(re.findall(r"^([a-z][\w-]*):", text, re.M)), set(re.findall(r"\$[({](?:value |call q,)?(\w+)", text))
 
 
 def code_of(text: str) -> tuple[list[str], list[str]]:

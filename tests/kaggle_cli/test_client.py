@@ -129,33 +129,6 @@ def test_no_module_reads_credentials():
         assert not [word for word in ("KAGGLE_KEY", "KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "kaggle.json") if word in text]
 
 
-# The make targets
-
-
-@pytest.mark.parametrize(
-    ("words", "command"),
-    [
-        ("data DATA=somewhere", "kaggle_cli.data --data somewhere"),
-        ("publish ARTIFACTS=trained", "kaggle_cli.publish --artifacts trained"),
-        ("push", "kaggle_cli.push --data data/isic-2024-challenge --output kaggle-output --source dataset --part 1"),
-        ("push SOURCE=training PART=2", "--source training --part 2"),
-        ("submit MESSAGE=five", 'kaggle_cli.submit --output kaggle-output --message "five"'),
-        ("score", "kaggle_cli.submit --score"),
-        ("train-on-kaggle PART=2 OPTIONS=--fetch", "kaggle_cli.train_remote --part 2 --fetch"),
-    ],
-)
-def test_every_step_is_one_make_target_with_a_dry_run(words, command):
-    if not shutil.which("make"):
-        pytest.skip("there is no make on this machine, so its targets cannot be asked")
-    asked = ["make", "-n", "--no-print-directory", *words.split()]
-    # With its defaults: these tests may have been started by make, with variables of its own.
-    alone = {"cwd": ROOT, "env": {"PATH": os.environ["PATH"]}, "capture_output": True, "text": True, "check": True}
-    lines = [subprocess.run([*asked, *dry], **alone).stdout for dry in ([], ["DRY=1"])]
-    assert command in lines[0]
-    assert "--dry-run" not in lines[0]
-    assert lines[1].rstrip().endswith("--dry-run")
-
-
 # Waiting
 
 

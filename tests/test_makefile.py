@@ -1,0 +1,127 @@
+"""The recipes of the Makefile, as ``make -n`` shows them: each path is one word of the shell, whatever is in it."""
+
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="there is no make on this machine")
+#: Values that a shell or make itself would take apart.
+AWKWARD = [
+    "my data",
+    "it's",
+    'the "data"',
+    "a$b",
+    "$HOME",
+    "$(DATA)",
+    "daten ä",
+    "-x",
+    "a,b(c)",
+    "a#b",
+    "a;b&c",
+    "a\\b",
+    "`a`",
+    "*",
+    "~/d",
+    "a=b:c%d",
+]
+
+
+def recipe(*words, **environment):
+    """The commands of a target, each as the words that the shell passes on; the virtual environment's are left out."""
+    # With its defaults: these tests may have been started by make, with variables of its own.
+    alone = {"cwd": ROOT, "env": {"PATH": os.environ["PATH"]} | environment, "capture_output": True, "text": True}
+    shown = subprocess.run(["make", "-n", "--no-print-directory", *words], **alone, check=True).stdout
+    after = shown.rpartition("/installed'\n")[2]
+    return [shlex.split(line, comments=True) for line in after.replace("\\\n", " ").splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        ("data DATA=somewhere", "kaggle_cli.data --data=somewhere"),
+        ("publish ARTIFACTS=trained", "kaggle_cli.publish --artifacts=trained"),
+        ("push", "kaggle_cli.push --data=data/isic-2024-challenge --output=kaggle-output --source=dataset --part=1"),
+        (
+            "push SOURCE=training PART=2 OUTPUT=o",
+            "kaggle_cli.push --data=data/isic-2024-challenge --output=o --source=training --part=2",
+        ),
+        ("submit MESSAGE=five", "kaggle_cli.submit --output=kaggle-output --message=five"),
+        ("score", "kaggle_cli.submit --score"),
+        ("train-on-kaggle PART=2 OPTIONS=--fetch", "kaggle_cli.train_remote --part=2 --fetch"),
+    ],
+)
+def test_every_step_with_kaggle_is_one_target_with_a_dry_run(words, command):
+    assert recipe(*words.split()) == [[".venv/bin/python", "-m", *command.split()]]
+    assert recipe(*words.split(), "DRY=1") == [[".venv/bin/python", "-m", *command.split(), "--dry-run"]]
+
+
+@pytest.mark.parametrize(
+    ("target", "variable", "words"),
+    [
+        ("demo", "DEMO", {"--out={}/data", "--data={}/data", "--artifacts={}/artifacts", "--report={}/report"}),
+        (
+            "skew",
+            "SKEW",
+            {"{}/data", "{}/artifacts", "--data={}/data", "--out={}/data", "--artifacts={}/artifacts", "--out={}"},
+        ),
+        ("explore", "OUT", {"--out={}"}),
+        ("explore", "DATA", {"--data={}"}),
+        ("data", "DATA", {"--data={}"}),
+        ("publish", "ARTIFACTS", {"--artifacts={}"}),
+        ("push", "OUTPUT", {"--output={}"}),
+        ("submit", "MESSAGE", {"--message={}"}),
+        (
+            "archives-study",
+            "STUDY",
+            {"--out={}/archives", "--archives={}/archives", "--artifacts={}/artifacts", "--out={}/trained"},
+        ),
+        ("archives-study", "ARCHIVES", {"--root={}"}),
+        ("imbalance-study", "STUDY", {"--out={}"}),
+        ("clean", "DEMO", {"{}"}),
+        ("clean", "VENV", {"{}"}),
+        ("explore", "VENV", {"{}/bin/python"}),
+    ],
+)
+def test_a_path_is_one_word(target, variable, words):
+    def others(value):
+        return {word for line in recipe(target, f"{variable}={value}") for word in line}
+
+    plain = others("PLAIN")
+    for value in ["two words", "".join(AWKWARD)]:
+        assert others(value) - plain == {word.format(value) for word in words}
+
+
+@pytest.mark.parametrize("value", AWKWARD)
+def test_every_value_passes_from_the_command_line_and_the_environment(value):
+    assert recipe("clean", f"DEMO={value}") == recipe("clean", DEMO=value) == [["rm", "-rf", "--", value, ".venv"]]
+
+
+@pytest.mark.parametrize("target", ["demo", "clean", "skew"])
+def test_an_empty_value_is_refused(target):
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        recipe(target, "DEMO=", "SKEW=")
+    assert caught.value.returncode == 2
+    assert "is empty" in caught.value.stderr
+
+
+def test_options_are_words_of_the_shell():
+    assert recipe("publish", "OPTIONS=--poll 3 --wait '5 5' '$x'")[0][-5:] == ["--poll", "3", "--wait", "5 5", "$x"]
+
+
+def test_commands_get_what_was_given(tmp_path):
+    """Run, not only shown: with an interpreter that writes down its arguments, in a folder that has a space and a quote."""
+    venv = tmp_path / "it's a venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "python").write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {shlex.quote(str(tmp_path / "arguments"))}\n')
+    (venv / "bin" / "python").chmod(0o755)
+    (venv / "installed").touch()
+    for value in AWKWARD:
+        command = ["make", "submit", f"VENV={venv}", f"OUTPUT={value}", f"MESSAGE={value}"]
+        subprocess.run(command, cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, check=True)
+        given = (tmp_path / "arguments").read_text(encoding="utf-8").splitlines()
+        assert given == ["-m", "kaggle_cli.submit", f"--output={value}", f"--message={value}"]
