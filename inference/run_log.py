@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from inference.files import write_json
-from utils import InputError
+from utils import InputError, log
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Run:
 
     def log(self, text: str) -> None:
         """Prints one line with the seconds since the start."""
-        print(f"[{self.elapsed:7.1f} s] {text}", flush=True)
+        log(f"[{self.elapsed:7.1f} s] {text}")
 
     def fall_back(self, reason: str, count: int, note: str) -> None:
         """Counts and logs a fall-back.
@@ -72,17 +72,22 @@ class Run:
 
 
 @contextmanager
-def stop_on_sigterm(run: Run) -> Iterator[None]:
-    """Inside, SIGTERM does not kill the process: it is noted in ``run``, which then stops with the scores it has."""
+def stop_on_signal(run: Run) -> Iterator[None]:
+    """Inside, SIGTERM and Ctrl-C end nothing: they are noted in ``run``, which then stops with the scores it has.
+
+    A second Ctrl-C stops at once.
+    """
 
     def note(number: int, frame: Any) -> None:
-        run.interrupted = "SIGTERM was received"
+        run.interrupted = f"{signal.Signals(number).name} was received"
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = signal.signal(signal.SIGTERM, note)
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Forecast:

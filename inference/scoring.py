@@ -104,6 +104,9 @@ def correct_by_image(
         run.fall_back("no_network", len(rows), "the artifacts hold no network; every lesion keeps its tabular score.")
         return network, image_scored
     reached, not_finite = 0, 0
+    if run.interrupted:
+        run.fall_back("images_not_reached", len(rows), f"{run.interrupted}; no image is read.")
+        return network, image_scored
     try:
         ensemble, store = load()
         image_size = manifest["network"]["settings"]["image_size"]
@@ -122,7 +125,7 @@ def correct_by_image(
                 left = len(rows) - reached
                 run.fall_back("images_not_reached", left, f"{run.reason_to_stop()}; no further image is read.")
                 break
-    # Whatever breaks here, a tabular submission is better than none: the only place that catches every exception.
+    # Whatever breaks here, a tabular submission is better than none.
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         run.fall_back("network_stopped", 1, f"{type(error).__name__}: {reason}; the rest keeps its tabular score.")

@@ -4,14 +4,15 @@
 2. Score every lesion by its metadata (CatBoost).         Without a usable model: exit status 2.
 3. Write these scores to submission.csv.                  From here on a valid submission exists.
 4. Score the lesions whose crop can be read by the networks and combine both scores; the others keep the tabular score.
-   Stop when the time is up or on SIGTERM, with the scores there are.
+   Stop when the time is up, or on SIGTERM or Ctrl-C, with the scores there are.
 5. Write the final submission.csv, and run.json: how lesions were scored, fall-backs, versions, seconds.
+
+Whatever fails after step 3 costs scores, not the submission.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,11 +24,11 @@ import pandas as pd
 from inference.artifacts import FORMAT, MANIFEST, load_manifest
 from inference.files import write_csv
 from inference.options import Parser, crop_count, existing_folder, output_file, positive_number
-from inference.run_log import Run, hours, stop_on_sigterm, versions
+from inference.run_log import Run, hours, stop_on_signal, versions
 from inference.schema import ID, TARGET, TEXT_COLUMNS, read_metadata_leniently
 from inference.scoring import combine_scores, correct_by_image, load_fold_networks, open_test_images, score_tabular
 from inference.tables import Reading, id_mismatch, read_csv_file
-from utils import InputError
+from utils import InputError, run_command
 
 COMPETITION = "isic-2024-challenge"
 TEST_METADATA = "test-metadata.csv"
@@ -71,22 +72,30 @@ def score_folder(settings: RunSettings, run: Run) -> None:
     run.finish("tabular")
 
     def load():
-        return load_fold_networks(artifacts, manifest, run), open_test_images(competition)
+        networks, images = load_fold_networks(artifacts, manifest, run), open_test_images(competition)
+        if len(rows) and not any(isic_id in images for isic_id in rows[ID]):
+            note = id_mismatch(TEST_METADATA, rows[ID], images.path.name, images.names())
+            run.fall_back("images_of_other_lesions", len(rows), f"{note}.")
+        return networks, images
 
     tabular = scores["tabular"].to_numpy()
-    network, image_scored = correct_by_image(rows, tabular, load, manifest, settings.batch_size, run)
-    final = combine_scores(tabular, network, image_scored, manifest, run)
-    scores = scores.assign(network=network, final=final, image_scored=image_scored.astype(int))
-    run.finish("images")
-
+    scores = scores.assign(network=tabular, final=tabular, image_scored=0)
     try:
-        write_submission(settings.output, order, scores["final"], without_row)
-        if settings.scores:
-            write_csv(settings.scores, scores.reset_index(), float_format=None)
-    except (InputError, OSError) as error:
-        note = f"{error}; {settings.output} has the tabular scores."
+        network, image_scored = correct_by_image(rows, tabular, load, manifest, settings.batch_size, run)
+        final = combine_scores(tabular, network, image_scored, manifest, run)
+        run.finish("images")
+        write_submission(settings.output, order, pd.Series(final, scores.index), without_row)
+        scores = scores.assign(network=network, final=final, image_scored=image_scored.astype(int))
+    # Whatever breaks here: the submission with the tabular scores is there, and stays.
+    except Exception as error:
+        note = f"{type(error).__name__}: {error}; {settings.output} has the tabular scores."
         run.fall_back("final_scores_not_written", len(order), note)
-    count = int(image_scored.sum())
+    if settings.scores:
+        try:
+            write_csv(settings.scores, scores.reset_index(), float_format=None)
+        except (InputError, OSError) as error:
+            run.fall_back("scores_not_written", len(scores), f"{error}; {settings.output} is complete.")
+    count = int(scores["image_scored"].sum())
     run.facts |= {"lesions": len(rows), "image_scored": count, "submission_rows": len(order)}
     run.finish("writing")
     run.write(settings.output.with_name("run.json"))
@@ -204,7 +213,7 @@ def write_submission(path: Path, order: Sequence[str], logits: pd.Series, withou
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the kernel; returns the exit status: 0 done, 2 bad input (one sentence on stderr)."""
+    """Runs the kernel."""
     parser = Parser(description="Scores a test folder of the ISIC 2024 challenge; no arguments on Kaggle.")
     parser.add_argument(
         "--competition", type=existing_folder, help=f"folder with {TEST_METADATA} (default: found below --input-root)"
@@ -225,17 +234,12 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="HOURS",
         help="images until then (default: %(default)s)",
     )
-    try:
-        options = vars(parser.parse_args(arguments))
-        run = Run(options.pop("time_budget") * 3600)
-        settings = RunSettings(**options)
-        with stop_on_sigterm(run):
-            score_folder(settings, run)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options = vars(parser.parse_args(arguments))
+    run = Run(options.pop("time_budget") * 3600)
+    with stop_on_signal(run):
+        score_folder(RunSettings(**options), run)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import os
 import random
+import signal
 import subprocess
 import tempfile
 import threading
@@ -28,7 +29,7 @@ from tqdm import tqdm
 
 from inference.files import replacing
 from inference.options import Parser, address, processes
-from utils import InputError
+from utils import InputError, guard_process, refusal
 
 if TYPE_CHECKING:
     import distributed
@@ -223,7 +224,10 @@ def _run_elsewhere(call: _Call) -> tuple[int, Any, dict[str, bytes]]:
             return _run(call)
     except InputError:
         raise
-    except Exception:
+    except Exception as error:
+        sentence = refusal(error)
+        if sentence:
+            raise InputError(sentence) from None
         raise RuntimeError(f"a task failed in a worker:\n{traceback.format_exc()}") from None
 
 
@@ -268,7 +272,12 @@ def gpus() -> list[str]:
 
 
 def _take_share(numbers: Path, processes: int, names: Sequence[str]) -> None:
-    """Gives a process that has just started one GPU, where there are any, and its share of the cores."""
+    """Gives a process that has just started one GPU, where there are any, and its share of the cores.
+
+    Ctrl-C is for the process that distributes the tasks, which then ends this one.
+    """
+    guard_process()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in itertools.count():
         with contextlib.suppress(FileExistsError):
             (numbers / str(number)).touch(exist_ok=False)

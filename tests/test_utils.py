@@ -276,32 +276,6 @@ def test_set_seed_works_without_keras(monkeypatch):
     assert random.random() == first
 
 
-def raising(error):
-    raise error
-
-
-@pytest.mark.parametrize(
-    ("main", "status", "message"),
-    [
-        (lambda: None, None, ""),
-        (lambda: 0, 0, ""),
-        (lambda: 3, 3, ""),
-        (lambda: raising(InputError("folds.csv has no column 'fold'.")), 2, "error: folds.csv has no column 'fold'.\n"),
-        (lambda: raising(KeyboardInterrupt), 130, "stopped\n"),
-    ],
-)
-def test_run_command_turns_an_outcome_into_a_status(main, status, message, capsys):
-    with pytest.raises(SystemExit) as caught:
-        utils.run_command(main)
-    assert caught.value.code == status
-    assert capsys.readouterr().err == message
-
-
-def test_run_command_hides_no_bug():
-    with pytest.raises(ZeroDivisionError):
-        utils.run_command(lambda: 1 / 0)
-
-
 def test_log_prints_the_line_and_nothing_else(capsys):
     utils.log("5 folds, 1,042 patients")
     assert capsys.readouterr().out == "5 folds, 1,042 patients\n"

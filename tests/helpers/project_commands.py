@@ -18,7 +18,8 @@ def commands() -> dict[str, tuple[str, str]]:
             entry = re.search(r'^if __name__ == "__main__":\n    run_command\((\w+)', path.read_text("utf-8"), re.M)
             if entry:
                 module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-                found[module.removesuffix(".__main__")] = module, entry[1]
+                name = "kernel.py" if module == "inference.submission" else module.removesuffix(".__main__")
+                found[name] = module, entry[1]
     return found
 
 

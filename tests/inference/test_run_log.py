@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from inference.build_kernel import ROOT
-from inference.run_log import Forecast, Run, peak_memory, stop_on_sigterm, versions
+from inference.run_log import Forecast, Run, peak_memory, stop_on_signal, versions
 
 
 def test_a_fall_back_is_counted_noted_and_logged(capsys, tmp_path):
@@ -36,7 +36,7 @@ def test_there_is_a_reason_to_stop_once_the_time_is_up():
 
 def test_sigterm_is_noted_and_does_not_kill():
     run, before = Run(), signal.getsignal(signal.SIGTERM)
-    with stop_on_sigterm(run):
+    with stop_on_signal(run):
         os.kill(os.getpid(), signal.SIGTERM)
         assert run.reason_to_stop() == "SIGTERM was received"
     assert signal.getsignal(signal.SIGTERM) == before

@@ -1,0 +1,260 @@
+"""The door of every command: which error becomes which exit status, and output that cannot be written."""
+
+import ast
+import errno
+import importlib
+import io
+import json
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from project_commands import PACKAGES, ROOT, commands
+
+import utils
+from utils import InputError
+
+
+def raising(error):
+    raise error
+
+
+def cleaning_up_fails():
+    try:
+        raise KeyboardInterrupt
+    finally:
+        raise OSError("cleaning up failed")
+
+
+@pytest.fixture
+def hooks(monkeypatch, tmp_path):
+    """Undoes what ``run_command`` changes in its process; the folder that tracebacks go to."""
+    for module, name in (
+        (sys, "unraisablehook"),
+        (sys, "excepthook"),
+        (threading, "excepthook"),
+        (logging, "raiseExceptions"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    factory = logging.getLogRecordFactory()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    yield tmp_path
+    logging.setLogRecordFactory(factory)
+
+
+@pytest.mark.parametrize(
+    ("main", "status", "message"),
+    [
+        (lambda: None, None, ""),
+        (lambda: 0, 0, ""),
+        (lambda: 3, 3, ""),
+        (lambda: sys.exit(2), 2, ""),
+        (lambda: raising(InputError("folds.csv has no column 'fold'.")), 2, "error: folds.csv has no column 'fold'.\n"),
+        (lambda: raising(KeyboardInterrupt), 130, "stopped\n"),
+        (cleaning_up_fails, 130, "stopped\n"),
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), 143, "stopped\n"),
+    ],
+)
+def test_run_command_turns_an_outcome_into_a_status(main, status, message, capsys, hooks):
+    with pytest.raises(SystemExit) as caught:
+        utils.run_command(main)
+    assert caught.value.code == status
+    assert capsys.readouterr().err == message
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def error_of(module, name, *arguments):
+    """An error of a library, imported when it is needed."""
+    return getattr(importlib.import_module(module), name)(*arguments)
+
+
+def tensorflow_error(name, text):
+    """An error as TensorFlow's, without TensorFlow."""
+    return type(name, (Exception,), {"__module__": "tensorflow.python.framework.errors_impl"})(text)
+
+
+def open_with_h5py(path, name):
+    with h5py.File(path, "w") as file:
+        file[name]
+
+
+REFUSED = {
+    **{
+        errno.errorcode[number]: lambda path, number=number: raising(OSError(number, os.strerror(number), str(path)))
+        for number in (
+            *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
+            *(
+                errno.ENAMETOOLONG,
+                errno.EMFILE,
+                errno.ENFILE,
+                errno.EIO,
+                errno.EBUSY,
+                errno.ESTALE,
+                errno.ELOOP,
+                errno.EEXIST,
+            ),
+            *(errno.EPIPE, errno.ECONNREFUSED, errno.ETIMEDOUT, errno.ENOMEM, errno.EAGAIN, errno.ENODEV, errno.ENOTEMPTY),
+        )
+    },
+    "an OSError of words alone": lambda path: raising(OSError("Unable to open file (truncated file)")),
+    "no such file": lambda path: path.open(),
+    "a folder for a file": lambda path: path.parent.open(),
+    "a file for a folder": lambda path: (Path(__file__) / "x").mkdir(),
+    "a name too long": lambda path: (path.parent / ("x" * 300)).touch(),
+    "a null in a name": lambda path: raising(UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed")),
+    "bytes that are no text": lambda path: b"\xff".decode("utf-8"),
+    "memory": lambda path: raising(MemoryError()),
+    "memory of NumPy": lambda path: np.empty(2**50),
+    "memory of TensorFlow": lambda path: raising(tensorflow_error("ResourceExhaustedError", "OOM when allocating\n tensor")),
+    "a file of TensorFlow": lambda path: raising(tensorflow_error("PermissionDeniedError", "logs; Permission denied")),
+    "threads": lambda path: raising(RuntimeError("can't start new thread")),
+    "a package": lambda path: importlib.import_module("no_such_package"),
+    "no HDF5": lambda path: h5py.File(__file__),
+    "an HDF5 without the data": lambda path: open_with_h5py(path, "image"),
+    "pandas": lambda path: raising(pd.errors.ParserError("Expected 3 fields in line 4, saw 5")),
+    "an empty table": lambda path: pd.read_csv(io.StringIO("")),
+    "catboost": lambda path: error_of("catboost", "CatBoost").load_model(__file__),
+    "pyarrow": lambda path: raising(error_of("pyarrow", "ArrowInvalid", "no Parquet magic bytes")),
+    "joblib": lambda path: raising(error_of("joblib.externals.loky.process_executor", "TerminatedWorkerError", "killed")),
+    "optuna": lambda path: raising(error_of("optuna.exceptions", "StorageInternalError", "locked")),
+    "sqlite": lambda path: raising(error_of("sqlite3", "OperationalError", "database is locked")),
+    "jinja": lambda path: raising(error_of("jinja2", "TemplateSyntaxError", "unexpected", 1)),
+    "json": lambda path: json.loads("{"),
+    "zip": lambda path: raising(error_of("zipfile", "BadZipFile", "not a zip file")),
+    "a program": lambda path: subprocess.run(["false"], check=True),
+}
+
+
+@pytest.mark.parametrize("harm", REFUSED)
+def test_what_a_user_can_correct_is_one_sentence_and_status_2(harm, capsys, hooks, tmp_path):
+    with pytest.raises(SystemExit) as caught:
+        utils.run_command(lambda: REFUSED[harm](tmp_path / "lesions.hdf5"))
+    printed = capsys.readouterr()
+    assert caught.value.code == 2
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert harm not in errno.errorcode.values() or "lesions.hdf5" in printed.err
+    assert list(hooks.glob("traceback-*")) == []
+
+
+@pytest.mark.parametrize(
+    "defect", [ZeroDivisionError("1 / 0"), KeyError("fold"), AssertionError(), RecursionError(), ValueError()]
+)
+def test_a_defect_is_one_sentence_that_names_a_file_with_the_traceback(defect, capsys, hooks):
+    with pytest.raises(SystemExit) as caught:
+        utils.run_command(lambda: raising(defect))
+    printed, (path,) = capsys.readouterr().err, hooks.glob("traceback-*.log")
+    assert caught.value.code == 1
+    assert printed.count("\n") == 1
+    assert str(path) in printed
+    assert "in raising" in path.read_text(encoding="utf-8")
+
+
+def test_a_defect_whose_traceback_cannot_be_written_shows_none(capsys, hooks, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(hooks / "missing"))
+    with pytest.raises(SystemExit) as caught:
+        utils.run_command(lambda: 1 / 0)
+    assert caught.value.code == 1
+    assert "could not be written" in capsys.readouterr().err
+
+
+ENTRY = "__name__ == '__main__'"
+
+
+def test_every_command_goes_through_the_door():
+    entries = []
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            entries += [
+                ast.unparse(each.body) for each in tree.body if isinstance(each, ast.If) and ENTRY in ast.unparse(each.test)
+            ]
+    assert len(entries) == len(commands()) > 20
+    assert {text.partition("(")[0] for text in entries} == {"run_command"}
+    assert (ROOT / "kernel.py").read_text(encoding="utf-8").rstrip().endswith("run_command(main)")
+
+
+#: What a command does in a process of its own, after a line that not every console can print.
+COMMAND = """
+import logging, os, sys, threading, utils
+from tqdm import tqdm
+
+class Closing:
+    def __del__(self):
+        raise OSError(28, "No space left on device")
+
+def main(what):
+    utils.log("данные")
+    if what == "lines":
+        for number in tqdm(range(2000)):
+            utils.log("x" * 100)
+    elif what == "thread":
+        thread = threading.Thread(target=lambda: 1 / 0)
+        thread.start()
+        thread.join()
+    elif what == "closing":
+        global at_exit
+        at_exit = Closing()
+        Closing()
+    elif what == "logging":
+        try:
+            1 / 0
+        except ZeroDivisionError:
+            logging.exception("a library's words")
+    elif what == "numbers":
+        return sum(os.readlink(f"/proc/self/fd/{number}") == os.devnull for number in range(3))
+    elif what == "defect":
+        1 / 0
+    open(sys.argv[2], "w").close()
+
+utils.run_command(lambda: main(sys.argv[1]))
+"""
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("what", "shell", "status"),
+    [
+        ("lines", "{} > /dev/null", 0),
+        ("lines", "PYTHONIOENCODING=cp1252 {}", 0),
+        ("lines", "PYTHONIOENCODING=ascii:strict {}", 0),
+        ("lines", "{} | head -n 1", 0),
+        ("lines", "{} 2>&1 | head -n 1", 0),
+        ("lines", "{} > /dev/full", 0),
+        ("lines", "{} > /dev/full 2> /dev/full", 0),
+        ("lines", "PYTHONUNBUFFERED=1 {} > /dev/full", 0),
+        ("lines", "{} >&-", 0),
+        ("lines", "{} 2>&-", 0),
+        ("numbers", "{} >&- 2>&- <&-", 3),
+        ("thread", "{}", 0),
+        ("closing", "{}", 0),
+        ("logging", "{}", 0),
+        ("defect", "{} 2>&-", 1),
+    ],
+)
+def test_output_that_cannot_be_written_costs_the_output_only(what, shell, status, tmp_path):
+    done = tmp_path / "done"
+    command = shell.format(shlex.join([sys.executable, "-c", COMMAND, what, str(done)]))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    run = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    assert run.returncode == status
+    assert done.exists() == (status == 0)
+    for word in ("Traceback", "Exception ignored", "Logging error"):
+        assert word not in run.stdout + run.stderr
