@@ -6,27 +6,29 @@ On Kaggle it runs without arguments and without a network connection. It reads t
 that this project's training wrote. Built by `python -m inference.build_kernel`: edit the modules below and build again.
 
 Contents (line numbers):
-       64  utils.py
-       76  inference/links.py
-       91  inference/options.py
-      206  inference/files.py
-      276  inference/tables.py
-      601  inference/schema.py
-      749  inference/features.py
-     1046  inference/artifacts.py
-     1101  inference/tabular.py
-     1160  inference/images.py
-     1330  inference/network.py
-     1595  inference/run_log.py
-     1726  inference/scoring.py
-     1898  inference/submission.py
+       68  utils.py
+      217  inference/links.py
+      285  inference/options.py
+      399  inference/files.py
+      475  inference/tables.py
+      801  inference/schema.py
+      949  inference/features.py
+     1246  inference/artifacts.py
+     1319  inference/tabular.py
+     1378  inference/images.py
+     1556  inference/network.py
+     1821  inference/run_log.py
+     1957  inference/scoring.py
+     2132  inference/submission.py
 """
 
 from __future__ import annotations
 
 import argparse
 import codecs
+import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -40,7 +42,9 @@ import signal
 import struct
 import sys
 import tempfile
+import threading
 import time
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -72,19 +76,209 @@ class InputError(ValueError):
     """
 
 
+def log(text: str) -> None:
+    """Prints one line at once, without a time stamp: two runs can be compared. A line that cannot be written is lost."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, flush=True)
+
+
+class _LossyOutput(io.FileIO):
+    """A file descriptor whose reader may go away or whose disk may be full: what cannot be written is lost."""
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Writes what it can; never fails."""
+        with contextlib.suppress(OSError):
+            return super().write(data) or len(data)
+        return len(data)
+
+
+def guard_process() -> None:
+    """Makes this process print whatever its streams can take, and no traceback: not of a thread, not of an ignored error."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it takes the number; else a data file would, and get the log
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123 - as long as the process
+        elif stream is getattr(sys, f"__{name}__"):
+            raw, at_once = _LossyOutput(stream.fileno(), "w", closefd=False), stream.line_buffering or stream.write_through
+            lossy = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=at_once)
+            setattr(sys, name, lossy)
+    logging.raiseExceptions = False
+    logging.setLogRecordFactory(_without_traceback)
+    sys.unraisablehook = sys.excepthook = lambda *_: None
+    threading.excepthook = _note_thread
+
+
+def _without_traceback(*arguments: Any, **more: Any) -> logging.LogRecord:
+    record = logging.LogRecord(*arguments, **more)
+    record.exc_info = record.stack_info = None
+    return record
+
+
+def _note_thread(failed: threading.ExceptHookArgs) -> None:
+    if isinstance(failed.exc_value, Exception) and not sys.is_finalizing():
+        _complain(f"warning: a thread stopped: {refusal(failed.exc_value) or _defect(failed.exc_value)}")
+
+
+def _complain(sentence: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        print(sentence, file=sys.stderr, flush=True)
+
+
+#: What to do about errors of the operating system.
+ADVICE = {
+    "free disk space": (errno.ENOSPC, errno.EDQUOT),
+    "free memory, or choose fewer --jobs or smaller batches": (errno.ENOMEM,),
+    "raise the limit of open files (ulimit -n)": (errno.EMFILE, errno.ENFILE),
+    "choose a place that you may read and write": (errno.EACCES, errno.EPERM, errno.EROFS),
+    "correct the path": (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+}
+#: Modules and classes of errors that mean a file, a disk, a process or a server; by name, because their import takes long.
+REFUSING = re.compile(
+    r"(_?catboost|pandas\.errors|pyarrow|h5py|dask|distributed|joblib|concurrent\.futures|optuna|sqlalchemy|sqlite3|jinja2"
+    r"|requests|urllib3|http\.client|subprocess|zipfile|tarfile|zlib|_lzma|_csv|json\.decoder|PIL)\b"
+    r"|tensorflow.*\.(ResourceExhausted|NotFound|PermissionDenied|Unavailable|DataLoss)Error"
+)
+
+
+def refusal(error: BaseException) -> str | None:
+    """One sentence for an error that a user can correct: bad input, or a no of the system or of a library; else None."""
+    kind, text = type(error).__name__, " ".join(map(str.strip, str(error).splitlines()))
+    names = [f"{each.__module__}.{each.__name__}" for each in type(error).__mro__]
+    if isinstance(error, InputError):
+        return text or kind
+    if isinstance(error, MemoryError) or (kind == "ResourceExhaustedError" and "No space left" not in text):
+        return f"the memory is not enough ({text or kind}); free memory, or choose fewer --jobs or smaller batches."
+    if isinstance(error, OSError):
+        paths = " -> ".join(str(path) for path in (error.filename, error.filename2) if path is not None)
+        what = f"{paths}: {error.strerror}" if paths else text or kind
+        advice = next((advice for advice, numbers in ADVICE.items() if error.errno in numbers), "correct that")
+        return f"{what}; {advice}, and run the same command again."
+    # h5py raises Python's own classes: what tells is the module of the code.
+    names += [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)][-1:]
+    foreseen = isinstance(error, UnicodeError | ImportError) or text == "can't start new thread"
+    if foreseen or any(map(REFUSING.match, names[:-1])) or names[-1].startswith("h5py"):
+        return f"{kind}: {text[:600]}; correct that, and run the same command again."
+    return None
+
+
+def _defect(error: BaseException) -> str:
+    """One sentence for an error of this program; its traceback goes into a file."""
+    try:
+        number, path = tempfile.mkstemp(".log", "traceback-")
+        with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(traceback.format_exception(error))
+        where = f"its traceback is in {path}"
+    except OSError as failed:
+        where = f"its traceback could not be written ({failed.strerror or failed})"
+    text = " ".join(str(error).split())[:600]
+    return f"{type(error).__name__}: {text}; this is a defect of the program, please report it; {where}."
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """The door of every command: runs it and exits, with at most one sentence and no traceback, whatever happened.
+
+    The status is 0 or what ``main`` returns; 2 for what a user can correct; 1 for a defect, with the traceback in a file
+    that the sentence names; 130 after Ctrl-C and 143 after SIGTERM, which is raised as Ctrl-C is: libraries clean up.
+    """
+    terminated = []
+
+    def terminate(number: int, frame: Any) -> NoReturn:
+        terminated.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        guard_process()
+        status = main()
+    except SystemExit:
+        raise
+    except BaseException as error:
+        cause = error
+        while cause and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__cause__ or cause.__context__
+        if cause:
+            _complain("stopped")
+            status = 143 if terminated else 130
+        else:
+            sentence = refusal(error)
+            _complain(f"error: {sentence or _defect(error)}")
+            status = 2 if sentence else 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    sys.exit(status)
+
+
 # ===========================================================================================================================
 # inference/links.py
 # ===========================================================================================================================
 
-"""Links: a linked file or folder is what it points to, wherever folders are searched."""
+"""Links: a linked file or folder is what it points to, wherever folders are searched; one that leads nowhere is an error."""
+
+#: Folders of the competition's 401,059 separate images: no input is in them, and listing them takes long.
+IMAGE_FOLDERS = ("train-image", "test-image")
 
 
 def dangling_link(path: Path) -> str:
-    """A sentence's end about the first link in ``path`` that leads nowhere, or in a circle; empty where none does."""
+    """A clause about the first link in ``path`` that leads nowhere, or in a circle; empty where none does."""
     for part in (*reversed(path.parents), path):
         if part.is_symlink() and not part.exists():
-            return f"leads nowhere: {part} is a link to {part.readlink()}, which does not exist"
+            return f"{part} is a link to {part.readlink()}, which does not exist"
     return ""
+
+
+def refuse_dangling(path: Path) -> Path:
+    """The path itself, which need not exist; raises InputError where it is a link that leads nowhere."""
+    if link := dangling_link(path):
+        raise InputError(f"{link}; restore that, or remove the link.")
+    return path
+
+
+def walk_links(root: Path, depth: int | None = None, *, strict: bool = False) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """``os.walk`` in the order of names and through links, each folder once: links may lead back, or to one place.
+
+    As with ``os.walk``, subfolders that are taken from the list are passed over.
+
+    Args:
+        root: where to begin.
+        depth: how many levels below it; None for all.
+        strict: raise for a folder that cannot be read and a link that leads nowhere, hidden ones excepted.
+
+    Raises:
+        InputError: a link leads nowhere.
+        OSError: a folder cannot be read.
+    """
+    known = set()
+    for name, subfolders, names in os.walk(root, followlinks=True, onerror=_raise if strict else None):
+        folder, place = Path(name), os.path.realpath(name)
+        subfolders.sort()
+        if place in known:
+            subfolders.clear()
+            continue
+        known.add(place)
+        if strict:
+            with os.scandir(folder) as entries:
+                links = sorted(entry.name for entry in entries if entry.is_symlink() and not entry.name.startswith("."))
+            for link in links:
+                refuse_dangling(folder / link)
+        if depth is not None and len(folder.relative_to(root).parts) >= depth:
+            subfolders.clear()
+        yield folder, subfolders, sorted(names)
+
+
+def input_folders(root: Path, depth: int) -> Iterator[Path]:
+    """The folders at most ``depth`` levels below ``root`` that may be an input, in a fixed order."""
+    for folder, subfolders, _ in walk_links(root, depth):
+        subfolders[:] = [name for name in subfolders if name not in IMAGE_FOLDERS]
+        yield folder
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 # ===========================================================================================================================
@@ -187,9 +381,8 @@ class PathType:
         """Why the path cannot be used; empty where it can."""
         if not text.strip():
             return "is empty, as a variable that is not set"
-        link = dangling_link(path)
-        if link:
-            return link
+        if link := dangling_link(path):
+            return f"leads nowhere, for {link}"
         if self.kind == "file" and (path.is_dir() or text.endswith(("/", "/.", "/..")) or text in (".", "..")):
             return "is a folder"
         if self.exists and not path.exists():
@@ -211,6 +404,8 @@ output_file = PathType("file", exists=False)
 Every module writes through ``replacing``, so that a reader never gets half a file; what cannot be written is an InputError.
 """
 
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -219,7 +414,7 @@ def replacing(path: Path) -> Iterator[Path]:
     The temporary name keeps the suffixes of ``path`` because h5py, Keras and Pillow choose a format by them.
 
     Raises:
-        InputError: the folder of ``path`` cannot be written to.
+        InputError: the folder of ``path`` cannot be written to, or the disk is full.
     """
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
@@ -231,6 +426,10 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except (PermissionError, IsADirectoryError) as error:
         raise InputError(f"{path} cannot be written ({error.strerror}); choose a folder that you may write to.") from error
+    except OSError as error:
+        if error.errno not in DISK_IS_FULL:
+            raise
+        raise InputError(f"{path} cannot be written ({error.strerror}); free some space and run the same again.") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -352,6 +551,7 @@ def csv_chunks(path: Path, reading: Reading, rows: int | None) -> Iterator[pd.Da
         else:
             yield from _repaired_chunks(path, header, reading, rows)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        refuse_dangling(path)
         raise InputError(f"{path.name} is not in {path.parent}; give the folder that holds it.") from error
     except pd.errors.ParserError as error:
         raise InputError(f"{path} cannot be read as CSV ({str(error).strip().splitlines()[0]}); fetch it again.") from error
@@ -500,7 +700,7 @@ def _fitted(path: Path, names: list[str], record: Record, repairs: Counter[str] 
         if record.cut and len(cells) < width:
             raise InputError(f"{where}: the file ends in the middle of this row; fetch it again.")
         if len(cells) != width:
-            raise InputError(f"{where} has {len(cells)} cells, the header {width}; correct the line, or fetch it again.")
+            raise InputError(f"{where} has {len(cells)} cells, not {width}; correct the line, or fetch it again.")
         if wrong:
             name, byte = names[wrong[0]], cells[wrong[0]].index(UNDECODED) + 1
             raise InputError(
@@ -1049,11 +1249,17 @@ def neighbour_distances(points: np.ndarray, space: np.ndarray) -> np.ndarray:
 """The artifact folder and its manifest: what training wrote, checked before use.
 
 ``manifest.json`` is the folder's index. A file that it does not name, or whose SHA-256 differs, is never opened.
+
+A stage adds its files by one rename of a folder to ``.committed``; then they move out of it, the manifest last
+(``scale.artifact_folder``). So a file is looked for in ``.committed`` first, and a reader has the whole old set or the whole
+new one, also when the process that moved them was killed.
 """
 
 #: Raised by one whenever a kernel of the older format could not read the newer.
 FORMAT = "slice-3d-fusion/3"
 MANIFEST = "manifest.json"
+#: The sub-folder with those files of a finished stage that are not moved out yet.
+COMMITTED = ".committed"
 
 Manifest = dict[str, Any]
 
@@ -1066,8 +1272,9 @@ def load_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(_manifest_bytes(folder).decode("utf-8"))
     except FileNotFoundError as error:
+        refuse_dangling(path)
         raise InputError(f"{folder} has no {MANIFEST}; run train.tabular into it, or give the artifact folder.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not JSON ({error}); train or copy the artifacts again.") from error
@@ -1075,6 +1282,13 @@ def load_manifest(folder: Path) -> Manifest:
     if found != FORMAT:
         raise InputError(f"{path} has format {found!r}, this version reads {FORMAT!r}; train again.")
     return manifest
+
+
+def _manifest_bytes(folder: Path) -> bytes:
+    try:
+        return (folder / COMMITTED / MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):  # also when it has just moved out
+        return (folder / MANIFEST).read_bytes()
 
 
 def checked_file(folder: Path, manifest: Manifest, name: str) -> Path:
@@ -1086,15 +1300,19 @@ def checked_file(folder: Path, manifest: Manifest, name: str) -> Path:
     expected = manifest.get("files", {}).get(name)
     if expected is None or not name or Path(name).name != name:  # the folder is flat: a path would lead out of it
         raise InputError(f"{folder / MANIFEST} does not name {name!r}; only files named there are opened.")
-    path = folder / name
-    if not path.is_file():
+    hashes = {path: sha256_of(path) for path in (folder / COMMITTED / name, folder / name) if path.is_file()}
+    for path, actual in hashes.items():
+        if actual == expected:
+            return path
+    if not hashes:
+        refuse_dangling(folder / name)
         raise InputError(f"{name} is named in {MANIFEST} and missing in {folder}; copy the whole artifact folder.")
-    actual = sha256_of(path)
-    if actual != expected:
-        raise InputError(
-            f"{path} has SHA-256 {actual[:12]}..., {MANIFEST} has {expected[:12]}...; copy the artifacts again or retrain."
-        )
-    return path
+    if load_manifest(folder) != manifest:
+        raise InputError(f"{folder} was trained anew while its files were read; run the same command again.")
+    raise InputError(
+        f"{folder / name} has SHA-256 {actual[:12]}..., {MANIFEST} has {expected[:12]}...; "
+        "copy the artifacts again or retrain."
+    )
 
 
 # ===========================================================================================================================
@@ -1201,6 +1419,10 @@ class ImageStore:
         except (KeyError, RuntimeError):
             return False
 
+    def names(self) -> Iterator[str]:
+        """The ids of all images, readable or not."""
+        yield from self._file if self._file is not None else (path.stem for path in self.path.glob("*.jpg"))
+
     def read(self, isic_id: str) -> bytes:
         """The JPEG or PNG bytes of one lesion; empty when there are none, they are neither, or claim ``MOST_PIXELS``."""
         try:
@@ -1244,9 +1466,13 @@ def open_hdf5(path: Path) -> h5py.File:
 
 
 def find_images(competition: Path, split: str) -> Path | None:
-    """Where a competition folder keeps the images of ``split`` ("train" or "test"): the HDF5 file, else the folder."""
+    """Where a competition folder keeps the images of ``split`` ("train" or "test"): the HDF5 file, else the folder.
+
+    Raises:
+        InputError: it is a link that leads nowhere.
+    """
     for candidate in (competition / f"{split}-image.hdf5", competition / f"{split}-image" / "image"):
-        if candidate.exists():
+        if refuse_dangling(candidate).exists():
             return candidate
     return None
 
@@ -1624,7 +1850,7 @@ class Run:
 
     def log(self, text: str) -> None:
         """Prints one line with the seconds since the start."""
-        print(f"[{self.elapsed:7.1f} s] {text}", flush=True)
+        log(f"[{self.elapsed:7.1f} s] {text}")
 
     def fall_back(self, reason: str, count: int, note: str) -> None:
         """Counts and logs a fall-back.
@@ -1654,17 +1880,22 @@ class Run:
 
 
 @contextmanager
-def stop_on_sigterm(run: Run) -> Iterator[None]:
-    """Inside, SIGTERM does not kill the process: it is noted in ``run``, which then stops with the scores it has."""
+def stop_on_signal(run: Run) -> Iterator[None]:
+    """Inside, SIGTERM and Ctrl-C end nothing: they are noted in ``run``, which then stops with the scores it has.
+
+    A second Ctrl-C stops at once.
+    """
 
     def note(number: int, frame: Any) -> None:
-        run.interrupted = "SIGTERM was received"
+        run.interrupted = f"{signal.Signals(number).name} was received"
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = signal.signal(signal.SIGTERM, note)
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Forecast:
@@ -1812,6 +2043,9 @@ def correct_by_image(
         run.fall_back("no_network", len(rows), "the artifacts hold no network; every lesion keeps its tabular score.")
         return network, image_scored
     reached, not_finite = 0, 0
+    if run.interrupted:
+        run.fall_back("images_not_reached", len(rows), f"{run.interrupted}; no image is read.")
+        return network, image_scored
     try:
         ensemble, store = load()
         image_size = manifest["network"]["settings"]["image_size"]
@@ -1830,7 +2064,7 @@ def correct_by_image(
                 left = len(rows) - reached
                 run.fall_back("images_not_reached", left, f"{run.reason_to_stop()}; no further image is read.")
                 break
-    # Whatever breaks here, a tabular submission is better than none: the only place that catches every exception.
+    # Whatever breaks here, a tabular submission is better than none.
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         run.fall_back("network_stopped", 1, f"{type(error).__name__}: {reason}; the rest keeps its tabular score.")
@@ -1904,8 +2138,10 @@ def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> Ensembl
 2. Score every lesion by its metadata (CatBoost).         Without a usable model: exit status 2.
 3. Write these scores to submission.csv.                  From here on a valid submission exists.
 4. Score the lesions whose crop can be read by the networks and combine both scores; the others keep the tabular score.
-   Stop when the time is up or on SIGTERM, with the scores there are.
+   Stop when the time is up, or on SIGTERM or Ctrl-C, with the scores there are.
 5. Write the final submission.csv, and run.json: how lesions were scored, fall-backs, versions, seconds.
+
+Whatever fails after step 3 costs scores, not the submission.
 """
 
 COMPETITION = "isic-2024-challenge"
@@ -1916,8 +2152,6 @@ BATCH_SIZE = 64
 TIME_BUDGET = 11.0  # hours: Kaggle ends a run after 12
 #: Levels below /kaggle/input that are searched for the two inputs: the deepest mount known is models/*/*/*/*.
 SEARCH_DEPTH = 5
-#: Folders of the competition's 401,059 separate images: no input is in them, and listing them takes long.
-IMAGE_FOLDERS = ("train-image", "test-image")
 
 
 @dataclass(frozen=True)
@@ -1950,22 +2184,30 @@ def score_folder(settings: RunSettings, run: Run) -> None:
     run.finish("tabular")
 
     def load():
-        return load_fold_networks(artifacts, manifest, run), open_test_images(competition)
+        networks, images = load_fold_networks(artifacts, manifest, run), open_test_images(competition)
+        if len(rows) and not any(isic_id in images for isic_id in rows[ID]):
+            note = id_mismatch(TEST_METADATA, rows[ID], images.path.name, images.names())
+            run.fall_back("images_of_other_lesions", len(rows), f"{note}.")
+        return networks, images
 
     tabular = scores["tabular"].to_numpy()
-    network, image_scored = correct_by_image(rows, tabular, load, manifest, settings.batch_size, run)
-    final = combine_scores(tabular, network, image_scored, manifest, run)
-    scores = scores.assign(network=network, final=final, image_scored=image_scored.astype(int))
-    run.finish("images")
-
+    scores = scores.assign(network=tabular, final=tabular, image_scored=0)
     try:
-        write_submission(settings.output, order, scores["final"], without_row)
-        if settings.scores:
-            write_csv(settings.scores, scores.reset_index(), float_format=None)
-    except (InputError, OSError) as error:
-        note = f"{error}; {settings.output} has the tabular scores."
+        network, image_scored = correct_by_image(rows, tabular, load, manifest, settings.batch_size, run)
+        final = combine_scores(tabular, network, image_scored, manifest, run)
+        run.finish("images")
+        write_submission(settings.output, order, pd.Series(final, scores.index), without_row)
+        scores = scores.assign(network=network, final=final, image_scored=image_scored.astype(int))
+    # Whatever breaks here: the submission with the tabular scores is there, and stays.
+    except Exception as error:
+        note = f"{type(error).__name__}: {error}; {settings.output} has the tabular scores."
         run.fall_back("final_scores_not_written", len(order), note)
-    count = int(image_scored.sum())
+    if settings.scores:
+        try:
+            write_csv(settings.scores, scores.reset_index(), float_format=None)
+        except (InputError, OSError) as error:
+            run.fall_back("scores_not_written", len(scores), f"{error}; {settings.output} is complete.")
+    count = int(scores["image_scored"].sum())
     run.facts |= {"lesions": len(rows), "image_scored": count, "submission_rows": len(order)}
     run.finish("writing")
     run.write(settings.output.with_name("run.json"))
@@ -1981,7 +2223,7 @@ def find_competition(root: Path) -> Path:
     for folder in (root / COMPETITION, root / "competitions" / COMPETITION):
         if (folder / TEST_METADATA).is_file():
             return folder
-    found = [folder for folder in folders_below(root) if (folder / TEST_METADATA).is_file()]
+    found = [folder for folder in input_folders(root, SEARCH_DEPTH) if (folder / TEST_METADATA).is_file()]
     if len(found) != 1:
         raise InputError(
             f"{TEST_METADATA} is in {len(found)} folders below {root} ({mounted(root)}); attach "
@@ -1996,7 +2238,7 @@ def find_artifacts(root: Path) -> Path:
     Raises:
         InputError: there is none, or more than one.
     """
-    found = [folder for folder in folders_below(root) if is_artifact_folder(folder)]
+    found = [folder for folder in input_folders(root, SEARCH_DEPTH) if is_artifact_folder(folder)]
     if len(found) != 1:
         raise InputError(
             f"{len(found)} folders below {root} hold a {MANIFEST} of format {FORMAT} ({mounted(root)}); attach "
@@ -2012,14 +2254,6 @@ def is_artifact_folder(folder: Path) -> bool:
     except (InputError, OSError):
         return False
     return True
-
-
-def folders_below(root: Path) -> Iterator[Path]:
-    """The folders at most ``SEARCH_DEPTH`` levels below ``root``, in a fixed order."""
-    for folder, subfolders, _ in os.walk(root):
-        depth = len(Path(folder).relative_to(root).parts)
-        subfolders[:] = sorted(set(subfolders) - set(IMAGE_FOLDERS)) if depth < SEARCH_DEPTH else []
-        yield Path(folder)
 
 
 def mounted(root: Path) -> str:
@@ -2083,7 +2317,7 @@ def write_submission(path: Path, order: Sequence[str], logits: pd.Series, withou
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the kernel; returns the exit status: 0 done, 2 bad input (one sentence on stderr)."""
+    """Runs the kernel."""
     parser = Parser(description="Scores a test folder of the ISIC 2024 challenge; no arguments on Kaggle.")
     parser.add_argument(
         "--competition", type=existing_folder, help=f"folder with {TEST_METADATA} (default: found below --input-root)"
@@ -2104,17 +2338,12 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="HOURS",
         help="images until then (default: %(default)s)",
     )
-    try:
-        options = vars(parser.parse_args(arguments))
-        run = Run(options.pop("time_budget") * 3600)
-        settings = RunSettings(**options)
-        with stop_on_sigterm(run):
-            score_folder(settings, run)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options = vars(parser.parse_args(arguments))
+    run = Run(options.pop("time_budget") * 3600)
+    with stop_on_signal(run):
+        score_folder(RunSettings(**options), run)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

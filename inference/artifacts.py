@@ -1,6 +1,10 @@
 """The artifact folder and its manifest: what training wrote, checked before use.
 
 ``manifest.json`` is the folder's index. A file that it does not name, or whose SHA-256 differs, is never opened.
+
+A stage adds its files by one rename of a folder to ``.committed``; then they move out of it, the manifest last
+(``scale.artifact_folder``). So a file is looked for in ``.committed`` first, and a reader has the whole old set or the whole
+new one, also when the process that moved them was killed.
 """
 
 from __future__ import annotations
@@ -11,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from inference.files import sha256_of
+from inference.links import refuse_dangling
 from utils import InputError
 
 #: Raised by one whenever a kernel of the older format could not read the newer.
 FORMAT = "slice-3d-fusion/3"
 MANIFEST = "manifest.json"
+#: The sub-folder with those files of a finished stage that are not moved out yet.
+COMMITTED = ".committed"
 FOLDS = "folds.csv"
 OOF_TABULAR = "oof_tabular.csv"
 OOF_FUSION = "oof_fusion.csv"
@@ -41,6 +48,12 @@ def fold_network_file(fold: int) -> str:
     return f"fusion_fold{fold}.weights.h5"
 
 
+def artifact_path(folder: Path, name: str) -> Path:
+    """Where the newest version of an artifact, or of the manifest, lies."""
+    committed = folder / COMMITTED / name
+    return committed if committed.is_file() else folder / name
+
+
 def load_manifest(folder: Path) -> Manifest:
     """The manifest of an artifact folder; the files that it names are checked one by one as they are opened.
 
@@ -49,8 +62,9 @@ def load_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(_manifest_bytes(folder).decode("utf-8"))
     except FileNotFoundError as error:
+        refuse_dangling(path)
         raise InputError(f"{folder} has no {MANIFEST}; run train.tabular into it, or give the artifact folder.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not JSON ({error}); train or copy the artifacts again.") from error
@@ -58,6 +72,13 @@ def load_manifest(folder: Path) -> Manifest:
     if found != FORMAT:
         raise InputError(f"{path} has format {found!r}, this version reads {FORMAT!r}; train again.")
     return manifest
+
+
+def _manifest_bytes(folder: Path) -> bytes:
+    try:
+        return (folder / COMMITTED / MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):  # also when it has just moved out
+        return (folder / MANIFEST).read_bytes()
 
 
 def checked_file(folder: Path, manifest: Manifest, name: str) -> Path:
@@ -69,12 +90,16 @@ def checked_file(folder: Path, manifest: Manifest, name: str) -> Path:
     expected = manifest.get("files", {}).get(name)
     if expected is None or not name or Path(name).name != name:  # the folder is flat: a path would lead out of it
         raise InputError(f"{folder / MANIFEST} does not name {name!r}; only files named there are opened.")
-    path = folder / name
-    if not path.is_file():
+    hashes = {path: sha256_of(path) for path in (folder / COMMITTED / name, folder / name) if path.is_file()}
+    for path, actual in hashes.items():
+        if actual == expected:
+            return path
+    if not hashes:
+        refuse_dangling(folder / name)
         raise InputError(f"{name} is named in {MANIFEST} and missing in {folder}; copy the whole artifact folder.")
-    actual = sha256_of(path)
-    if actual != expected:
-        raise InputError(
-            f"{path} has SHA-256 {actual[:12]}..., {MANIFEST} has {expected[:12]}...; copy the artifacts again or retrain."
-        )
-    return path
+    if load_manifest(folder) != manifest:
+        raise InputError(f"{folder} was trained anew while its files were read; run the same command again.")
+    raise InputError(
+        f"{folder / name} has SHA-256 {actual[:12]}..., {MANIFEST} has {expected[:12]}...; "
+        "copy the artifacts again or retrain."
+    )

@@ -16,6 +16,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from inference.links import refuse_dangling
 from utils import InputError
 
 #: Images read from the file before the decoder gets them; about 3 MB of JPEG.
@@ -52,6 +53,10 @@ class ImageStore:
             return self._file.id.links.get_info(isic_id.encode()).type == h5py.h5l.TYPE_HARD
         except (KeyError, RuntimeError):
             return False
+
+    def names(self) -> Iterator[str]:
+        """The ids of all images, readable or not."""
+        yield from self._file if self._file is not None else (path.stem for path in self.path.glob("*.jpg"))
 
     def read(self, isic_id: str) -> bytes:
         """The JPEG or PNG bytes of one lesion; empty when there are none, they are neither, or claim ``MOST_PIXELS``."""
@@ -96,9 +101,13 @@ def open_hdf5(path: Path) -> h5py.File:
 
 
 def find_images(competition: Path, split: str) -> Path | None:
-    """Where a competition folder keeps the images of ``split`` ("train" or "test"): the HDF5 file, else the folder."""
+    """Where a competition folder keeps the images of ``split`` ("train" or "test"): the HDF5 file, else the folder.
+
+    Raises:
+        InputError: it is a link that leads nowhere.
+    """
     for candidate in (competition / f"{split}-image.hdf5", competition / f"{split}-image" / "image"):
-        if candidate.exists():
+        if refuse_dangling(candidate).exists():
             return candidate
     return None
 

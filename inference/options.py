@@ -121,9 +121,8 @@ class PathType:
         """Why the path cannot be used; empty where it can."""
         if not text.strip():
             return "is empty, as a variable that is not set"
-        link = dangling_link(path)
-        if link:
-            return link
+        if link := dangling_link(path):
+            return f"leads nowhere, for {link}"
         if self.kind == "file" and (path.is_dir() or text.endswith(("/", "/.", "/..")) or text in (".", "..")):
             return "is a folder"
         if self.exists and not path.exists():

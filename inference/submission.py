@@ -12,9 +12,8 @@ Whatever fails after step 3 costs scores, not the submission.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ import pandas as pd
 
 from inference.artifacts import FORMAT, MANIFEST, load_manifest
 from inference.files import write_csv
+from inference.links import input_folders
 from inference.options import Parser, crop_count, existing_folder, output_file, positive_number
 from inference.run_log import Run, hours, stop_on_signal, versions
 from inference.schema import ID, TARGET, TEXT_COLUMNS, read_metadata_leniently
@@ -38,8 +38,6 @@ BATCH_SIZE = 64
 TIME_BUDGET = 11.0  # hours: Kaggle ends a run after 12
 #: Levels below /kaggle/input that are searched for the two inputs: the deepest mount known is models/*/*/*/*.
 SEARCH_DEPTH = 5
-#: Folders of the competition's 401,059 separate images: no input is in them, and listing them takes long.
-IMAGE_FOLDERS = ("train-image", "test-image")
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def find_competition(root: Path) -> Path:
     for folder in (root / COMPETITION, root / "competitions" / COMPETITION):
         if (folder / TEST_METADATA).is_file():
             return folder
-    found = [folder for folder in folders_below(root) if (folder / TEST_METADATA).is_file()]
+    found = [folder for folder in input_folders(root, SEARCH_DEPTH) if (folder / TEST_METADATA).is_file()]
     if len(found) != 1:
         raise InputError(
             f"{TEST_METADATA} is in {len(found)} folders below {root} ({mounted(root)}); attach "
@@ -126,7 +124,7 @@ def find_artifacts(root: Path) -> Path:
     Raises:
         InputError: there is none, or more than one.
     """
-    found = [folder for folder in folders_below(root) if is_artifact_folder(folder)]
+    found = [folder for folder in input_folders(root, SEARCH_DEPTH) if is_artifact_folder(folder)]
     if len(found) != 1:
         raise InputError(
             f"{len(found)} folders below {root} hold a {MANIFEST} of format {FORMAT} ({mounted(root)}); attach "
@@ -142,14 +140,6 @@ def is_artifact_folder(folder: Path) -> bool:
     except (InputError, OSError):
         return False
     return True
-
-
-def folders_below(root: Path) -> Iterator[Path]:
-    """The folders at most ``SEARCH_DEPTH`` levels below ``root``, in a fixed order."""
-    for folder, subfolders, _ in os.walk(root):
-        depth = len(Path(folder).relative_to(root).parts)
-        subfolders[:] = sorted(set(subfolders) - set(IMAGE_FOLDERS)) if depth < SEARCH_DEPTH else []
-        yield Path(folder)
 
 
 def mounted(root: Path) -> str:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from inference.links import refuse_dangling
 from utils import InputError
 
 #: Bytes that are scanned at a time.
@@ -30,6 +31,12 @@ MOST_QUOTED_LINES = 100
 UNDECODED = "\udcff"
 _COMMA, _NEWLINE, _RETURN, _QUOTE = b',\n\r"'
 _SEPARATORS = np.isin(np.arange(256), (_COMMA, _NEWLINE))
+
+#: What pandas takes for a missing value in a CSV file.
+MISSING_WORDS = (
+    *("", "NA", "N/A", "n/a", "NaN", "nan", "-NaN", "-nan", "None", "NULL", "null", "<NA>"),
+    *("#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "1.#IND", "1.#QNAN"),
+)
 
 codecs.register_error("undecoded", lambda error: (UNDECODED, error.end))
 
@@ -90,6 +97,7 @@ def csv_chunks(path: Path, reading: Reading, rows: int | None) -> Iterator[pd.Da
         else:
             yield from _repaired_chunks(path, header, reading, rows)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        refuse_dangling(path)
         raise InputError(f"{path.name} is not in {path.parent}; give the folder that holds it.") from error
     except pd.errors.ParserError as error:
         raise InputError(f"{path} cannot be read as CSV ({str(error).strip().splitlines()[0]}); fetch it again.") from error
@@ -245,7 +253,7 @@ def _fitted(path: Path, names: list[str], record: Record, repairs: Counter[str] 
         if record.cut and len(cells) < width:
             raise InputError(f"{where}: the file ends in the middle of this row; fetch it again.")
         if len(cells) != width:
-            raise InputError(f"{where} has {len(cells)} cells, the header {width}; correct the line, or fetch it again.")
+            raise InputError(f"{where} has {len(cells)} cells, not {width}; correct the line, or fetch it again.")
         if wrong:
             name, byte = names[wrong[0]], cells[wrong[0]].index(UNDECODED) + 1
             raise InputError(
@@ -329,7 +337,8 @@ def _count(repairs: Counter[str], name: str, count: int) -> None:
 
 def as_text(column: pd.Series) -> pd.Series:
     """The values as str, missing ones as None: 7.0 of a column of floats is "7", and "007" of one of text stays "007"."""
-    return column.map(_text_of, na_action="ignore").astype(object).where(column.notna(), None)
+    texts = column.map(_text_of, na_action="ignore").astype(object)
+    return texts.where(column.notna() & ~texts.isin(MISSING_WORDS), None)
 
 
 def _text_of(value: Any) -> str:

@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 
 from inference.artifacts import MANIFEST, checked_file, fold_network_file, load_manifest
 from inference.files import write_json
+from inference.links import input_folders
 from inference.options import Parser, existing_folder, output_folder
 from inference.run_log import versions
 from train.folds import make_folds
@@ -103,7 +104,7 @@ def only_folder_with(name: str, root: Path) -> Path | None:
     Raises:
         InputError: there are several.
     """
-    found = sorted(path.parent for depth in range(DEPTH + 1) for path in root.glob("*/" * depth + name))
+    found = [folder for folder in input_folders(root, DEPTH) if (folder / name).is_file()]
     if len(found) > 1:
         raise InputError(f"{name} is in {len(found)} inputs ({', '.join(map(str, found))}); attach one of them.")
     return found[0] if found else None

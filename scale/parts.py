@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -17,23 +18,29 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inference.artifacts import Manifest, load_manifest
-from inference.files import replacing, write_json
+from inference.files import replacing, sha256_of, write_json
 from inference.images import ImageStore
+from inference.links import refuse_dangling
 from inference.network import Ensemble
 from inference.run_log import Run, peak_memory
-from inference.schema import COLUMNS, ID, PATIENT, TEST_COLUMNS, repaired
+from inference.schema import ID, PATIENT, TEST_COLUMNS, TEXT_COLUMNS, repaired
 from inference.scoring import RANK_AVERAGE, combine, correct_by_image, load_fold_networks, score_tabular
+from inference.tables import Reading, as_text, csv_chunks, id_mismatch
 from scale.parallel import Files
 from utils import InputError
 
 #: Rows of an input file that are in memory at a time.
 CHUNK = 100_000
+#: In the folder of a run: the scores until all parts have theirs.
+SCORED = ".scored"
 #: Suffixes of input files.
 KINDS = (".parquet", ".csv")
-TEXT = {column.name: "str" for column in COLUMNS if column.kind in ("id", "category")}
+#: In the folder of a run: the rows whose isic_id an earlier row has. They are found among so many rows at a time.
+REPEATED, IN_MEMORY = "repeated.parquet", 20_000_000
 
 
 def input_files(source: Path) -> list[Path]:
@@ -43,6 +50,8 @@ def input_files(source: Path) -> list[Path]:
         InputError: there are none, or of both kinds.
     """
     files = [source] if source.is_file() else sorted(path for path in source.glob("*") if path.suffix in KINDS)
+    for path in files:
+        refuse_dangling(path)
     kinds = sorted({path.suffix for path in files})
     if len(kinds) != 1 or kinds[0] not in KINDS:
         found = f"{' and '.join(kinds)} files" if kinds else "no .parquet and no .csv file"
@@ -50,34 +59,53 @@ def input_files(source: Path) -> list[Path]:
     return files
 
 
-def chunks(path: Path) -> Iterator[pd.DataFrame]:
-    """The test columns of an input file, ``CHUNK`` rows at a time: ids and categories as text.
+def chunks(path: Path, repairs: Counter[str]) -> Iterator[pd.DataFrame]:
+    """The test columns of an input file, ``CHUNK`` rows at a time: ids and categories as text, by the kernel's rules.
+
+    Args:
+        path: the file.
+        repairs: counts what was repaired.
 
     Raises:
         InputError: it cannot be read, or has no id column.
     """
     try:
         if path.suffix == ".csv":
-            wanted = {"dtype": TEXT, "usecols": lambda name: name in TEST_COLUMNS, "low_memory": False}
-            frames = iter(pd.read_csv(path, chunksize=CHUNK, **wanted))
+            frames = csv_chunks(path, Reading(TEXT_COLUMNS, columns=frozenset(TEST_COLUMNS), repairs=repairs), CHUNK)
         else:
-            file = pq.ParquetFile(path)
-            columns = [name for name in TEST_COLUMNS if name in file.schema_arrow.names]
-            frames = (batch.to_pandas() for batch in file.iter_batches(CHUNK, columns=columns))
+            frames = map(_frame_of, pq.ParquetFile(path).iter_batches(CHUNK, columns=_columns_of(path, repairs)))
         for frame in frames:
             for name in (ID, PATIENT):
                 if name not in frame:
                     raise InputError(f"{path} has no column {name!r}; add it.")
-            yield frame.assign(**{name: as_text(frame[name]) for name in TEXT if name in frame})
-    except (OSError, ValueError, pd.errors.ParserError) as error:
-        if isinstance(error, InputError):
-            raise
+            yield frame
+    except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path} cannot be read ({str(error).strip().splitlines()[0]}); write it again.") from error
 
 
-def as_text(column: pd.Series) -> pd.Series:
-    """The values as str, the missing ones as None."""
-    return column.astype("string").astype(object).where(column.notna(), None)
+def _columns_of(path: Path, repairs: Counter[str]) -> list[str]:
+    """The test columns that a Parquet file has."""
+    names = pq.read_schema(path).names
+    repeated = sum(names.count(name) > 1 for name in TEST_COLUMNS)
+    repairs.update({"duplicated_columns": repeated} if repeated else {})
+    return [name for name in TEST_COLUMNS if name in names]
+
+
+def _frame_of(batch: pa.RecordBatch) -> pd.DataFrame:
+    """Rows of a Parquet file; of columns with one name the first."""
+    names = batch.schema.names
+    return pd.DataFrame({name: _column_of(batch.column(names.index(name)), name) for name in dict.fromkeys(names)})
+
+
+def _column_of(column: pa.Array, name: str) -> pd.Series:
+    """A column as a CSV file would give it: ids, categories and what is no number as text."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_integer(column.type) and name in TEXT_COLUMNS:
+        column = column.cast(pa.string())  # pandas would make floats of integers with missing ones
+    is_number = any(kind(column.type) for kind in (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean))
+    values = pd.Series(column.to_pandas())
+    return values if is_number and name not in TEXT_COLUMNS else as_text(values)
 
 
 def part_of(frame: pd.DataFrame, parts: int) -> np.ndarray:
@@ -86,18 +114,81 @@ def part_of(frame: pd.DataFrame, parts: int) -> np.ndarray:
     return (pd.util.hash_array(patients.to_numpy(object), categorize=False) % np.uint64(parts)).astype(int)
 
 
-def split_file(files: Files, number: int, path: Path, parts: int) -> int:
-    """Writes the rows of input file ``number`` into the folders of their parts; returns how many it has."""
+def split_file(files: Files, number: int, path: Path, sha256: str, parts: int) -> int:
+    """Writes the rows of input file ``number`` into the folders of their parts; returns how many it has.
+
+    The pieces have a column ``order`` besides: a row's place among all rows of all files.
+
+    Raises:
+        InputError: the file cannot be read, or its content is another than that of ``sha256``.
+    """
     done = files.folder / f"split-{number:05d}.json"
     if not done.is_file():
-        rows = 0
-        for chunk, frame in enumerate(chunks(files[path])):
+        rows, repairs = 0, Counter()
+        for chunk, frame in enumerate(chunks(files[path], repairs)):
+            frame = frame.assign(order=(number << 40) + rows + np.arange(len(frame)))
             rows += len(frame)
             for part, piece in frame.groupby(part_of(frame, parts)):
                 with replacing(folder_of(files.folder, part) / f"{number:05d}-{chunk:05d}.parquet") as temporary:
                     piece.to_parquet(temporary, index=False)
-        write_json(done, {"rows": rows})
+        if sha256_of(files[path]) != sha256:
+            raise InputError(f"{path} was changed while it was read; run the command again with another --out.")
+        write_json(done, {"rows": rows, "fallbacks": repairs})
     return json.loads(done.read_text(encoding="utf-8"))["rows"]
+
+
+def find_repeated(folder: Path, rows: int) -> None:
+    """Writes ``REPEATED``, the ``part`` and ``order`` of every row whose isic_id an earlier row has: the first row counts.
+
+    All ids at once could take more memory than there is, so they are compared in passes, by their hashes.
+
+    Args:
+        folder: with the pieces of all files.
+        rows: how many there are in all.
+    """
+    if (folder / REPEATED).is_file():
+        return
+    passes, found = max(1, -(-rows // IN_MEMORY)), []
+    for number in range(passes):
+        keys = [_keys(piece, number, passes) for piece in _all_pieces(folder)]
+        table = pd.concat(keys, ignore_index=True).sort_values("order") if keys else _keys(None, 0, 1)
+        found.append(table[table["key"].duplicated()].drop(columns="key"))
+    with replacing(folder / REPEATED) as temporary:
+        pd.concat(found, ignore_index=True).to_parquet(temporary, index=False)
+
+
+def _keys(piece: Path | None, number: int, passes: int) -> pd.DataFrame:
+    """``key``, a hash of the isic_id, with ``part`` and ``order``, of the rows of a piece that a pass compares."""
+    if piece is None:
+        return pd.DataFrame({"key": [], "part": [], "order": []}, dtype="int64")
+    rows = pd.read_parquet(piece, columns=[ID, "order"]).dropna(subset=ID)
+    keys = pd.util.hash_array(rows[ID].to_numpy(object), categorize=False)
+    rows = rows.assign(key=keys, part=int(piece.parent.name.removeprefix("part-")))[["key", "part", "order"]]
+    return rows[keys % np.uint64(passes) == number]
+
+
+def refuse_other_images(folder: Path, images: Path) -> None:
+    """Raises InputError where no row has an image."""
+    store = ImageStore(images)
+    try:
+        ids = _isic_ids(folder)
+        first = next(ids, None)
+        if first is not None and first not in store and not any(isic_id in store for isic_id in ids):
+            differ = id_mismatch("--input", _isic_ids(folder), f"--images {images}", store.names())
+            raise InputError(f"{differ}; give the images of these lesions.")
+    finally:
+        store.close()
+
+
+def _isic_ids(folder: Path) -> Iterator[str]:
+    """The ids of all rows, piece by piece."""
+    for piece in _all_pieces(folder):
+        yield from pd.read_parquet(piece, columns=[ID])[ID].dropna()
+
+
+def _all_pieces(folder: Path) -> list[Path]:
+    """The pieces of all parts."""
+    return sorted(folder.glob("part-*/[0-9]*.parquet"))
 
 
 def score_part(files: Files, part: int, artifacts: Path, images: Path | None, batch_size: int) -> None:
@@ -108,6 +199,8 @@ def score_part(files: Files, part: int, artifacts: Path, images: Path | None, ba
     """
     manifest, run = load_manifest(files[artifacts]), Run()
     frame = pd.concat([pd.read_parquet(piece) for piece in pieces_of(files.folder, part)], ignore_index=True)
+    repeated = pd.read_parquet(files.folder / REPEATED, filters=[("part", "==", part)])["order"]
+    frame = frame[~frame["order"].isin(repeated)]
     with contextlib.redirect_stdout(io.StringIO()):  # the kernel's log lines, once per part, would be too many
         rows, repairs = repaired(frame, f"part {part}")
         tabular = score_tabular(rows, files[artifacts], manifest, run)
@@ -123,6 +216,7 @@ def score_part(files: Files, part: int, artifacts: Path, images: Path | None, ba
         scores = with_final(scores, manifest, with_images=images is not None)
     fallbacks = {reason: count for reason, count in run.fallbacks.items() if reason != "lesions_without_image_score"}
     report = {"lesions": len(rows), "image_scored": int(image_scored.sum()), "seconds": round(run.elapsed, 1)}
+    repairs |= {"duplicated_isic_id": len(repeated)} if len(repeated) else {}
     report |= {"fallbacks": fallbacks | repairs, "peak_memory_gb": peak_memory()}
     write_json(files.folder / f"report-{part:05d}.json", report)
     with replacing(scores_of(files.folder, part)) as temporary:
@@ -132,6 +226,12 @@ def score_part(files: Files, part: int, artifacts: Path, images: Path | None, ba
 def reports(folder: Path) -> list[dict[str, Any]]:
     """The reports of all scored parts."""
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("report-*.json"))]
+
+
+def reading_repairs(folder: Path) -> Counter[str]:
+    """What was repaired when the input files were read."""
+    splits = (json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("split-*.json"))
+    return sum((Counter(split["fallbacks"]) for split in splits), Counter())
 
 
 def folder_of(folder: Path, part: int) -> Path:
@@ -145,8 +245,9 @@ def pieces_of(folder: Path, part: int) -> list[Path]:
 
 
 def scores_of(folder: Path, part: int) -> Path:
-    """The file with the scores of a part."""
-    return folder / f"scores-{part:05d}.parquet"
+    """The file with the scores of a part: in ``folder`` once all parts have theirs, in ``SCORED`` until then."""
+    final = folder / f"scores-{part:05d}.parquet"
+    return final if final.is_file() else folder / SCORED / final.name
 
 
 def needs_all_parts(manifest: Manifest) -> bool:

@@ -14,6 +14,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from inference.images import ImageStore, find_images
+from inference.links import refuse_dangling
 from inference.schema import COLUMNS, ID, PATIENT, TARGET, read_table
 from utils import InputError
 
@@ -67,7 +68,7 @@ def read_folder(data: Path) -> Folder:
     """
     train, garbled = read_split(data / "train-metadata.csv", labelled=True)
     path = data / "test-metadata.csv"
-    test = read_split(path, labelled=False)[0] if path.exists() else None
+    test = read_split(path, labelled=False)[0] if refuse_dangling(path).exists() else None
     test_images = 0
     if test is not None and (source := find_images(data, "test")):
         store = ImageStore(source)

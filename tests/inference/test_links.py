@@ -2,7 +2,8 @@ import os
 
 import pytest
 
-from inference.links import dangling_link, walk_links
+from inference.links import dangling_link, input_folders, refuse_dangling, walk_links
+from utils import InputError
 
 
 @pytest.fixture
@@ -47,3 +48,41 @@ def test_a_link_whose_target_comes_back_is_no_longer_dangling(tree, monkeypatch)
     monkeypatch.chdir(tree)
     assert not dangling_link(tree / "gone")
     assert os.fspath(next(walk_links(tree / "gone"))[0]).endswith("gone")
+
+
+def test_the_depth_is_counted_below_the_root(tree):
+    assert [folder.name for folder, _, _ in walk_links(tree, 1)] == ["root", "a", "again", "b"]
+    assert [folder.name for folder, _, _ in walk_links(tree, 0)] == ["root"]
+
+
+def test_strictly_a_dangling_link_is_an_error_that_names_it(tree):
+    with pytest.raises(InputError, match=r"gone is a link to nowhere"):
+        list(walk_links(tree, strict=True))
+    (tree / "gone").rename(tree / ".gone")
+    assert len(list(walk_links(tree, strict=True))) == 4
+
+
+def test_strictly_a_folder_that_cannot_be_read_is_an_error(tree, monkeypatch):
+    (tree / "gone").unlink()
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.path.realpath(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert len(list(walk_links(tree))) == 3
+    with pytest.raises(PermissionError, match="deep"):
+        list(walk_links(tree, strict=True))
+
+
+def test_folders_of_separate_images_are_no_inputs(tree):
+    (tree / "b" / "test-image" / "image").mkdir(parents=True)
+    assert [folder.name for folder in input_folders(tree, 5)] == ["root", "a", "deep", "b"]
+
+
+def test_refuse_dangling_returns_any_other_path(tree):
+    assert refuse_dangling(tree / "new") == tree / "new"
+    with pytest.raises(InputError, match="gone is a link to"):
+        refuse_dangling(tree / "gone" / "below")

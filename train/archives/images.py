@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -23,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from inference.files import replacing
+from inference.files import replacing, sha256_of
 from inference.images import ImageStore, find_images
+from inference.links import refuse_dangling, walk_links
 from inference.schema import ID, PATIENT, read_metadata_leniently
 from scale.parallel import Progress, run_tasks
 from train.archives.tables import FILE_NAMES, PAD, image_id_of
@@ -67,22 +69,16 @@ def survey(root: Path, skip: Sequence[Path] = ()) -> Survey:
     """Lists the files below ``root``, without hidden ones, masks and the folders ``skip``.
 
     Raises:
-        InputError: ``root`` is no folder.
+        InputError: a link leads nowhere.
     """
-    if not root.is_dir():
-        raise InputError(f"--root is {root}, which is no folder; name the folder of the archives.")
     official = {name.lower(): name for name in FILE_NAMES}
     left_out = {path.resolve() for path in skip}
     found = Survey()
-    for folder, folders, names in os.walk(root):
-        here = Path(folder)
-        deep = len(here.relative_to(root).parts) >= DEPTH
+    for here, folders, names in walk_links(root, DEPTH, strict=True):
         folders[:] = [
-            name
-            for name in sorted(folders)
-            if not deep and not name.startswith((".", "__MACOSX")) and (here / name).resolve() not in left_out
+            name for name in folders if not name.startswith((".", "__MACOSX")) and (here / name).resolve() not in left_out
         ]
-        for name in sorted(names):
+        for name in names:
             stem, extension = os.path.splitext(name)  # noqa: PTH122 - a Path for each of 100,000 names takes seconds
             if name.startswith("."):
                 continue
@@ -198,15 +194,38 @@ class Hashed:
         return cls(list(records), [record["sha256"] for record in rows], phash, pixels, list(corrupt))
 
 
-def convert_images(images: Mapping[str, Sequence[Path]], work: Path, size: int) -> Hashed:
+def hash_files(paths: Sequence[Path]) -> dict[Path, str]:
+    """SHA-256 of every file: what is done is told by content, which a name, a size and a time do not show."""
+    chunks = [(paths[start : start + CHUNK],) for start in range(0, len(paths), CHUNK)]
+    found = run_tasks(_hash_files, chunks, len(chunks), progress=Progress("reading images", "chunk", len(paths) >= 1000))
+    return dict(zip(paths, itertools.chain.from_iterable(found), strict=True))
+
+
+def _hash_files(paths: Sequence[Path]) -> list[str]:
+    """SHA-256 of files, "" of those that cannot be read."""
+    hashes = dict.fromkeys(paths, "")
+    for path in paths:
+        with contextlib.suppress(OSError):
+            hashes[path] = sha256_of(path)
+    return list(hashes.values())
+
+
+def convert_images(
+    images: Mapping[str, Sequence[Path]], work: Path, size: int, hashes: Mapping[Path, str] | None = None
+) -> Hashed:
     """Converts every image into ``work``, or finds it there from an interrupted run.
 
     Args:
         images: files by image id. Of several the largest readable one is taken, of equally large ones the first.
         work: the folder for them.
         size: short side in pixels.
+        hashes: of the files, as ``hash_files`` gives them; None: they are read for it.
+
+    Raises:
+        InputError: a file was changed since it was hashed.
     """
-    plan = {image_id: _candidates(paths) for image_id, paths in sorted(images.items())}
+    hashes = hashes or hash_files([path for paths in images.values() for path in paths])
+    plan = {image_id: _candidates(paths, hashes) for image_id, paths in sorted(images.items())}
     todo = [item for item in plan.items() if _read_record(work, *item) is None]
     tasks = [(todo[start : start + CHUNK], work, size) for start in range(0, len(todo), CHUNK)]
     run_tasks(_convert_chunk, tasks, len(tasks), progress=Progress("images", "chunk", len(todo) >= 1000))
@@ -215,10 +234,9 @@ def convert_images(images: Mapping[str, Sequence[Path]], work: Path, size: int) 
     return Hashed.of({image_id: record for image_id, record in records.items() if "sha256" in record}, corrupt)
 
 
-def _candidates(paths: Sequence[Path]) -> list[list]:
-    """Path, size and time of every file of one image, the largest first."""
-    states = [(str(path), path.stat()) for path in paths]
-    files = [[name, state.st_size, state.st_mtime_ns] for name, state in states]
+def _candidates(paths: Sequence[Path], hashes: Mapping[Path, str]) -> list[list]:
+    """Path, size and SHA-256 of every file of one image, the largest first."""
+    files = [[str(path), path.stat().st_size, hashes[path]] for path in paths]
     return sorted(files, key=lambda file: (-file[1], file[0]))
 
 
@@ -240,13 +258,15 @@ def _convert_chunk(chunk: Sequence[tuple[str, list[list]]], work: Path, size: in
     """Converts some images. The record comes last: where it exists, the image is whole."""
     for image_id, candidates in chunk:
         record: dict = {"files": candidates, "corrupt": []}
-        for name, _, _ in candidates:
+        for name, _, sha256 in candidates:
             try:
                 content = Path(name).read_bytes()
                 converted = convert(content, size)
             except BROKEN:
                 record["corrupt"].append(name)
                 continue
+            if hashlib.sha256(content).hexdigest() != sha256:
+                raise InputError(f"{name} was changed while the archives were read; run the same command again.")
             record |= converted.record(content)
             with replacing(work_file(work, image_id)) as temporary:
                 temporary.write_bytes(converted.jpeg)
@@ -290,7 +310,7 @@ def read_competition(folder: Path, work: Path) -> Competition:
     stores: list[Path] = []
     for split in ("train", "test"):
         metadata, images = folder / f"{split}-metadata.csv", find_images(folder, split)
-        if not metadata.is_file():
+        if not refuse_dangling(metadata).is_file():
             continue
         rows = read_metadata_leniently(metadata)[0]
         isic_ids = rows[ID].tolist()
