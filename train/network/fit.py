@@ -80,7 +80,7 @@ def fit(
         One record per epoch: "phase", "epoch", "loss", "learning_rate", "seconds", "images_per_second".
 
     Raises:
-        InputError: an image cannot be read any more, or is another; as ``refuse_idle``. The checkpoint of the epoch before stays.
+        InputError: an image cannot be read any more, or is another; as ``refuse_idle``. The last checkpoint stays.
     """
     import keras
 
@@ -179,14 +179,20 @@ def refuse_idle(where: str, steps: int, losses: Sequence[float], before: Sequenc
         InputError: steps are missing; the loss is not finite, or zero, or the same in three steps or more.
     """
     if len(losses) < steps:
-        raise InputError(f"{where}: the images ended after {len(losses)} of {steps} steps; check the image file and run again.")
+        raise InputError(
+            f"{where}: the images ended after {len(losses)} of {steps} steps; check the image file and run again."
+        )
     last, seen = losses[-1], [*before, *losses]
     if not math.isfinite(last):
-        reasons = "a learning rate that is too high, --precision mixed_float16, or labels or tabular logits that are no numbers"
+        reasons = (
+            "a learning rate that is too high, --precision mixed_float16, or labels or tabular logits that are no numbers"
+        )
         raise InputError(f"{where}: the loss is {last}; the reason may be {reasons}. Change it and give --restart.")
     if last == 0 or (len(seen) > 2 and max(seen) - min(seen) <= ROUNDING * len(seen) * abs(last)):
         reasons = "images that are all the same, weights that are broken, or a learning rate that is too low"
-        raise InputError(f"{where}: the loss is {last:g} in every step; the reason may be {reasons}. Change it and give --restart.")
+        raise InputError(
+            f"{where}: the loss is {last:g} in every step; the reason may be {reasons}. Change it and give --restart."
+        )
 
 
 def corrected_loss(prior_correction: float, label_smoothing: float = 0.0, gamma: float = 0.0):

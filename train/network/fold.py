@@ -20,7 +20,7 @@ from scale.parallel import Files
 from train.folds import HOLDOUT
 from train.lesions import Lesions
 from train.network.batches import TrainingData
-from train.network.checkpoint import Checkpoint
+from train.network.checkpoint import Checkpoint, save_weights
 from train.network.config import TrainingConfig
 from train.network.fit import Plan, corrected_loss, fit, phases_of
 from train.network.known_images import KnownImages, as_input_errors
@@ -122,8 +122,7 @@ def train_fold(files: Files, fold: int, training: Training) -> None:
         data = training_data(training, fold, rows.train, images)
         logs = training.logs / "tensorboard" / f"{config.inputs}-fold{fold}"
         history = fit(network, data, plan_of(config, fold, labels), Checkpoint(own.checkpoint), logs)
-    with replacing(own.weights) as temporary:
-        network.save_weights(temporary)
+    save_weights(network, own.weights)
     write_csv(own.history, pd.DataFrame(history).assign(fold=fold))
     # Scored as in the kernel: the network built from its configuration, in float32, with the weights of the file.
     network = load_network(training.network, own.weights)
@@ -165,7 +164,9 @@ def rows_of_fold(lesions: Lesions, fold: int, with_holdout: bool) -> FoldRows:
     score = (lesions.fold == fold) | ((lesions.fold == HOLDOUT) & with_holdout)
     own = lesions.fold == fold
     if not (own & lesions.has_image).any():
-        raise InputError(f"none of the {int(own.sum())} lesions of fold {fold} has a readable image; fetch the images again.")
+        raise InputError(
+            f"none of the {int(own.sum())} lesions of fold {fold} has a readable image; fetch the images again."
+        )
     return FoldRows(train, np.flatnonzero(score & lesions.has_image))
 
 

@@ -1,8 +1,8 @@
 """The images of a training as they were when it began: one that cannot be read any more, or is another one, is an error.
 
-``train.lesions`` decodes every image once before a training and keeps a digest of its bytes. From there on, an image that was
-readable has to stay it: a file that is cut, replaced or removed under a running training would otherwise leave its batches
-empty. The kernel, which must always write a submission, counts unreadable images instead.
+``train.lesions`` decodes every image once before a training and keeps a digest of its bytes. From there on, the images must
+stay as they are: a file that is cut, replaced or removed under a running training would leave its batches empty. The
+kernel, which must always write a submission, counts unreadable images instead.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def digest_of(image: bytes) -> int:
 
 
 def image_digests(store: ImageStore, isic_ids: np.ndarray) -> np.ndarray:
-    """``digest_of`` each lesion's image, uint64 of shape (lesions,); 0 where none can be decoded; decodes every image once."""
+    """``digest_of`` each lesion's image, uint64 of shape (lesions,); 0 where none can be decoded; decodes each image once."""
 
     class Digested:
         """Remembers the digest of what was read and given to the decoder."""
@@ -112,7 +112,9 @@ class KnownImages:
                 f"more and {len(others):,} are others, for example {', '.join((unreadable + others)[:EXAMPLES])}; {RESUME}."
             )
         if self._lost is not None:
-            raise InputError(f"{path}: the image of {self._lost} could not be read, but now it can; run the same command again.")
+            raise InputError(
+                f"{path}: the image of {self._lost} could not be read, but now it can; run the same command again."
+            )
         self._state = state  # the same images in another file
 
     def close(self) -> None:

@@ -1,13 +1,14 @@
 import numpy as np
 import pytest
-from small_network import a_network
+from small_network import UnchangedImages, a_network
 
 from train.network.augmentation import DRAWS
 from train.network.batches import TrainingData
 from train.network.checkpoint import Checkpoint
 from train.network.config import TrainingConfig
-from train.network.fit import WARM_UP, WEIGHT_DECAY, Phase, Plan, adamw, corrected_loss, fit, phases_of
+from train.network.fit import WARM_UP, WEIGHT_DECAY, Phase, Plan, adamw, corrected_loss, fit, phases_of, refuse_idle
 from train.network.model import augmented
+from utils import InputError
 
 pytestmark = pytest.mark.integration
 
@@ -116,19 +117,24 @@ def test_averaged_weights_replace_the_last_ones_at_the_end():
 # The loop
 
 
+def random_rows(batches=2):
+    """Inputs, labels and weights of random batches of four crops."""
+    rng = np.random.default_rng(1)
+    inputs = {
+        "crop": rng.integers(0, 255, (batches, 4, 32, 32, 3), dtype=np.uint8),
+        "draws": rng.random((batches, 4, DRAWS)).astype("float32"),
+        "tabular": np.full((batches, 4, 1), -2.0, "float32"),
+    }
+    y_true = np.tile(np.array([[0.0], [1.0], [0.0], [1.0]], "float32"), (batches, 1, 1))
+    return inputs, y_true, np.ones((batches, 4), "float32")
+
+
 @pytest.fixture(scope="module")
 def first_epochs():
-    """Two random batches of four crops, repeated, in place of images; the list of the epochs that they were begun at."""
+    """Two random batches, repeated, in place of images; the list of the epochs that they were begun at."""
     import tensorflow as tf
 
-    rng, begun = np.random.default_rng(1), []
-    inputs = {
-        "crop": rng.integers(0, 255, (2, 4, 32, 32, 3), dtype=np.uint8),
-        "draws": rng.random((2, 4, DRAWS)).astype("float32"),
-        "tabular": np.full((2, 4, 1), -2.0, "float32"),
-    }
-    y_true = np.tile(np.array([[0.0], [1.0], [0.0], [1.0]], "float32"), (2, 1, 1))
-    batches = tf.data.Dataset.from_tensor_slices((inputs, y_true, np.ones((2, 4), "float32")))
+    begun, batches = [], tf.data.Dataset.from_tensor_slices(random_rows())
 
     def training_batches(data, first_epoch):
         begun.append(first_epoch)
@@ -139,14 +145,7 @@ def first_epochs():
         yield begun
 
 
-class Unchanged:
-    """Images that nobody changes."""
-
-    def refuse_changes(self):
-        pass
-
-
-DATA = TrainingData(Unchanged(), None, {}, None, None, steps=2, image_size=32, batch_size=4)
+DATA = TrainingData(UnchangedImages(), None, {}, None, None, steps=2, image_size=32, batch_size=4)
 
 
 def a_plan(phases, ema=0.0):
@@ -220,3 +219,85 @@ def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(
     assert [{k: v for k, v in record.items() if k not in timing} for record in again] == [
         {k: v for k, v in record.items() if k not in timing} for record in history
     ]
+
+
+# What is no training
+
+
+def spoil(rows, name):
+    """Spoils the second epoch, two batches of four."""
+    inputs, y_true, weights = rows
+    if name == "a label that is no number":
+        y_true[3, 0] = np.nan
+    elif name == "a tabular logit that is no number":
+        inputs["tabular"][2, 1] = np.nan
+    elif name == "a loss without end":
+        inputs["tabular"][3, 0] = np.inf
+    elif name == "rows without weight":
+        weights[2:] = 0.0
+
+
+SPOILED = {
+    "a label that is no number": "nan",
+    "a tabular logit that is no number": "nan",
+    "a loss without end": "nan|inf",
+    "rows without weight": "0 in every step",
+    "three batches of four": "1 of 2 steps",
+}
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_an_epoch_that_trains_nothing_is_an_error_and_the_last_good_one_stays(tmp_path, monkeypatch, eager, name):
+    import tensorflow as tf
+
+    rows = random_rows(4)
+    spoil(rows, name)
+    batches = tf.data.Dataset.from_tensor_slices(rows).take(3 if name == "three batches of four" else 4)
+    monkeypatch.setattr("train.network.fit.training_batches", lambda *_: batches)
+    with pytest.raises(InputError, match=f"test, epoch 2: .*({SPOILED[name]})"):
+        fit(a_network(), DATA, a_plan([Phase("head", "none", 0, 2, 1e-2)]), Checkpoint(tmp_path / "one.weights.h5"))
+    assert Checkpoint(tmp_path / "one.weights.h5").epochs == 1
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_training_without_a_single_image_is_an_error(monkeypatch, eager, epochs):
+    import tensorflow as tf
+
+    batches = tf.data.Dataset.from_tensor_slices(random_rows()).take(0)
+    monkeypatch.setattr("train.network.fit.training_batches", lambda *_: batches)
+    with pytest.raises(InputError, match=r"epoch 1: .*0 of 2"):
+        fit(a_network(), DATA, a_plan([Phase("head", "none", 0, epochs, 1e-2)]))
+
+
+def test_a_network_that_cannot_move_is_an_error(monkeypatch, eager):
+    import tensorflow as tf
+
+    batches = tf.data.Dataset.from_tensor_slices(random_rows(1)).repeat()
+    monkeypatch.setattr("train.network.fit.training_batches", lambda *_: batches)
+    with pytest.raises(InputError, match="in every step"):
+        fit(a_network(dropout=0.0), DATA, a_plan([Phase("head", "none", 0, 3, 0.0)]))
+
+
+@pytest.mark.parametrize(
+    ("losses", "before", "idle"),
+    [
+        ([0.7, 0.69], (), False),
+        ([0.7, 0.7], (), False),  # two steps can agree by chance
+        ([0.7, 0.7], (0.7,), True),
+        ([0.7], (0.7,), False),
+        ([0.7, 0.7, 0.7], (), True),
+        ([0.7, 0.7, 0.7000001], (), True),  # float32's rounding
+        ([0.7, 0.7, 0.70001], (), False),
+        ([0.0], (), True),
+        ([np.inf], (), True),
+        ([0.7, np.nan], (), True),
+        ([], (), True),
+    ],
+)
+def test_a_loss_that_is_not_finite_or_constant_is_refused(losses, before, idle):
+    steps = max(1, len(losses))
+    if idle:
+        with pytest.raises(InputError, match="epoch 4"):
+            refuse_idle("fold 1, epoch 4", steps, losses, before)
+    else:
+        refuse_idle("fold 1, epoch 4", steps, losses, before)

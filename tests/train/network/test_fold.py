@@ -1,5 +1,9 @@
+import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from small_network import small_backbone
@@ -88,8 +92,6 @@ def test_the_rows_of_all_epochs_are_whole_batches_of_training_lesions(training):
 
 
 def test_archive_lesions_join_with_the_logit_of_the_prevalence(training, archive_folder):
-    from dataclasses import replace
-
     archive, lesions = read_archive(archive_folder, training.lesions), training.lesions
     train = rows_of_fold(lesions, 1, with_holdout=False).train
     images, joint = ImageStore(training.images), replace(training, archive=archive)
@@ -137,3 +139,85 @@ def test_an_interrupted_fold_continues_and_ends_with_the_same_bytes(training, tm
     assert not own.checkpoint.exists()
     for name in (own.weights.name, own.scores.name):
         assert sha256_of(folders["whole"] / name) == sha256_of(folders["interrupted"] / name)
+
+
+@pytest.fixture
+def harmable(training, synthetic_data, tmp_path):
+    """``training`` with an HDF5 file of its own, which can be harmed."""
+    return replace(training, images=Path(shutil.copy(synthetic_data / "train-image.hdf5", tmp_path)))
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("harm", [cut, Path.unlink])
+def test_a_file_that_is_harmed_after_an_epoch_stops_the_fold_which_continues_once_it_is_back(
+    harmable, tmp_path, monkeypatch, harm
+):
+    monkeypatch.setattr("keras.applications.ResNet50", small_backbone)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "harmed").mkdir()
+    if harm is cut:
+        train_fold(Files.of(harmable.reads, tmp_path / "whole"), 1, harmable)
+    content, own, save = harmable.images.read_bytes(), FoldFiles(tmp_path / "harmed", 1), Checkpoint.save
+
+    def save_and_harm(self, model, record):
+        save(self, model, record)
+        harm(harmable.images)
+
+    with monkeypatch.context() as patched, pytest.raises(InputError, match=r"train-image\.hdf5"):
+        patched.setattr(Checkpoint, "save", save_and_harm)
+        train_fold(Files.of(harmable.reads, own.checkpoint.parent), 1, harmable)
+    assert Checkpoint(own.checkpoint).epochs == 1
+    assert not own.weights.exists()
+    if harm is cut:
+        harmable.images.unlink()
+        harmable.images.write_bytes(content)
+        train_fold(Files.of(harmable.reads, own.checkpoint.parent), 1, harmable)
+        assert sha256_of(own.scores) == sha256_of(tmp_path / "whole" / own.scores.name)
+
+
+@pytest.mark.integration
+def test_a_file_that_is_harmed_before_the_scoring_is_an_error(harmable, tmp_path, monkeypatch):
+    monkeypatch.setattr("keras.applications.ResNet50", small_backbone)
+    monkeypatch.setattr("train.network.fold.fit", lambda *_: cut(harmable.images) or [])
+    with pytest.raises(InputError, match=r"train-image\.hdf5"):
+        train_fold(Files.of(harmable.reads, tmp_path), 1, harmable)
+    assert not FoldFiles(tmp_path, 1).scores.exists()
+
+
+@pytest.mark.integration
+def test_an_image_that_is_another_when_the_fold_begins_is_an_error(harmable, tmp_path, monkeypatch):
+    monkeypatch.setattr("keras.applications.ResNet50", small_backbone)
+    rows = rows_of_fold(harmable.lesions, 1, with_holdout=False)
+    one, other = harmable.lesions.isic_ids[rows.train[harmable.lesions.labels[rows.train] == 1][:2]]
+    with h5py.File(harmable.images, "r+") as file:
+        content = file[other][()]
+        del file[one]
+        file.create_dataset(one, data=content)
+    with pytest.raises(InputError, match=f"0 cannot .* 1 are others.*{one}"):
+        train_fold(Files.of(harmable.reads, tmp_path), 1, harmable)
+
+
+@pytest.mark.integration
+def test_a_logit_that_is_not_finite_is_an_error(harmable, tmp_path, monkeypatch):
+    monkeypatch.setattr("keras.applications.ResNet50", small_backbone)
+    monkeypatch.setattr("train.network.fold.fit", lambda *_: [])
+    row = rows_of_fold(harmable.lesions, 1, with_holdout=False).score[0]
+    harmable.lesions.tabular[row] = np.nan
+    with pytest.raises(InputError, match=f"1 of .*{harmable.lesions.isic_ids[row]}"):
+        train_fold(Files.of(harmable.reads, tmp_path), 1, harmable)
+
+
+def test_a_fold_without_an_image_is_named(lesions):
+    lesions.image_digests[lesions.fold == 1] = 0
+    with pytest.raises(InputError, match="lesions of fold 1 "):
+        rows_of_fold(lesions, 1, with_holdout=True)
+
+
+def test_the_hash_of_all_images_changes_with_one(training):
+    before = training.images_sha256
+    training.lesions.image_digests[5] += 1
+    assert training.images_sha256 != before

@@ -115,7 +115,7 @@ import numpy as np
 import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from small_network import a_network
+from small_network import UnchangedImages, a_network
 from train.network import fit
 from train.network.augmentation import DRAWS
 from train.network.batches import TrainingData
@@ -125,7 +125,7 @@ inputs = {"crop": rng.integers(0, 256, (16, 32, 32, 3), dtype=np.uint8), "draws"
 inputs["tabular"] = rng.normal(-2, 1, (16, 1)).astype("f4")
 labels = (rng.random((16, 1)) < 0.5).astype("f4")
 fit.training_batches = lambda *_: tf.data.Dataset.from_tensor_slices((inputs, labels, np.ones(16, "f4"))).batch(8)
-data = TrainingData(None, None, {}, None, None, steps=2, image_size=32, batch_size=8)
+data = TrainingData(UnchangedImages(), None, {}, None, None, steps=2, image_size=32, batch_size=8)
 plan = fit.Plan("test", [fit.Phase("stages", "all", 0, 2, 1e-2)], fit.corrected_loss(0.3), from_scratch=True, ema=0.5)
 for devices in (None, ["CPU:0", "CPU:1"]):
     strategy = distribution(devices)
