@@ -32,7 +32,7 @@ def digest_of(image: bytes) -> int:
 
 
 def image_digests(store: ImageStore, isic_ids: np.ndarray) -> np.ndarray:
-    """``digest_of`` each lesion's image, uint64 of shape (lesions,); 0 where none can be decoded; decodes each image once."""
+    """``digest_of`` each lesion's image, uint64 of shape (lesions,); 0 where none can be decoded; reads each image once."""
 
     class Digested:
         """Remembers the digest of what was read and given to the decoder."""
