@@ -5,6 +5,7 @@ Every module writes through ``replacing``, so that a reader never gets half a fi
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -19,6 +20,8 @@ import pandas as pd
 
 from utils import InputError
 
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -27,7 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
     The temporary name keeps the suffixes of ``path`` because h5py, Keras and Pillow choose a format by them.
 
     Raises:
-        InputError: the folder of ``path`` cannot be written to.
+        InputError: the folder of ``path`` cannot be written to, or the disk is full.
     """
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
@@ -39,6 +42,10 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except (PermissionError, IsADirectoryError) as error:
         raise InputError(f"{path} cannot be written ({error.strerror}); choose a folder that you may write to.") from error
+    except OSError as error:
+        if error.errno not in DISK_IS_FULL:
+            raise
+        raise InputError(f"{path} cannot be written ({error.strerror}); free some space and run the same again.") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -47,6 +54,14 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of the bytes of ``path``, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_images(path: Path) -> str:
+    """SHA-256 of an image file, or of the names and contents of a folder of ``<isic_id>.jpg``, in hexadecimal."""
+    if path.is_file():
+        return sha256_of(path)
+    listed = (f"{image.name} {sha256_of(image)}" for image in sorted(path.glob("*.jpg")))
+    return hashlib.sha256("\n".join(listed).encode()).hexdigest()
 
 
 def write_csv(path: Path, frame: pd.DataFrame, float_format: str | None = "%.9g") -> None:

@@ -3,7 +3,8 @@
     python -m scale.batch_scoring --input lesions --images images.hdf5 --artifacts artifacts --out scored --jobs 2
 
 Reads Parquet or CSV files with the columns of test-metadata.csv. Writes scores-00000.parquet, ... with a row per lesion, and
-run.json. Finished files are kept, so the same command continues where it was stopped. Not part of the kernel.
+run.json, all at once when the last part is scored. Finished parts are kept, so the same command continues where it was
+stopped. Not part of the kernel.
 """
 
 from __future__ import annotations
@@ -16,15 +17,20 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from inference.artifacts import MANIFEST, Manifest, load_manifest
-from inference.files import replacing, sha256_of, write_json
+from inference.files import replacing, sha256_of, sha256_of_images, write_json
 from inference.images import ImageStore
 from inference.options import Parser, count, crop_count, existing_folder, existing_path, output_folder
 from inference.submission import BATCH_SIZE
+from scale.artifact_folder import commit, locked
 from scale.parallel import Files, Progress, add_worker_options, run_tasks, workers
 from scale.parts import (
+    SCORED,
+    find_repeated,
     input_files,
     needs_all_parts,
     pieces_of,
+    reading_repairs,
+    refuse_other_images,
     reports,
     score_part,
     scores_of,
@@ -59,7 +65,7 @@ def claim(out: Path, settings: dict) -> None:
         other = [f"--{name}" for name in settings if known.get(name) != settings[name]]
         if other:
             raise InputError(f"{out} was begun with other {', '.join(other)}; give another --out, or remove it.")
-    elif out.is_dir() and any(out.iterdir()):
+    elif out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
         raise InputError(f"{out} is not empty and was not made by this command; give another --out.")
     write_json(out / SETTINGS, settings)
 
@@ -71,8 +77,9 @@ def score_parts(files: Files, parts: int, artifacts: Path, images: Path | None, 
     run_tasks(score_part, tasks, len(todo), files, Progress("scoring", "part"))
 
 
-def combine_all(paths: list[Path], manifest: Manifest) -> None:
+def combine_all(out: Path, parts: int, manifest: Manifest) -> None:
     """Combines the scores of all parts at once and writes each part anew, with its final scores."""
+    paths = [path for part in range(parts) if (path := scores_of(out, part)).is_file()]
     if all("final" in pq.read_schema(path).names for path in paths):
         return
     names = ["tabular", "network", "image_scored"]  # without the ids, which would take most of the memory
@@ -81,19 +88,19 @@ def combine_all(paths: list[Path], manifest: Manifest) -> None:
     for path in paths:
         table = pd.read_parquet(path)
         rows = final.iloc[start : start + len(table)].set_axis(table.index)
-        with replacing(path) as temporary:
+        with replacing(out / SCORED / path.name) as temporary:
             table.assign(**rows).to_parquet(temporary, index=False)
         start += len(table)
 
 
 def summarize(out: Path, rows: int) -> str:
-    """Writes run.json from the reports of all parts; returns one line of it."""
+    """Writes run.json, beside the scores, from the reports of all parts; returns one line of it."""
     parts = reports(out)
-    fallbacks = sum((Counter(part["fallbacks"]) for part in parts), Counter())
+    fallbacks = sum((Counter(part["fallbacks"]) for part in parts), reading_repairs(out))
     lesions, image_scored = (sum(part[name] for part in parts) for name in ("lesions", "image_scored"))
     memory = max((part["peak_memory_gb"] or 0 for part in parts), default=0)
     content = {"rows": rows, "lesions": lesions, "image_scored": image_scored, "parts": len(parts)}
-    write_json(out / RUN, content | {"peak_memory_gb": memory, "fallbacks": fallbacks})
+    write_json(out / SCORED / RUN, content | {"peak_memory_gb": memory, "fallbacks": fallbacks})
     fallen = ", ".join(f"{reason} {count:,}" for reason, count in fallbacks.items())
     return (
         f"{out}: {lesions:,} lesions in {len(parts)} parts, {image_scored:,} image_scored, peak memory of a process "
@@ -128,20 +135,27 @@ def main(arguments: list[str] | None = None) -> int:
         ImageStore(options.images).close()  # an error in it is found now, not after hours of scoring
     parts = options.parts or parts_for(sources)
     settings = {
-        "input": [[path.name, path.stat().st_size] for path in sources],
+        "input": [[path.name, sha256_of(path)] for path in sources],
         "artifacts": sha256_of(options.artifacts / MANIFEST),
-        "images": options.images and str(options.images.resolve()),
+        "images": options.images and sha256_of_images(options.images),
         "parts": parts,
     }
-    claim(options.out, settings)
-    files = Files.of([*sources, options.artifacts, *([options.images] if options.images else [])], options.out)
-    with workers(options.jobs, options.cluster):
-        tasks = ((number, path, parts) for number, path in enumerate(sources))
-        rows = run_tasks(split_file, tasks, len(sources), files, Progress("splitting", "file"))
-        score_parts(files, parts, options.artifacts, options.images, options.batch_size)
-    if options.images and needs_all_parts(manifest):
-        combine_all(sorted(options.out.glob("scores-*.parquet")), manifest)
-    log(summarize(options.out, sum(rows)))
+    with locked(options.out):
+        claim(options.out, settings)
+        files = Files.of([*sources, options.artifacts, *([options.images] if options.images else [])], options.out)
+        with workers(options.jobs, options.cluster):
+            hashed = zip(sources, (sha256 for _, sha256 in settings["input"]), strict=True)
+            tasks = ((number, path, sha256, parts) for number, (path, sha256) in enumerate(hashed))
+            rows = run_tasks(split_file, tasks, len(sources), files, Progress("splitting", "file"))
+            find_repeated(options.out, sum(rows))
+            if options.images:
+                refuse_other_images(options.out, options.images)
+            score_parts(files, parts, options.artifacts, options.images, options.batch_size)
+        if options.images and needs_all_parts(manifest):
+            combine_all(options.out, parts, manifest)
+        summary = summarize(options.out, sum(rows))
+        commit(options.out, options.out / SCORED)
+    log(summary)
     return 0
 
 

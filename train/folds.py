@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
-from inference.artifacts import FOLDS
+from inference.artifacts import FOLDS, artifact_path
 from inference.files import write_csv
 from inference.options import Parser, add_data_options, add_seed_option, count, filled_text, share
 from inference.schema import HOSPITAL, ID, PATIENT, TARGET, read_metadata, read_scores
-from train.manifest import read_manifest, record_stage
+from inference.tables import id_mismatch
+from train.manifest import READS, read_manifest, stage
 from utils import InputError, log, run_command
 
 #: The fold of held-out rows.
@@ -35,18 +36,22 @@ def make_folds(arguments: list[str] | None = None) -> int:
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--holdout", type=share(high=0.5), default=0.2, help="share of rows held out (default: %(default)s)")
     group.add_argument("--holdout-hospital", type=filled_text, metavar="NAME", help="hold this whole hospital out instead")
+    parser.add_argument("--replace", action="store_true", help="replace other folds, and drop all models")
     options = parser.parse_args(arguments)
-    metadata = read_metadata(options.data / "train-metadata.csv", labelled=True)
-    if options.holdout_hospital:
-        holdout = holdout_by_hospital(metadata, options.holdout_hospital)
-    else:
-        holdout = holdout_by_share(metadata, options.holdout, options.seed)
-    fold = assign_folds(metadata, options.folds, holdout, options.seed)
-    save_folds(options.artifacts, metadata[[ID, PATIENT, TARGET]].assign(fold=fold))
-    if FOLDS not in read_manifest(options.artifacts).get("files", {}):
-        section = {"folds": options.folds, "seed": options.seed, "holdout_rows": int(holdout.sum())}
-        section["holdout_hospital"] = options.holdout_hospital
-        record_stage(options.artifacts, "folds", section, [FOLDS])
+    source = options.data / "train-metadata.csv"
+    with stage(options.artifacts, "folds", [source], options.replace) as current:
+        metadata = read_metadata(source, labelled=True)
+        if options.holdout_hospital:
+            holdout = holdout_by_hospital(metadata, options.holdout_hospital)
+        else:
+            holdout = holdout_by_share(metadata, options.holdout, options.seed)
+        fold = assign_folds(metadata, options.folds, holdout, options.seed)
+        table = metadata[[ID, PATIENT, TARGET]].assign(fold=fold)
+        if not holds_folds(options.artifacts, table, options.replace):
+            current.refuse_loss()
+            write_csv(current.folder / FOLDS, table)
+            section = {"folds": options.folds, "seed": options.seed, "holdout_rows": int(holdout.sum())}
+            current.record(section | {"holdout_hospital": options.holdout_hospital})
 
     counts = metadata[~holdout].groupby(fold[~holdout])[TARGET].agg(["size", "sum"])
     log(
@@ -127,17 +132,24 @@ def holdout_by_hospital(metadata: pd.DataFrame, name: str) -> np.ndarray:
     return metadata[PATIENT].isin(patients).to_numpy()
 
 
-def save_folds(artifacts: Path, table: pd.DataFrame) -> None:
-    """Writes folds.csv; the same folds again change nothing.
+def holds_folds(artifacts: Path, table: pd.DataFrame, replace: bool) -> bool:
+    """Whether the artifact folder has these folds already, and its manifest names them.
 
     Raises:
-        InputError: the folder has other folds.
+        InputError: it has other folds, and is not told to ``replace`` them.
     """
-    path = artifacts / FOLDS
+    path = artifact_path(artifacts, FOLDS)
     if not path.is_file():
-        write_csv(path, table)
-    elif not read_scores(path, [PATIENT, TARGET, "fold"]).reset_index().equals(table):
-        raise InputError(f"{path} exists with other folds, and models may rest on them; use a new artifact folder.")
+        return False
+    if read_scores(path, [PATIENT, TARGET, "fold"]).reset_index().equals(table):
+        return FOLDS in read_manifest(artifacts).get("files", {})
+    if replace:
+        return False
+    made = [name for name in read_manifest(artifacts) if "folds" in READS.get(name, ())]
+    resting = f"{', '.join(made)} rest on them" if made else "models may rest on them"
+    raise InputError(
+        f"{path} exists with other folds, and {resting}; use a new artifact folder, or give --replace to drop all that."
+    )
 
 
 def read_folds(artifacts: Path, metadata: pd.DataFrame) -> np.ndarray:
@@ -146,12 +158,13 @@ def read_folds(artifacts: Path, metadata: pd.DataFrame) -> np.ndarray:
     Raises:
         InputError: folds.csv is missing, or was made from other rows.
     """
-    path = artifacts / FOLDS
+    path = artifact_path(artifacts, FOLDS)
     if not path.is_file():
         raise InputError(f"{path} is missing; run: python -m train.folds --data DIR --artifacts {artifacts}")
     fold = read_scores(path, ["fold"])["fold"]
     if set(fold.index) != set(metadata[ID]):
-        raise InputError(f"{path} was made from other rows than train-metadata.csv; use a new artifact folder for new data.")
+        differ = id_mismatch(str(path), fold.index, "train-metadata.csv", metadata[ID])
+        raise InputError(f"{differ}; give the --data of these folds, or use a new artifact folder for new data.")
     return fold.loc[metadata[ID]].to_numpy("int64")
 
 

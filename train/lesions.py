@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from inference.artifacts import OOF_TABULAR, checked_file, load_manifest
+from inference.artifacts import FOLDS, OOF_TABULAR, checked_file, load_manifest
 from inference.features import build_features
 from inference.images import ImageStore, find_images
 from inference.schema import ID, PATIENT, TARGET, TRAIN_ONLY, read_metadata, read_scores
+from inference.tables import id_mismatch
 from train.folds import HOLDOUT, read_folds
 from train.network.known_images import image_digests
 from utils import InputError
@@ -101,18 +102,25 @@ def read_lesions(data: Path, artifacts: Path, store: ImageStore, missing_images:
     metadata = read_metadata(data / "train-metadata.csv", labelled=True)
     fold = read_folds(artifacts, metadata)
     path = checked_file(artifacts, load_manifest(artifacts), OOF_TABULAR)
-    tabular = read_scores(path, ["tabular"])["tabular"].reindex(metadata[ID])
-    if tabular[fold != HOLDOUT].isna().any():
-        raise InputError(f"{path} lacks rows of {artifacts}/folds.csv; run train.tabular again.")
     isic_ids = metadata[ID].to_numpy()
+    out_of_fold = read_scores(path, ["tabular"])["tabular"]
+    tabular = out_of_fold.reindex(isic_ids)
+    if tabular[fold != HOLDOUT].isna().any():
+        differ = id_mismatch(f"the folds of {artifacts / FOLDS}", isic_ids[fold != HOLDOUT], path.name, out_of_fold.index)
+        raise InputError(f"{differ}; run train.tabular again.")
+    if not any(isic_id in store for isic_id in isic_ids):
+        differ = id_mismatch("train-metadata.csv", isic_ids, str(store.path), store.names())
+        raise InputError(f"{differ}; fetch the images of these lesions.")
     digests = image_digests(store, isic_ids)
     has_image = digests != 0
     if missing_images == "refuse" and not has_image.all():
         first = isic_ids[~has_image][0]
-        found = "holds an image that cannot be decoded" if first in store else "holds no image"
+        found = f"{store.path} holds an image that cannot be decoded for {first}"
+        if first not in store:
+            found = id_mismatch("train-metadata.csv", isic_ids, str(store.path), store.names())
         raise InputError(
-            f"{store.path} {found} for {first} ({int((~has_image).sum())} lesions without a readable image in all); "
-            "fetch the images again, or give --missing-images pass to let those lesions keep their tabular logit."
+            f"{found} ({int((~has_image).sum())} lesions without a readable image in all); fetch the images again, "
+            "or give --missing-images pass to let those lesions keep their tabular logit."
         )
     return Lesions(
         isic_ids=isic_ids,

@@ -22,6 +22,7 @@ from inference.artifacts import FOLDS, MANIFEST, OOF_FUSION, OOF_TABULAR, checke
 from inference.files import replacing, sha256_of, write_json
 from inference.options import Parser, add_data_options, output_folder
 from inference.schema import PATIENT, TARGET, read_scores
+from inference.tables import id_mismatch
 from train.folds import assign_folds
 from train.fusion import train_fusion
 from train.manifest import record_stage
@@ -214,7 +215,9 @@ def own_artifacts(artifacts: Path, folder: Path) -> Path:
         copy = folder / source.name
         if copy.is_file() and sha256_of(copy) != sha256_of(source):
             raise InputError(f"{copy} is from another training than {source}; give another --out.")
-        shutil.copyfile(source, copy)
+        if not copy.is_file():
+            with replacing(copy) as temporary:
+                shutil.copyfile(source, temporary)
     if not (folder / MANIFEST).is_file():
         record_stage(folder, "folds", manifest["folds"], [FOLDS])
         record_stage(folder, "tabular", {"copied_from": "the --artifacts of this study"}, [OOF_TABULAR])
@@ -251,6 +254,10 @@ def compare_networks(study: Study, variants: Sequence[Variant]) -> Comparison:
     seconds = {variant.name: train_variant(study, variant) for variant in variants}
     columns = [TARGET, "tabular", "network", "image_scored"]
     base, *others = (read_scores(variant.folder(study) / OOF_FUSION, columns) for variant in variants)
+    for table, variant in zip(others, variants[1:], strict=True):
+        if not base.index.isin(table.index).all():
+            differ = id_mismatch(variants[0].name, base.index, variant.name, table.index)
+            raise InputError(f"{study.out}: {differ}; give another --out.")
     tables = [base, *(table.loc[base.index] for table in others)]
     scored = np.logical_and.reduce([table["image_scored"] == 1 for table in tables])
     patients = read_scores(study.artifacts / FOLDS, [PATIENT]).loc[base.index, PATIENT]

@@ -17,6 +17,7 @@ from inference.features import build_features
 from inference.images import ImageStore, image_batches
 from inference.network import Ensemble, NetworkConfig, build_network, devices, load_state, network_logits
 from inference.schema import ID, PATIENT, TARGET, TRAIN_ONLY, read_scores
+from inference.tables import id_mismatch
 from inference.tabular import tabular_logits
 from train.folds import HOLDOUT, read_folds
 from train.lesions import refuse_train_only
@@ -80,10 +81,12 @@ def out_of_fold_scores(metadata: pd.DataFrame, trained: Trained) -> pd.DataFrame
     """
     scores = metadata[[ID, PATIENT, TARGET]].assign(fold=read_folds(trained.folder, metadata))
     path = checked_file(trained.folder, trained.manifest, OOF_FUSION)
-    oof = read_scores(path, ["tabular", "network", "image_scored"]).reindex(scores[ID])
+    known = read_scores(path, ["tabular", "network", "image_scored"])
+    oof = known.reindex(scores[ID])
     scores[list(oof)] = oof.to_numpy()
     if scores.loc[scores["fold"] != HOLDOUT, "network"].isna().any():
-        raise InputError(f"{path} lacks rows of {trained.folder}/folds.csv; run train.fusion again.")
+        differ = id_mismatch("folds.csv", scores.loc[scores["fold"] != HOLDOUT, ID], path.name, known.index)
+        raise InputError(f"{trained.folder}: {differ}; run train.fusion again.")
     return scores
 
 

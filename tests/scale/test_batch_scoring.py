@@ -1,15 +1,19 @@
 import json
 import re
 import shutil
+from collections import Counter
 
+import h5py
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from inference.schema import ID, PATIENT
+from inference.schema import ID, PATIENT, repaired
 from scale import parts
 from scale.batch_scoring import main
-from scale.parts import chunks, input_files, part_of
+from scale.parts import chunks, find_repeated, input_files, part_of
 from utils import InputError
 
 
@@ -98,7 +102,7 @@ def test_finished_files_are_not_made_again(score, monkeypatch, capsys):
     asked, opened = [], []
     score_tabular, read = parts.score_tabular, parts.chunks
     monkeypatch.setattr(parts, "score_tabular", lambda rows, *more: asked.append(len(rows)) or score_tabular(rows, *more))
-    monkeypatch.setattr(parts, "chunks", lambda path: opened.append(path.name) or read(path))
+    monkeypatch.setattr(parts, "chunks", lambda path, *more: opened.append(path.name) or read(path, *more))
     assert score() == 0
     assert asked == [len(pd.read_parquet(lost))]
     assert opened == ["2.csv"]
@@ -136,6 +140,17 @@ def test_unusable_cells_and_rows_are_repaired_and_counted(scoring, tmp_path):
 # Input
 
 
+def test_the_input_may_be_linked_but_not_to_nowhere(tmp_path):
+    (tmp_path / "files").mkdir()
+    (tmp_path / "one.csv").touch()
+    (tmp_path / "files" / "linked.csv").symlink_to("../one.csv")
+    (tmp_path / "folder").symlink_to("files")
+    assert input_files(tmp_path / "folder") == [tmp_path / "folder" / "linked.csv"]
+    (tmp_path / "one.csv").unlink()
+    with pytest.raises(InputError, match=r"linked\.csv is a link to"):
+        input_files(tmp_path / "folder")
+
+
 def test_a_patient_is_always_in_the_same_part():
     frame = pd.DataFrame({ID: ["a", "b", "c", "d"], PATIENT: ["p", None, "p", np.nan]})
     assert part_of(frame, 5).tolist() == [*part_of(frame[:2], 5), *part_of(frame[2:], 5)]
@@ -148,10 +163,109 @@ def test_a_patient_is_always_in_the_same_part():
 
 def test_an_input_file_is_read_in_chunks_of_its_test_columns(synthetic_data, monkeypatch):
     monkeypatch.setattr(parts, "CHUNK", 25)
-    read = list(chunks(synthetic_data / "train-metadata.csv"))
+    read = list(chunks(synthetic_data / "train-metadata.csv", Counter()))
     assert [len(frame) for frame in read] == [25, 25, 10]
     assert "target" not in read[0]
     assert read[0][PATIENT].map(type).eq(str).all()
+
+
+#: How the same rows may be written, and what is counted then.
+WRITTEN = {
+    "commas at the ends of rows": (lambda lines: [lines[0], *(line + "," for line in lines[1:])], {}),
+    "blank lines": (lambda lines: ["", *(text for line in lines for text in (line, ""))], {}),
+    "a row that is too long": (lambda lines: [*lines[:5], lines[5] + ",x", *lines[6:]], {"rows_too_long": 1}),
+    "a cut row": (lambda lines: [*lines, lines[-1][:20]], {"rows_too_short": 1, "duplicated_isic_id": 1}),
+    "a repeated row": (lambda lines: [*lines, lines[3]], {"duplicated_isic_id": 1}),
+    "a row repeated for another patient": (
+        lambda lines: [
+            *lines,
+            *(lines[1].replace(patient, f"P{n}") for n, patient in enumerate([lines[1].split(",")[1]] * 5)),
+        ],
+        {"duplicated_isic_id": 5},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_the_same_rows_have_the_same_scores_however_they_are_written(scoring, tmp_path, kind, encoding):
+    change, counted = WRITTEN[kind]
+    lines = (scoring.tables / "0.csv").read_text().splitlines()
+    tables = {"plain": lines, "changed": change(lines)}
+    for name, content in tables.items():
+        path = tmp_path / f"{name}.csv"
+        path.write_text("\n".join(content), encoding=encoding if name == "changed" else "utf-8")
+        where = ["--input", str(path), "--artifacts", str(scoring.artifacts), "--out", str(tmp_path / name), "--parts", "4"]
+        assert main(where) == 0
+    plain, changed = (scored(tmp_path / name) for name in tables)
+    np.testing.assert_array_equal(changed["final"].loc[plain.index], plain["final"])
+    assert changed.index.is_unique
+    assert json.loads((tmp_path / "changed" / "run.json").read_text())["fallbacks"] == counted
+
+
+def test_a_corrected_input_of_equal_size_is_not_what_was_scored(score, scoring, tmp_path):
+    tables, images = shutil.copytree(scoring.tables, tmp_path / "tables"), tmp_path / "images.hdf5"
+    shutil.copy(scoring.competition / "test-image.hdf5", images)
+    where = ["--input", tables, "--images", images]
+    assert score(*where) == 0
+    for path, option in ((tables / "1.csv", "--input"), (images, "--images")):
+        content = path.read_bytes()
+        path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        with pytest.raises(InputError, match=f"begun with other {option}"):
+            score(*where)
+        path.write_bytes(content)
+    assert score(*where) == 0
+
+
+def test_images_of_other_lesions_are_refused_with_ids_of_both_sides(score, scoring, tmp_path):
+    with h5py.File(tmp_path / "images.hdf5", "w") as file:
+        file["77"] = np.void(b"x")
+    with pytest.raises(
+        InputError, match=r"of --input \(ISIC_\d+, ISIC_\d+, ISIC_\d+\) .* 1 of the 1 ids of .*images\.hdf5 \(77\)"
+    ):
+        score("--images", tmp_path / "images.hdf5")
+
+
+#: Columns of ids in a Parquet file, and the ids that they are.
+PARQUET_IDS = {
+    "floats": (pa.array([7.0, None, 10.0]), ["7", None, "10"]),
+    "integers": (pa.array([7, None, 2**60 + 1]), ["7", None, str(2**60 + 1)]),
+    "text": (pa.array(["007", "", "7.0"]), ["007", None, "7.0"]),
+    "bytes": (pa.array([b"007", None, b"IP_1"]), ["007", None, "IP_1"]),
+    "dictionary": (pa.array(["007", None, "007"]).dictionary_encode(), ["007", None, "007"]),
+}
+
+
+@pytest.mark.parametrize("kind", PARQUET_IDS)
+def test_ids_of_parquet_files_are_text(tmp_path, kind):
+    values, texts = PARQUET_IDS[kind]
+    table = pa.Table.from_arrays([values, values, pa.array(["1.5", "old", None])], names=[ID, PATIENT, "age_approx"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    (frame,) = chunks(tmp_path / "a.parquet", Counter())
+    assert frame[ID].tolist() == frame[PATIENT].tolist() == texts
+    assert frame["age_approx"].tolist() == ["1.5", "old", None]
+
+
+def test_columns_of_parquet_files_may_be_repeated_or_of_any_type(tmp_path):
+    ids, lists = pa.array(["a", "b"]), pa.array([[1], None])
+    table = pa.Table.from_arrays([ids, ids, lists, lists], names=[ID, PATIENT, "age_approx", ID])
+    pq.write_table(table, tmp_path / "a.parquet")
+    repairs = Counter()
+    (frame,) = chunks(tmp_path / "a.parquet", repairs)
+    assert repairs == {"duplicated_columns": 1}
+    assert frame[ID].tolist() == ["a", "b"]
+    assert repaired(frame, "a.parquet")[1]["cells_not_numeric"] == 1
+
+
+def test_repeated_rows_are_found_in_passes(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "IN_MEMORY", 3)
+    rows = pd.DataFrame({ID: ["a", "b", "a", None, "c", "b", "a", None], "order": [5, 1, 2, 3, 4, 0, 6, 7]})
+    for part in range(2):
+        (tmp_path / f"part-{part:05d}").mkdir()
+        rows[part::2].to_parquet(tmp_path / f"part-{part:05d}" / "00000-00000.parquet")
+    find_repeated(tmp_path, len(rows))
+    found = pd.read_parquet(tmp_path / parts.REPEATED)
+    assert sorted(zip(found["part"], found["order"], strict=True)) == [(0, 5), (0, 6), (1, 1)]
 
 
 @pytest.mark.parametrize(
@@ -176,7 +290,7 @@ def test_an_input_of_no_or_two_kinds_is_refused(tmp_path, names, found):
 def test_an_unusable_file_is_named(tmp_path, name, content, found):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=found):
-        list(chunks(tmp_path / name))
+        list(chunks(tmp_path / name, Counter()))
 
 
 def test_numbers_below_one_are_refused(tmp_path):

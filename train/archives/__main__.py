@@ -25,17 +25,19 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from inference.files import write_csv, write_json
+from inference.files import sha256_of_images, write_csv, write_json
 from inference.images import find_images
 from inference.options import Parser, count, existing_folder, output_folder, processes
 from inference.schema import ID, PATIENT, TARGET
+from inference.tables import id_mismatch
+from scale.artifact_folder import staged_folder
 from scale.parallel import workers
 from train.archives.dedup import merge_years, sort_out
 from train.archives.images import (
@@ -44,6 +46,7 @@ from train.archives.images import (
     Survey,
     check_zips,
     convert_images,
+    hash_files,
     pack,
     read_competition,
     survey,
@@ -121,14 +124,23 @@ def write_archives(config: ArchivesConfig, out: Path) -> str:
         InputError: an input is bad, ``out`` holds something else, or no image is left.
     """
     start = time.perf_counter()
+    work = out / WORK
+    with staged_folder(out) as staging:
+        summary = _write_staged(config, out, staging)
+    shutil.rmtree(work, ignore_errors=True)
+    return f"{summary}; {time.perf_counter() - start:.1f} s"
+
+
+def _write_staged(config: ArchivesConfig, out: Path, staging: Path) -> str:
+    """Does the work of ``write_archives``, into ``staging``; what an interrupted run continues with is in ``out``."""
     root, competition, work = config.root, config.competition, out / WORK
     found = survey(root, [out] if competition is None else [out, competition])
     check_zips(found, config.years or YEARS)
     truth = find_ground_truth(found.tables, config.years)
     rows = pd.concat([read_year(year, paths, found.tables) for year, paths in truth.items()], ignore_index=True)
-    request = describe_request(config, list(truth), found)
+    hashes = hash_files(sorted(path for paths in found.images.values() for path in paths))
+    request = describe_request(config, list(truth), found, hashes)
     if is_finished(out, request):
-        shutil.rmtree(work, ignore_errors=True)
         return f"{out}: made from the same inputs before; nothing to do"
     write_json(work / "request.json", request)
 
@@ -139,8 +151,9 @@ def write_archives(config: ArchivesConfig, out: Path) -> str:
         if not any(image_id in images for image_id in rows.loc[rows["year"] == year, "image_id"]):
             log(f"{year}: the ground truth is there, but none of its images; its rows are left out")
     if not images:
-        raise InputError(f"{root} has none of the {len(merged)} images of its ground truth files; unpack them there.")
-    hashed = convert_images(images, work / "images", config.size)
+        differ = id_mismatch("the ground truth files", merged["image_id"], f"the images below {root}", found.images)
+        raise InputError(f"{differ}; unpack the images there.")
+    hashed = convert_images(images, work / "images", config.size, hashes)
     result = sort_out(
         merged,
         images,
@@ -154,44 +167,42 @@ def write_archives(config: ArchivesConfig, out: Path) -> str:
         reasons = format_counts(count_words(result.rows["reason"]))
         raise InputError(f"no row of {root} is left ({reasons}); add images or ground truth.")
     report = {"request": request, **make_report(rows, result, found, hashed, root)}
-    pack(out / IMAGES, kept["image_id"], work / "images")
-    write_csv(out / METADATA, output_table(kept), float_format=None)
+    pack(staging / IMAGES, kept["image_id"], work / "images")
+    write_csv(staging / METADATA, output_table(kept), float_format=None)
     for line in format_report(report):
         log(line)
-    write_json(out / REPORT, report)
-    shutil.rmtree(work)
+    write_json(staging / REPORT, report)
     return (
         f"{out}: {len(kept)} lesions of {kept['person'].nunique()} patients, {int(kept['target'].sum())} malignant; "
-        f"{len(rows) - len(kept)} of {len(rows)} rows left out; {time.perf_counter() - start:.1f} s"
+        f"{len(rows) - len(kept)} of {len(rows)} rows left out"
     )
 
 
-def describe_request(config: ArchivesConfig, years: list[str], found: Survey) -> dict[str, Any]:
-    """What decides the folder: the configuration, and fingerprints of the inputs."""
+def describe_request(config: ArchivesConfig, years: list[str], found: Survey, hashes: Mapping[Path, str]) -> dict[str, Any]:
+    """What decides the folder: the configuration, and fingerprints of the inputs; ``hashes`` are those of the images."""
     return {
         "root": str(config.root.resolve()),
         "years": years,
         "unknown": config.unknown,
         "size": config.size,
-        "archives": _fingerprint_of_archives(config.root, found),
+        "archives": _fingerprint_of_archives(config.root, found, hashes),
         "competition": config.competition and _fingerprint_of_competition(config.competition),
     }
 
 
-def _fingerprint_of_archives(root: Path, found: Survey) -> str:
-    """Changes with every table that is read, and with the name and size of every image."""
+def _fingerprint_of_archives(root: Path, found: Survey, hashes: Mapping[Path, str]) -> str:
+    """Changes with every table that is read, and with the name and content of every image."""
     tables = fingerprint([path for paths in found.tables.values() for path in paths])
-    images = [path for paths in found.images.values() for path in paths]
-    listed = sorted(f"{path.relative_to(root).as_posix()} {path.stat().st_size}" for path in images)
+    listed = sorted(f"{path.relative_to(root).as_posix()} {sha256}" for path, sha256 in hashes.items())
     return hashlib.sha256("\n".join([tables, *listed]).encode()).hexdigest()
 
 
 def _fingerprint_of_competition(competition: Path) -> str:
-    """Changes with the competition's metadata, and with the path and size of its images."""
+    """Changes with the competition's metadata, and with the path and content of its images."""
     metadata = [competition / f"{split}-metadata.csv" for split in ("train", "test")]
     images = [path for split in ("train", "test") if (path := find_images(competition, split))]
     parts = [fingerprint([path for path in metadata if path.is_file()])]
-    return hashlib.sha256("\n".join([*parts, *(f"{path} {path.stat().st_size}" for path in images)]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([*parts, *(f"{path} {sha256_of_images(path)}" for path in images)]).encode()).hexdigest()
 
 
 def is_finished(out: Path, request: dict[str, Any]) -> bool:

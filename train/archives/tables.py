@@ -1,7 +1,7 @@
 """Readers: the official ground truth and metadata files of each year -> one table.
 
-Labels come from the ground truth alone: re-published metadata files have rewritten diagnoses. Lines are counted from 1, the
-header included, so that an error names the line that an editor shows. Sites and sexes are given in the competition's words.
+Labels come from the ground truth alone: re-published metadata files have rewritten diagnoses. Lines are those that an editor
+shows. Sites and sexes are given in the competition's words.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pandas as pd
 
 from inference.files import sha256_of
 from inference.images import PLAIN_ID
-from inference.schema import read_table
+from inference.tables import Reading, id_mismatch, lines_of, read_csv_file
 from train.archives.diagnoses import LABELS, label_of
 from utils import InputError
 
@@ -144,6 +144,9 @@ def read_year(year: str, truth: Sequence[Path], found: Mapping[str, Sequence[Pat
         rows = _read_truth(year, path)
         fields = _read_fields(year, path, found)
         if fields is not None:
+            if not rows["image_id"].isin(fields["image_id"]).any():
+                differ = id_mismatch(str(path), rows["image_id"], "its metadata file", fields["image_id"])
+                raise InputError(f"{differ}; fetch both files again.")
             rows = rows.merge(fields, on="image_id", how="left")
         labels = [label_of(year, word, path, line) for word, line in zip(rows["word"], rows["line"], strict=True)]
         rows = rows.assign(
@@ -324,13 +327,10 @@ def _header(path: Path) -> list[str]:
 
 def _read(path: Path, columns: Sequence[str], header: bool = True) -> pd.DataFrame:
     """A CSV file as text without outer spaces, "" where a cell is empty, with the column ``line``; without blank lines."""
-    text = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False, "encoding": "utf-8-sig"}
-    table = read_table(path, header=0 if header else None, **text)
+    table = read_csv_file(path, Reading(str, header=header, keep_default_na=False))
     _require(path, table, columns)
     table = table.fillna("").apply(lambda column: column.str.strip())
-    table["line"] = np.arange(len(table)) + (2 if header else 1)
-    cells = table.drop(columns="line")
-    return table[(cells != "").any(axis=1)].reset_index(drop=True)
+    return table.assign(line=lines_of(path, header))
 
 
 def _require(path: Path, table: pd.DataFrame, columns: Sequence[str]) -> None:

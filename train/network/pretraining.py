@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from inference.files import sha256_of
 from inference.images import ImageStore
 from inference.network import NetworkConfig
 from inference.schema import ID, PATIENT, TARGET, read_metadata
+from inference.tables import Reading, id_mismatch, read_csv_file
 from train.archives.diagnoses import CLASSES, class_of
 from train.lesions import Lesions, open_images
 from train.network.batches import TrainingData
+from train.network.checkpoint import save_weights
 from train.network.config import TrainingConfig
 from train.network.fit import Phase, Plan, fit
 from train.network.known_images import JoinedImages, KnownImages, image_digests
@@ -56,13 +57,16 @@ def read_archive(folder: Path, lesions: Lesions) -> Archive:
     """
     path = folder / "train-metadata.csv"
     metadata = read_metadata(path, labelled=True)
-    diagnoses = pd.read_csv(path, dtype="str")
+    diagnoses = read_csv_file(path, Reading("str"))
     if "diagnosis" not in diagnoses:
         raise InputError(f"{path} has no column 'diagnosis'; make the folder with train.archives.")
     known = metadata[ID].isin(set(lesions.isic_ids)) | metadata[PATIENT].isin(set(lesions.patients))
     if known.any():
         log(f"{int(known.sum()):,} archive lesions left out: their patients are in --data")
     store = open_images(folder)
+    if not any(isic_id in store for isic_id in metadata[ID]):
+        differ = id_mismatch(str(path), metadata[ID], store.path.name, store.names())
+        raise InputError(f"{differ}; make the folder with train.archives again.")
     digests = image_digests(store, metadata[ID].to_numpy())
     usable = (digests != 0) & ~known.to_numpy()
     labels = metadata[TARGET].to_numpy()[usable]
@@ -115,7 +119,7 @@ def pretrain_backbone(archive: Archive, weights: Path, config: TrainingConfig) -
     )
     phases = [Phase("stages", "all", 0, config.archives_epochs, config.learning_rate)]
     fit(network, data, Plan("archives", phases, loss, config.from_scratch, seed=config.seed))
-    network.get_layer(BACKBONE).save_weights(weights)
+    save_weights(network.get_layer(BACKBONE), weights)
 
 
 @dataclass(frozen=True)

@@ -407,7 +407,7 @@ def test_a_competition_may_have_hdf5_and_lie_inside_the_root(root, competition, 
     [
         (lambda root: (root / "2019" / "ISIC_2019_Training_GroundTruth.csv").unlink(), {"years": ["2019"]}, "asks for 2019"),
         (lambda root: (root / "ISIC_2019_Training_Input.zip").write_bytes(b"PK"), {}, "half-downloaded"),
-        (lambda root: [path.unlink() for path in root.rglob("*.jpg")], {"years": ["2018"]}, "none of the 7 images"),
+        (lambda root: [path.unlink() for path in root.rglob("*.jpg")], {"years": ["2018"]}, "of the 7 ids of the ground"),
         (lambda root: [path.write_bytes(b"") for path in root.rglob("*.jpg")], {"years": ["2020"]}, r"left \(corrupt 5\)"),
     ],
 )

@@ -1,5 +1,6 @@
 import hashlib
 import io
+import os
 import subprocess
 import sys
 import zipfile
@@ -44,9 +45,24 @@ def test_images_are_found_by_stem_at_any_depth_and_masks_are_not(tmp_path):
     }
 
 
-def test_a_root_that_is_no_folder_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no folder"):
-        survey(tmp_path / "missing")
+def test_a_linked_archive_is_searched_and_each_folder_once(tmp_path):
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    (elsewhere / "deep").mkdir(parents=True)
+    (elsewhere / "deep" / "ISIC_1.jpg").touch()
+    (root / "out").mkdir(parents=True)
+    for name, target in {"a": elsewhere, "b": elsewhere, "out-too": root / "out", "deep-back": root}.items():
+        (root / name).symlink_to(target)
+    (root / "ISIC_2.jpg").symlink_to(elsewhere / "deep" / "ISIC_1.jpg")
+    (root / "out" / "ISIC_3.jpg").touch()
+    found = survey(root, [root / "out"])
+    assert found.images == {"ISIC_1": [root / "a" / "deep" / "ISIC_1.jpg"], "ISIC_2": [root / "ISIC_2.jpg"]}
+
+
+@pytest.mark.parametrize("name", ["2016", "ISIC_9.jpg", "metadata.csv"])
+def test_a_dangling_link_is_refused(tmp_path, name):
+    (tmp_path / name).symlink_to("nowhere")
+    with pytest.raises(InputError, match=rf"{name} is a link to nowhere"):
+        survey(tmp_path)
 
 
 def zip_of(path, *names):
@@ -187,6 +203,15 @@ def test_what_is_converted_is_not_converted_again_unless_its_file_changes(images
     changed.write_bytes(encoded(picture(99), quality=80))
     assert convert_images(images, tmp_path / "work", 30).sha256 != first.sha256
     assert contents == [changed.read_bytes()]
+
+
+def test_a_corrected_image_of_equal_size_and_time_is_converted_again(images, tmp_path):
+    first = convert_images(images, tmp_path / "work", 30)
+    path = images["ISIC_0000003"][0]
+    content, state = path.read_bytes(), path.stat()
+    path.write_bytes(content[:-40] + bytes([content[-40] ^ 1]) + content[-39:])
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert convert_images(images, tmp_path / "work", 30).sha256 != first.sha256
 
 
 @pytest.mark.parametrize("break_it", [lambda content: content[:400], lambda content: b"", lambda content: b"<html>" * 99])

@@ -181,7 +181,7 @@ def test_ids_are_names_without_extension(name, image_id):
             "2016",
             r"line 2: 'bad' is no diagnosis of 2016",
         ),
-        ("ISBI2016_ISIC_Part3_Test_GroundTruth.csv", ",0.0", ",0.0,1", "2016", "cannot be read as CSV|columns"),
+        ("ISBI2016_ISIC_Part3_Test_GroundTruth.csv", ",0.0", ",0.0,1", "2016", "cells|columns"),
         ("ISIC-2017_Training_Part3_GroundTruth.csv", "5,0.0,1.0", "5,1.0,1.0", "2017", r"line 3: melanoma 1, .* not one"),
         ("ISIC-2017_Training_Data_metadata.csv", "sex", "gender", "2017", r"metadata\.csv has no column 'sex'"),
         ("ISIC-2017_Training_Data_metadata.csv", "55", "old", "2017", r"line 3: age_approximate 'old' is no number"),
