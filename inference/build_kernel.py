@@ -56,6 +56,7 @@ TRAINING = (
     "inference.run_log",
     "inference.scoring",
     "scale.parallel",
+    "scale.artifact_folder",
     "train.manifest",
     "train.archives.diagnoses",
     "train.charts",

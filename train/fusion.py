@@ -20,14 +20,23 @@ import pandas as pd
 
 from inference.artifacts import FOLDS, OOF_TABULAR, load_manifest
 from inference.files import write_json
+from inference.images import find_images
 from inference.network import NetworkConfig
 from scale.parallel import Files, Progress, in_own_process, run_tasks, workers
 from train.lesions import Lesions, open_images, read_lesions
+from train.manifest import stage
 from train.network.config import INPUTS, RunConfig, TrainingConfig, flag, parse_fusion_options
 from train.network.fold import LOGS, PRETRAINED, FoldFiles, Training, train_backbone, train_fold
 from train.network.model import be_deterministic, leave_gpus_to_tasks
 from train.network.pretraining import read_archive
-from train.network.results import OutOfFold, choose_combination, record_fusion, record_single_input, write_history
+from train.network.results import (
+    SINGLE_INPUT,
+    OutOfFold,
+    choose_combination,
+    record_fusion,
+    record_single_input,
+    write_history,
+)
 from utils import InputError, log, run_command
 
 #: The options and input files of the training in a folder of an unfinished one.
@@ -37,22 +46,30 @@ SETTINGS = "settings.json"
 def train_fusion(arguments: list[str] | None = None) -> int:
     """Trains one network per fold; writes the artifacts only when all folds are finished."""
     run, config = parse_fusion_options(arguments)
-    with workers(run.jobs, run.cluster):
+    section = SINGLE_INPUT[config.inputs][0] if config.inputs in SINGLE_INPUT else "network"
+    with stage(run.artifacts, section, files_read(run, config)) as current, workers(run.jobs, run.cluster):
         if not in_own_process():
             leave_gpus_to_tasks()
         be_deterministic(config.deterministic)
         training = read_training(run, config)
         folder = unfinished_folder(run, training)
         train_folds(training, folder)
-    rows = gather_out_of_fold(training.lesions, folder)
-    write_history(folder, run.logs, config.inputs)
-    if config.inputs == "fusion":
-        rows = rows.where(training.lesions.in_folds)
-        record_fusion(run.artifacts, training, rows, choose_combination(rows), folder)
-    else:
-        record_single_input(run.artifacts, training, rows)
-    shutil.rmtree(folder)
+        rows = gather_out_of_fold(training.lesions, folder)
+        write_history(folder, run.logs, config.inputs)
+        if config.inputs == "fusion":
+            rows = rows.where(training.lesions.in_folds)
+            record_fusion(current, training, rows, choose_combination(rows), folder)
+        else:
+            record_single_input(current, training, rows)
+        shutil.rmtree(folder)
     return 0
+
+
+def files_read(run: RunConfig, config: TrainingConfig) -> list[Path]:
+    """The files that may not change while the networks train."""
+    weights = [] if config.weights in ("imagenet", "none") else [Path(config.weights)]
+    tables = [run.data / "train-metadata.csv", run.artifacts / FOLDS, run.artifacts / OOF_TABULAR]
+    return [*tables, *weights, *filter(None, [find_images(run.data, "train"), run.archives])]
 
 
 def read_training(run: RunConfig, config: TrainingConfig) -> Training:
@@ -101,6 +118,8 @@ def unfinished_folder(run: RunConfig, training: Training) -> Path:
         if other:
             shown = ", ".join(f"{flag(name) if name in options else name} {known.get(name)!s:.20}" for name in other)
             raise InputError(f"{folder} holds an unfinished training with {shown}; give the same again, or --restart.")
+    for left in folder.glob(".*"):  # half-written by a killed process
+        left.unlink()
     write_json(folder / SETTINGS, settings)
     return folder
 

@@ -1,17 +1,25 @@
-"""Writes the manifest: the index of the artifact folder that ``inference.artifacts`` reads.
+"""Stages of the artifact folder, and its index, the manifest, which ``inference.artifacts`` reads.
 
-A stage replaces its own section and drops the sections of later stages that were made from it. So a manifest never
-describes models that do not belong together.
+A stage replaces its own files and drops those of later stages that were made from them, all at once
+(``scale.artifact_folder``). So a folder never holds models that do not belong together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from inference.artifacts import FORMAT, MANIFEST, Manifest, load_manifest
+from inference.artifacts import FORMAT, MANIFEST, Manifest, artifact_path, checked_file, load_manifest
 from inference.files import sha256_of, write_json
 from inference.run_log import versions
+from scale.artifact_folder import commit, fingerprints, locked, staging_folder
+from utils import InputError, log
 
 #: Stage -> the stages that it reads.
 READS = {
@@ -21,32 +29,142 @@ READS = {
     "image_only": ("folds",),
     "tabular_only": ("folds", "tabular"),
 }
+#: Stages that take hours; they are dropped on request only.
+NETWORKS = ("network", "image_only", "tabular_only")
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The folder's manifest, empty where no stage has run yet."""
-    return load_manifest(folder) if (folder / MANIFEST).is_file() else {}
+    return load_manifest(folder) if artifact_path(folder, MANIFEST).is_file() else {}
 
 
-def record_stage(folder: Path, stage: str, section: dict, files: Sequence[str]) -> Manifest:
-    """Writes ``section`` into the manifest, with the hashes of the ``files`` that the stage wrote.
+class Stage:
+    """A stage at work: where it writes, and what its success does to the artifact folder.
+
+    Attributes:
+        artifacts: the artifact folder.
+        folder: empty; the stage writes its files into it.
+        dropped: later stages that are in the folder and were made from what this one replaces.
+    """
+
+    def __init__(self, artifacts: Path, name: str, folder: Path, reads: Iterable[Path], replace: bool) -> None:
+        self.artifacts, self.folder = artifacts, folder
+        self._name, self._replace = name, replace
+        self._before = read_manifest(artifacts)
+        self._reads = fingerprints(reads)
+        self._settings = ""
+        self.dropped = [later for later, read in READS.items() if name in read and later in self._before]
+
+    def is_done(self, settings: Any) -> bool:
+        """Whether the folder holds what this stage would make, because it once ran with the same ``settings`` and inputs.
+
+        Raises:
+            InputError: it would make something else, and that would drop networks.
+        """
+        text = json.dumps([settings, sorted(self._reads.values())], sort_keys=True, default=str)
+        self._settings = hashlib.sha256(text.encode()).hexdigest()
+        known = self._before.get("made_with", {}).get(self._name)
+        if not self._replace and known == self._settings and self._is_intact():
+            log(f"{self.artifacts}: {self._name} of the same inputs and options is there; nothing to do")
+            return True
+        self.refuse_loss()
+        return False
+
+    def refuse_loss(self) -> None:
+        """Raises InputError if the stage would drop networks and was not told to; logs what it will drop."""
+        if not self.dropped:
+            return
+        lost = f"{', '.join(self.dropped)} ({', '.join(self._files_of(self.dropped)) or 'no file'})"
+        if not self._replace and set(self.dropped) & set(NETWORKS):
+            raise InputError(
+                f"{self.artifacts} holds {lost}, trained on the {self._name} that this command replaces; give --replace "
+                "to drop them, or another artifact folder."
+            )
+        log(f"{self.artifacts}: this drops {lost}, made from the {self._name} that is replaced")
+
+    def record(self, section: dict) -> Manifest:
+        """Checks the inputs again and swaps: the files in ``folder`` and ``section`` (JSON values) are the stage's now.
+
+        Returns:
+            The manifest as written.
+
+        Raises:
+            InputError: an input or the artifact folder has changed since the stage began.
+        """
+        renewed = self._renewed(section, sorted(path.name for path in self.folder.iterdir()))
+        write_json(self.folder / MANIFEST, renewed)
+        self._refuse_changed_inputs()
+        gone = set(self._before.get("files", {})) - set(renewed["files"])
+        commit(self.artifacts, self.folder, sorted(name for name in gone if Path(name).name == name))
+        return renewed
+
+    def _renewed(self, section: dict, files: Sequence[str]) -> Manifest:
+        """The manifest with this stage and without those that it drops."""
+        before, gone = self._before, {self._name, *self.dropped}
+        kept = [name for name in READS if name in before and name not in gone]
+        owners = {name: owner for name, owner in before.get("owners", {}).items() if owner in kept}
+        hashes = {name: before["files"][name] for name in owners}
+        hashes |= {name: sha256_of(self.folder / name) for name in files}
+        owners |= dict.fromkeys(files, self._name)
+        renewed = {"format": FORMAT, "versions": versions(), "files": hashes, "owners": owners}
+        read = {Path(path).name: value for path, value in self._reads.items()}
+        for title, own in (("made_with", self._settings), ("made_from", read)):
+            others = {name: value for name, value in before.get(title, {}).items() if name in kept}
+            renewed[title] = others | {self._name: own}
+        return renewed | {name: before[name] for name in kept} | {self._name: section}
+
+    def _refuse_changed_inputs(self) -> None:
+        now = fingerprints(map(Path, self._reads))
+        changed = [path for path, value in self._reads.items() if now[path] != value]
+        if changed:
+            raise InputError(f"{', '.join(changed)} changed meanwhile; nothing is recorded, run the same again.")
+        if read_manifest(self.artifacts) != self._before:
+            raise InputError(f"{self.artifacts / MANIFEST} changed meanwhile; nothing is recorded, run the same again.")
+
+    def _files_of(self, stages: Sequence[str]) -> list[str]:
+        return [name for name, owner in self._before.get("owners", {}).items() if owner in stages]
+
+    def _is_intact(self) -> bool:
+        try:
+            for name in self._files_of([self._name]):
+                checked_file(self.artifacts, self._before, name)
+        except InputError:
+            return False
+        return True
+
+
+@contextmanager
+def stage(artifacts: Path, name: str, reads: Iterable[Path] = (), replace: bool = False) -> Iterator[Stage]:
+    """A stage from its lock to the removal of its staging folder; without ``Stage.record`` nothing changes.
 
     Args:
-        folder: the artifact folder; the files lie in it.
-        stage: a key of ``READS``, the section's name.
-        section: JSON values only.
-        files: names of the files that the stage wrote.
+        artifacts: the artifact folder.
+        name: a key of ``READS``, the section's name.
+        reads: files and folders that the stage reads; a change of one of them until its end is an error.
+        replace: drop networks that were made from what this stage replaces.
+
+    Raises:
+        InputError: another process changes the folder; an input changed.
+    """
+    with locked(artifacts), staging_folder(artifacts, name) as staging:
+        yield Stage(artifacts, name, staging, reads, replace)
+
+
+def record_stage(folder: Path, name: str, section: dict, files: Sequence[str]) -> Manifest:
+    """Records a stage whose ``files`` lie in the artifact folder already; drops later stages as any stage does.
 
     Returns:
         The manifest as written.
     """
-    manifest = read_manifest(folder)
-    kept = [name for name in READS if name in manifest and name != stage and stage not in READS[name]]
-    owners = {name: owner for name, owner in manifest.get("owners", {}).items() if owner in kept}
-    hashes = {name: manifest["files"][name] for name in owners}
-    hashes |= {name: sha256_of(folder / name) for name in files}
-    owners |= dict.fromkeys(files, stage)
-    renewed = {"format": FORMAT, "versions": versions(), "files": hashes, "owners": owners}
-    renewed |= {name: manifest[name] for name in kept} | {stage: section}
-    write_json(folder / MANIFEST, renewed)
-    return renewed
+    with stage(folder, name, replace=True) as current:
+        for file in files:
+            link_or_copy(artifact_path(folder, file), current.folder / file)
+        return current.record(section)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name for the file; a copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -8,21 +8,26 @@ these logits. The number of trees is fixed: nothing is chosen on the rows that a
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from catboost import CatBoostError
 
-from inference.artifacts import OOF_TABULAR, tabular_model_file
+from inference.artifacts import FOLDS, OOF_TABULAR, tabular_model_file
 from inference.files import replacing, write_csv
 from inference.options import Parser, add_data_options
+from inference.run_log import versions
 from inference.schema import ID, TARGET
 from scale.parallel import workers
-from train.config import add_tabular_options, read_config
-from train.cross_validation import FoldModel, categories_of, cross_validate
+from train.config import TabularConfig, add_tabular_options, read_config
+from train.cross_validation import CrossValidation, FoldModel, categories_of, cross_validate
 from train.folds import HOLDOUT, read_folds
-from train.lesions import read_rows
-from train.manifest import record_stage
-from utils import bootstrap_scores, fold_mean, format_table, log, run_command
+from train.lesions import Rows, read_rows
+from train.manifest import Stage, stage
+from utils import InputError, bootstrap_scores, fold_mean, format_table, log, run_command
 
 
 def train_tabular(arguments: list[str] | None = None) -> int:
@@ -30,23 +35,39 @@ def train_tabular(arguments: list[str] | None = None) -> int:
     parser = Parser(description="CatBoost per fold and seed -> tabular_*.cbm, oof_tabular.csv, manifest.json")
     add_data_options(parser)
     add_tabular_options(parser)
+    parser.add_argument("--replace", action="store_true", help="train again, and drop networks made from the old models")
     options = parser.parse_args(arguments)
     config = read_config(options.params, options.seeds, options.negatives_per_positive, options.seed)
+    reads = [options.data / "train-metadata.csv", options.artifacts / FOLDS]
+    with stage(options.artifacts, "tabular", reads, options.replace) as current:
+        rows = read_rows(options.data)
+        fold = read_folds(options.artifacts, rows.metadata)
+        if current.is_done({"config": asdict(config), "rows": rows_digest(rows), "versions": versions()}):
+            return 0
+        categories = categories_of(rows.features)
+        log(f"{len(rows.labels):,} lesions, {rows.features.shape[1]} features, {len(categories)} of them categories")
+        with workers(options.jobs, options.cluster):
+            result = cross_validate(rows.features, rows.labels, fold, config)
+        record_tabular(current, rows, fold, result, config)
+    return 0
 
-    rows = read_rows(options.data)
-    fold = read_folds(options.artifacts, rows.metadata)
-    categories = categories_of(rows.features)
-    log(f"{len(rows.labels):,} lesions, {rows.features.shape[1]} features, {len(categories)} of them categories")
-    with workers(options.jobs, options.cluster):
-        result = cross_validate(rows.features, rows.labels, fold, config)
 
+def rows_digest(rows: Rows) -> str:
+    """SHA-256 of what the models are trained on: other features of the same file are other inputs."""
+    hashes = pd.util.hash_pandas_object(rows.features.assign(label=rows.labels, patient=rows.patients), index=False)
+    return hashlib.sha256(hashes.to_numpy().tobytes()).hexdigest()
+
+
+def record_tabular(stage: Stage, rows: Rows, fold: np.ndarray, result: CrossValidation, config: TabularConfig) -> None:
+    """Writes tabular_*.cbm, oof_tabular.csv and the manifest's section, and logs the scores."""
     train = fold != HOLDOUT  # here result.logits are out of fold, elsewhere the mean over all models
     labels, out_of_fold = rows.labels[train], result.logits[train]
     if not train.all():
         compare_scales(out_of_fold, result.logits[~train])
-    models = save_models(result.models, options.artifacts)
+    categories = categories_of(rows.features)
+    models = save_models(result.models, stage.folder)
     oof = rows.metadata.loc[train, [ID, TARGET]].assign(fold=fold[train], tabular=out_of_fold)
-    write_csv(options.artifacts / OOF_TABULAR, oof)
+    write_csv(stage.folder / OOF_TABULAR, oof)
 
     table = bootstrap_scores(labels, rows.patients[train], {"tabular": out_of_fold})
     mean, deviation = fold_mean(labels, out_of_fold, fold[train])
@@ -62,13 +83,12 @@ def train_tabular(arguments: list[str] | None = None) -> int:
         "trained_on": {"lesions": int(train.sum()), "malignant": int(labels.sum())},
         "scores": {"pauc": pauc.value, "interval": [pauc.low, pauc.high], "fold_mean": mean, "fold_sd": deviation},
     }
-    record_stage(options.artifacts, "tabular", section, [model["file"] for model in models] + [OOF_TABULAR])
+    stage.record(section)
     log(format_table(table))
     log(
-        f"{len(models)} models in {options.artifacts}: out-of-fold pAUC {pauc.value:.4f} "
+        f"{len(models)} models in {stage.artifacts}: out-of-fold pAUC {pauc.value:.4f} "
         f"[{pauc.low:.4f}, {pauc.high:.4f}] pooled, fold mean {mean:.4f} sd {deviation:.4f}"
     )
-    return 0
 
 
 def compare_scales(out_of_fold: np.ndarray, holdout: np.ndarray) -> None:
@@ -82,13 +102,18 @@ def compare_scales(out_of_fold: np.ndarray, holdout: np.ndarray) -> None:
     log(f"holdout fold-mean against out-of-fold logits: shifted {shift:+.2f} sd, spread x{spread:.2f}: {verdict}")
 
 
-def save_models(models: list[FoldModel], artifacts: Path) -> list[dict]:
+def save_models(models: list[FoldModel], folder: Path) -> list[dict]:
     """Writes tabular_*.cbm and returns their entries for the manifest."""
     entries = []
     for each in models:
         entries.append({"file": tabular_model_file(each.fold, each.seed), "prior_correction": each.prior_correction})
-        with replacing(artifacts / entries[-1]["file"]) as temporary:
-            each.model.save_model(str(temporary))
+        path = folder / entries[-1]["file"]
+        with replacing(path) as temporary:
+            try:
+                each.model.save_model(str(temporary))
+            except CatBoostError as error:
+                reason = str(error).splitlines()[0]
+                raise InputError(f"{path} cannot be written ({reason}); choose another folder or free space.") from error
     return entries
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -9,6 +10,34 @@ import h5py
 
 from inference.files import replacing
 from utils import InputError
+
+
+class _Memory(io.BytesIO):
+    """A file in memory with the name that Keras asks for."""
+
+    def __str__(self) -> str:
+        return "memory.weights.h5"
+
+
+def save_weights(model, path: Path, **attributes: str) -> None:
+    """Writes ``model``'s weights, and its optimizer if it is compiled, as a whole or not at all.
+
+    HDF5 is written in memory first: on a full disk its library ends the process, where a plain write raises an error.
+
+    Args:
+        model: of Keras.
+        path: ends in .weights.h5.
+        attributes: of the HDF5 file.
+
+    Raises:
+        InputError: the disk is full, or the folder cannot be written to.
+    """
+    memory = _Memory()
+    model.save_weights(memory)
+    with h5py.File(memory, "r+") as file:
+        file.attrs.update(attributes)
+    with replacing(path) as temporary:
+        temporary.write_bytes(memory.getbuffer())
 
 
 class Checkpoint:
@@ -42,10 +71,7 @@ class Checkpoint:
         self.history.append(record)
         if self.path is None:
             return
-        with replacing(self.path) as temporary:
-            model.save_weights(temporary)
-            with h5py.File(temporary, "r+") as file:
-                file.attrs["history"] = json.dumps(self.history)
+        save_weights(model, self.path, history=json.dumps(self.history))
 
     def load(self, model) -> None:
         """Loads weights and optimizer into ``model``, which must be compiled and its optimizer built."""

@@ -18,7 +18,7 @@ from inference.schema import ID, TARGET, read_scores
 from inference.scoring import AS_THEY_ARE, BLEND, COMBINATIONS, NETWORK_ALONE, RANK_AVERAGE, combine
 from train.charts import clean_axes, new_figure, save_png
 from train.folds import HOLDOUT
-from train.manifest import record_stage
+from train.manifest import Stage, link_or_copy
 from train.network.fold import FoldFiles, Training
 from utils import ScoreTable, bootstrap_scores, format_table, log, partial_auc
 
@@ -145,11 +145,11 @@ def regression(rows: OutOfFold, names: tuple[str, ...]) -> dict[str, float]:
 # The artifact folder
 
 
-def record_fusion(artifacts: Path, training: Training, rows: OutOfFold, combination: Combination, folder: Path) -> None:
-    """Moves the fold networks into the artifact folder and records them, with the combination for the kernel.
+def record_fusion(stage: Stage, training: Training, rows: OutOfFold, combination: Combination, folder: Path) -> None:
+    """Puts the fold networks into the artifact folder and records them, with the combination for the kernel.
 
     Args:
-        artifacts: the artifact folder.
+        stage: of the artifact folder.
         training: what all folds shared.
         rows: all lesions outside the holdout.
         combination: how the kernel combines their logits.
@@ -159,7 +159,7 @@ def record_fusion(artifacts: Path, training: Training, rows: OutOfFold, combinat
     names = [fold_network_file(fold) for fold in folds]
     table = pd.DataFrame({ID: rows.isic_ids, TARGET: rows.y_true, "fold": rows.fold, "tabular": rows.tabular})
     table = table.assign(network=rows.network, image_scored=rows.image_scored.astype(int), final=combination.scores[FINAL])
-    write_csv(artifacts / OOF_FUSION, table)
+    write_csv(stage.folder / OOF_FUSION, table)
     results = bootstrap_scores(rows.y_true, rows.patients, {"tabular": rows.tabular} | combination.scores)
     with_image = training.lesions.in_folds & training.lesions.has_image
     section = {
@@ -171,11 +171,11 @@ def record_fusion(artifacts: Path, training: Training, rows: OutOfFold, combinat
         "scores": scores_section(results),
     }
     for fold, name in zip(folds, names, strict=True):
-        FoldFiles(folder, fold).weights.replace(artifacts / name)
-    record_stage(artifacts, "network", section, [*names, OOF_FUSION])
+        link_or_copy(FoldFiles(folder, fold).weights, stage.folder / name)  # stays there too, until it is recorded
+    stage.record(section)
     log(format_table(results))
     log(f"combination for the kernel: {combination.settings['kind']} ({combination.settings['reason']})")
-    log(f"{len(names)} networks in {artifacts}: {difference_line(results, FINAL, 'tabular')}")
+    log(f"{len(names)} networks in {stage.artifacts}: {difference_line(results, FINAL, 'tabular')}")
 
 
 def scores_section(results: ScoreTable) -> dict[str, dict[str, Any]]:
@@ -197,27 +197,27 @@ def difference_line(results: ScoreTable, a: str, b: str) -> str:
     return f"{a} - {b}, paired: {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] pAUC out of fold"
 
 
-def record_single_input(artifacts: Path, training: Training, rows: OutOfFold) -> None:
+def record_single_input(stage: Stage, training: Training, rows: OutOfFold) -> None:
     """Records a network with one input, for comparison: its logits out of fold, the image's on the holdout too.
 
     No network is kept. Where the fusion is trained on the same folds, its network logits are compared with it.
     """
-    section, name, title = SINGLE_INPUT[training.config.inputs]
+    _, name, title = SINGLE_INPUT[training.config.inputs]
     rows = rows.where(rows.image_scored)
     table = pd.DataFrame({ID: rows.isic_ids, TARGET: rows.y_true, "fold": rows.fold, "network": rows.network})
-    write_csv(artifacts / name, table)
+    write_csv(stage.folder / name, table)
     inside = rows.where(rows.fold != HOLDOUT)
     scores = {title: inside.network}
-    fusion = recorded_network_logits(artifacts).reindex(inside.isic_ids).to_numpy()
+    fusion = recorded_network_logits(stage.artifacts).reindex(inside.isic_ids).to_numpy()
     if np.isfinite(fusion).all():
         scores["fusion network"] = fusion
     results = bootstrap_scores(inside.y_true, inside.patients, scores)
     content = {"settings": training.network.to_dict(), "training": asdict(training.config)}
-    record_stage(artifacts, section, content, [name])
+    stage.record(content)
     log(format_table(results))
     if "fusion network" in scores:
         log(difference_line(results, "fusion network", title))
-    log(f"{artifacts / name}: {title}, network logits of {len(rows.y_true):,} lesions")
+    log(f"{stage.artifacts / name}: {title}, network logits of {len(rows.y_true):,} lesions")
 
 
 def recorded_network_logits(artifacts: Path) -> pd.Series:
