@@ -166,12 +166,16 @@ def mount_test_folder(data: Path, isic_ids: list[str], folder: Path, lost: float
         if source is None:
             return
         store = ImageStore(source)
-        kept = np.random.default_rng(0).random(len(isic_ids)) >= lost
+        kept, unreadable = np.random.default_rng(0).random(len(isic_ids)) >= lost, []
         for isic_id in tqdm(np.array(isic_ids)[kept], desc="test images", unit="image"):
             jpeg = store.read(isic_id)
             if jpeg:
                 file.create_dataset(isic_id, data=np.bytes_(jpeg))
+            else:
+                unreadable.append(isic_id)
         store.close()
+    if unreadable:
+        log(f"{len(unreadable):,} of {kept.sum():,} lesions have no readable image in {source}, such as {unreadable[0]}")
 
 
 def without_network() -> tuple[list[str], str]:

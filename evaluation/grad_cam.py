@@ -220,10 +220,15 @@ def refuse_without_networks(artifacts: Path, manifest: Manifest) -> None:
 
 
 def readable_crops(store: ImageStore, isic_ids: Sequence[str], image_size: int) -> dict[str, np.ndarray]:
-    """isic_id -> crop, uint8 of shape (image_size, image_size, 3), decoded as for scoring; unreadable ones are left out."""
+    """isic_id -> crop, uint8 of shape (image_size, image_size, 3), decoded as for scoring.
+
+    Those that cannot be read are left out; the log says how many.
+    """
     crops = {}
     for positions, decoded in image_batches(store, list(isic_ids), image_size, BATCH):
         crops |= {isic_ids[position]: crop for position, crop in zip(positions.numpy(), decoded.numpy(), strict=True)}
+    if missing := [isic_id for isic_id in isic_ids if isic_id not in crops]:
+        log(f"{len(missing):,} of {len(isic_ids):,} lesions have no readable image in {store.path}, such as {missing[0]}")
     return crops
 
 

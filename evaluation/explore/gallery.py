@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from inference.images import JPEG_START, MOST_PIXELS, ImageStore
 from inference.schema import ID, PATIENT, TARGET
+from utils import log
 
 #: Bytes of an image that is shown as it is; crops have some 3,000, photographs up to millions.
 MOST_BYTES = 40_000
@@ -57,14 +58,18 @@ def shown_image(content: bytes) -> tuple[bytes, str] | None:
 
 
 def gallery(rows: pd.DataFrame, store: ImageStore | None, most: int) -> list[Crop]:
-    """The first ``most`` of ``rows`` whose image can be read; none where there is no ``store``."""
-    crops = []
+    """The first ``most`` of ``rows`` whose image can be read, and a line on the others; none without a ``store``."""
+    crops, unreadable = [], []
     for _, lesion in rows.iterrows() if store else ():
         if len(crops) == most:
             break
         if shown := shown_image(store.read(lesion[ID])):
             known = [form.format(lesion[name]) for name, form in KNOWN.items() if pd.notna(lesion.get(name))]
             crops.append(Crop(lesion[ID], LABELS[int(lesion[TARGET])], ", ".join(known), *shown))
+        else:
+            unreadable.append(lesion[ID])
+    if unreadable:
+        log(f"{len(unreadable):,} images are missing or broken and not shown, such as that of {unreadable[0]}")
     return crops
 
 

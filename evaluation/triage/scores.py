@@ -21,7 +21,7 @@ from inference.tables import id_mismatch
 from inference.tabular import tabular_logits
 from train.folds import HOLDOUT, read_folds
 from train.lesions import refuse_train_only
-from utils import InputError
+from utils import InputError, log
 
 #: Lesions of a patient that have a card, and of those the ones with a heat map; malignant ones have both at any place.
 #: A card takes some 8 kB.
@@ -174,6 +174,8 @@ def score_holdout(lesions: pd.DataFrame, features: pd.DataFrame, trained: Traine
         for positions, logits in network_logits(ensemble, batches, tabular):
             final[positions], image_scored[positions] = logits, 1
             bar.update(len(positions))
+    if unread := int((image_scored == 0).sum()):
+        log(f"{unread:,} of {len(held):,} holdout lesions have no readable image: they keep their tabular logit")
     filled = lesions.copy()
     columns = [filled.columns.get_loc(name) for name in ("tabular", "network", "image_scored")]
     filled.iloc[held, columns] = np.column_stack([tabular, final, image_scored])

@@ -51,6 +51,14 @@ def test_a_share_of_the_images_can_be_withheld(trained, tmp_path):
     assert 0.3 * len(ids) < len(half) < 0.7 * len(ids)
 
 
+def test_images_that_cannot_be_read_are_counted(trained, tmp_path, capsys):
+    data, ids = shutil.copytree(trained.data, tmp_path / "data"), rows_to_score(trained.data, trained.artifacts, "all")[ID]
+    with h5py.File(data / "train-image.hdf5", "r+") as file:
+        del file[ids[3]], file[ids[5]]
+    mount_test_folder(data, ids.tolist(), tmp_path / "competition")
+    assert f"2 of {len(ids)} lesions" in capsys.readouterr().out
+
+
 def test_lesions_whose_image_is_withheld_keep_their_tabular_score(trained, tmp_path, capsys, monkeypatch, eager):
     def in_process(kernel, competition, artifacts, report):
         files = ["--output", str(report / "submission.csv"), "--scores", str(report / "scores.csv")]

@@ -356,10 +356,11 @@ def test_bad_options_and_folders_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_lesion_without_an_image_or_a_network_is_refused(synthetic_data, metadata):
+def test_a_lesion_without_an_image_or_a_network_is_refused(synthetic_data, metadata, capsys):
     store = ImageStore(synthetic_data / "train-image.hdf5")
     with pytest.raises(InputError, match=r"has no readable image of ISIC_none, which .* \(1 such lesions in all\); give"):
         read_crops(store, [metadata[ID][0], "ISIC_none"], 32)
+    assert "1 of 2 lesions" in capsys.readouterr().out
     chosen = pd.DataFrame({"fold": [0, 2], "tabular": [0.0, 0.0]})
     with pytest.raises(InputError, match="has lesions of fold 2 and the manifest no network of it"):
         heat_maps(chosen, crops_of(32, 2), synthetic_data, {"network": {"weights": ["one", "two"]}})

@@ -57,8 +57,9 @@ def test_what_cannot_be_read_is_not_shown():
         assert shown_image(content) is None
 
 
-def test_a_gallery_skips_missing_and_broken_images(lesions, store):
+def test_a_gallery_skips_missing_and_broken_images_and_counts_them(lesions, store, capsys):
     crops = gallery(lesions, store, 24)
+    assert capsys.readouterr().out.startswith("3 images")
     assert [(crop.isic_id, crop.label, crop.known) for crop in crops] == [
         ("a", "malignant", "age 50, male"),
         ("b", "benign", ""),
