@@ -14,12 +14,13 @@ import zipfile
 from pathlib import Path
 
 import h5py
-import pandas as pd
 
 from inference.options import Parser, output_folder
-from inference.schema import ID
+from inference.schema import read_scores
 from inference.submission import COMPETITION, SAMPLE, TEST_METADATA
+from inference.tables import id_mismatch
 from kaggle_cli import client as cli
+from scale.artifact_folder import locked
 from utils import InputError, log, run_command
 
 RULES = f"https://www.kaggle.com/competitions/{COMPETITION}/rules"
@@ -92,17 +93,16 @@ def check_files(data: Path) -> str:
     parts = []
     for metadata, images in (TRAIN, TEST):
         try:
-            rows = len(pd.read_csv(data / metadata, usecols=[ID]))
+            rows = read_scores(data / metadata, []).index
             with h5py.File(data / images) as file:
-                crops = len(file)
+                crops = list(file)
         except (OSError, ValueError) as error:
             names = f"{data}/{metadata} or {images}"
             raise InputError(f"{names} cannot be read ({error}); remove both, run make data.") from error
-        if rows != crops:
-            raise InputError(
-                f"{data}/{metadata} has {rows:,} lesions and {images} {crops:,} images; remove both and run make data again."
-            )
-        parts.append(f"{rows:,} {metadata.split('-')[0]} lesions with their image")
+        if set(rows) != set(crops):
+            differ = id_mismatch(f"{data}/{metadata}", rows, images, crops)
+            raise InputError(f"{differ}; remove both and run make data again.")
+        parts.append(f"{len(rows):,} {metadata.split('-')[0]} lesions with their image")
     return ", ".join(parts)
 
 
@@ -139,8 +139,9 @@ def main(arguments: list[str] | None = None) -> int:
             log(f"$ {cli.command_line(*download_command(name, options.data / UNFINISHED))}")
         return 0
     log(f"into {options.data}: {', '.join(FILES)}; the competition's rules must have been accepted at {RULES}")
-    download(options.data)
-    checked = check_files(options.data)
+    with locked(options.data):
+        download(options.data)
+        checked = check_files(options.data)
     log(f"{options.data}: {checked}; next: python -m train.folds --data {options.data} --artifacts artifacts")
     return 0
 

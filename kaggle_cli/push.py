@@ -10,7 +10,6 @@ version they are of, stay in --output, where `make submit` finds them.
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 import time
 from dataclasses import replace
@@ -28,6 +27,7 @@ from kaggle_cli import client, kernels
 from kaggle_cli.data import download_command
 from kaggle_cli.publish import READY, look_up
 from kaggle_cli.train_remote import training_kernel
+from scale.artifact_folder import staged_folder
 from utils import InputError, log, run_command
 
 #: In --output, besides the run's files: which kernel and version they came from.
@@ -82,14 +82,13 @@ def fetch_and_check(kernel: str, version: int, data: Path, output: Path) -> None
     Raises:
         InputError: a file is missing, or Kaggle would not accept the submission. The files stay.
     """
-    (output / RECORD).unlink(missing_ok=True)  # until the check has passed there is nothing to submit
-    with tempfile.TemporaryDirectory(prefix="kaggle-output-") as fetched:
-        kernels.fetch_output(kernel, Path(fetched))
+    with staged_folder(output, owned=[SUBMISSION, RUN]) as staging:
+        (output / RECORD).unlink(missing_ok=True)  # until the check has passed there is nothing to submit
+        kernels.fetch_output(kernel, staging)
         for name in (SUBMISSION, RUN):
-            if not (Path(fetched) / name).is_file():
+            if not (staging / name).is_file():
                 kernels.show_log(kernel)
                 raise InputError(f"{kernel} version {version} left no {name}; its log is above, correct it and push again.")
-        shutil.copytree(fetched, output, dirs_exist_ok=True)
     ids = public_test_ids(data)
     scores = checked_submission(output / SUBMISSION, ids)
     try:

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from evaluation.studies.compare import Study, Variant, compare_networks, refuse_fixed, study_parser, write_text
+from evaluation.studies.compare import FINISHED, Study, Variant, compare_networks, refuse_fixed, study_parser, write_text
 from inference.files import sha256_of
 from inference.options import existing_folder
+from scale.output_folder import output_set
 from train.network.config import ARCHIVES_MODES
 from utils import InputError, format_table, log, run_command
 
 #: The training without archives, the base of the comparison.
 NONE = "none"
+TABLE = "archives.md"
 
 
 def archive_variants(archives: Path, more: list[str]) -> list[Variant]:
@@ -46,11 +48,13 @@ def main(arguments: list[str] | None = None) -> int:
     options, more = parser.parse_known_args(arguments)
     refuse_fixed(more, ("--archives-mode", "--inputs"))
     study = Study(options.data, options.artifacts, options.out, tuple(more))
-    found = compare_networks(study, archive_variants(options.archives, more))
-    write_text(study.out / "archives.md", found.as_markdown("archives"))
+    variants = archive_variants(options.archives, more)
+    with output_set(study.out, [TABLE], marks=[f"{variants[0].folder(study).name}/{FINISHED}"]) as staging:
+        found = compare_networks(study, variants)
+        write_text(staging / TABLE, found.as_markdown("archives"))
     log(format_table(found.table))
     gains = ", ".join(f"{mode} {found.gain(mode)}" for mode in ARCHIVES_MODES)
-    log(f"{study.out / 'archives.md'}: {found.table.rows:,} lesions; minus {NONE}: {gains} pAUC")
+    log(f"{study.out / TABLE}: {found.table.rows:,} lesions; minus {NONE}: {gains} pAUC")
     return 0
 
 

@@ -29,12 +29,14 @@ from evaluation.studies.compare import (
 )
 from inference.options import count, filled_text
 from inference.schema import TARGET, read_metadata
+from scale.output_folder import output_set
 from train.charts import BLUE, INK, VERMILION, clean_axes, new_figure, save_png
 from train.folds import HOLDOUT, read_folds
 from train.network.config import parse_fusion_options
 from train.network.sampling import IMBALANCE_MODES, Imbalance
 from utils import InputError, format_table, log, run_command
 
+TABLE, FIGURE = "imbalance.md", "imbalance.png"
 VARIANTS = (
     "undersample:1",
     "undersample:3",
@@ -228,12 +230,13 @@ def main(arguments: list[str] | None = None) -> int:
         log(f"{treatment.name}: {length}")
         own = [*treatment.options, "--epochs", str(length.epochs)]
         variants.append(Variant(treatment.name, tuple(own), {"options": [*own, *more]}))
-    found = compare_networks(study, variants)
-    text = as_markdown(found, lengths, options.images or next(iter(lengths.values())).images, training.head_epochs)
-    write_text(study.out / "imbalance.md", f"{text}\n    further options: {' '.join(more) or 'none'}\n")
-    draw_figure(study.out / "imbalance.png", found, lengths)
+    with output_set(study.out, [TABLE, FIGURE]) as staging:
+        found = compare_networks(study, variants)
+        text = as_markdown(found, lengths, options.images or next(iter(lengths.values())).images, training.head_epochs)
+        write_text(staging / TABLE, f"{text}\n    further options: {' '.join(more) or 'none'}\n")
+        draw_figure(staging / FIGURE, found, lengths)
     log(format_table(found.table))
-    log(f"{study.out / 'imbalance.md'}: {summary(found)}")
+    log(f"{study.out / TABLE}: {summary(found)}")
     return 0
 
 

@@ -211,12 +211,8 @@ def is_finished(out: Path, request: dict[str, Any]) -> bool:
     An interrupted run continues with other archives, too: the record of each converted image names its files.
 
     Raises:
-        InputError: ``out`` is no folder, or holds something else, or the result of another request.
+        InputError: ``out`` holds something else, or the result of another request.
     """
-    if not out.exists():
-        return False
-    if not out.is_dir():
-        raise InputError(f"--out is {out}, which is a file; name a folder.")
     others = {path.name for path in out.iterdir() if not path.name.startswith(".")}
     finished = (out / REPORT).is_file()
     source = out / REPORT if finished else out / WORK / "request.json"
