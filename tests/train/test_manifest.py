@@ -1,9 +1,14 @@
 import json
+import shutil
 
 import pytest
+from failing_files import Killed, stop_everywhere, stopping_at
+from pretended_stages import FILES, read_set, run_stage, values
 
 from inference.artifacts import FORMAT, MANIFEST, checked_file, load_manifest
-from train.manifest import record_stage
+from inference.submission import main
+from scale.artifact_folder import locked
+from train.manifest import record_stage, stage
 from utils import InputError
 
 STAGES = ["folds", "tabular", "network", "image_only"]
@@ -17,10 +22,10 @@ def folder(tmp_path):
     return tmp_path
 
 
-def record(folder, stage, run):
+def record(folder, name, run):
     """Records a stage with one file; returns the manifest."""
-    (folder / f"{stage}.csv").write_text(f"{stage} {run}")
-    return record_stage(folder, stage, {"run": run}, [f"{stage}.csv"])
+    (folder / f"{name}.csv").write_text(f"{name} {run}")
+    return record_stage(folder, name, {"run": run}, [f"{name}.csv"])
 
 
 def test_every_stage_has_its_section_and_its_files(folder):
@@ -75,3 +80,140 @@ def test_a_manifest_of_another_format_is_not_written_over(folder):
     with pytest.raises(InputError, match="slice-3d-fusion/0"):
         record(folder, "tabular", "second")
     assert json.loads((folder / MANIFEST).read_text()) == {"format": "slice-3d-fusion/0"}
+
+
+# A stage as a whole
+
+
+@pytest.fixture
+def trained_set(tmp_path):
+    """``make(number)``: an artifact folder in which every pretended stage has run, and its input file."""
+
+    def make(number=0):
+        artifacts = tmp_path / f"artifacts{number}"
+        artifacts.mkdir()
+        data = tmp_path / "data.csv"
+        data.write_text("first")
+        for name in STAGES:
+            run_stage(artifacts, name, 1, data)
+        return artifacts
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("stage_name", "lost"), [("folds", {"tabular", "network", "image_only"}), ("tabular", {"network"}), ("network", set())]
+)
+def test_networks_are_dropped_on_request_only(trained_set, tmp_path, capsys, stage_name, lost):
+    artifacts, data = trained_set(), tmp_path / "data.csv"
+    before = read_set(artifacts)
+    if lost:
+        with pytest.raises(InputError, match="--replace") as caught:
+            run_stage(artifacts, stage_name, 2, data)
+        assert all(name in str(caught.value) for name in lost)
+        assert all(file in str(caught.value) for name in lost for file in FILES[name])
+        assert read_set(artifacts) == before
+    assert run_stage(artifacts, stage_name, 2, data, replace=True)
+    assert values(read_set(artifacts)) == {name: 1 for name in before if name not in lost} | {stage_name: 2}
+    said = capsys.readouterr().out
+    assert all(name in said for name in lost)
+    gone = {file for name in lost for file in FILES[name]} | ({"b.cbm"} if stage_name == "tabular" else set())
+    assert not gone & {path.name for path in artifacts.iterdir()}
+
+
+@pytest.mark.parametrize("changed", ["value", "input", "file", "replace", "nothing"])
+def test_the_same_stage_again_is_done_already(trained_set, tmp_path, changed):
+    artifacts, data = trained_set(), tmp_path / "data.csv"
+    before = (artifacts / "manifest.json").read_bytes()
+    if changed == "input":
+        data.write_text("second")
+    if changed == "file":
+        (artifacts / FILES["network"][0]).write_text("damaged")
+    again = run_stage(artifacts, "network", 2 if changed == "value" else 1, data, replace=changed == "replace")
+    assert again == (changed != "nothing")
+    assert changed != "nothing" or (artifacts / "manifest.json").read_bytes() == before
+    read_set(artifacts)
+
+
+def change_data(artifacts, data):
+    data.write_text("changed")
+
+
+def remove_data(artifacts, data):
+    data.unlink()
+
+
+def change_manifest(artifacts, data):
+    manifest = load_manifest(artifacts)
+    (artifacts / MANIFEST).write_text(json.dumps(manifest | {"tabular": {"of": "another training"}}))
+
+
+@pytest.mark.parametrize("change", [change_data, remove_data, change_manifest])
+def test_what_changed_while_a_stage_was_at_work_is_not_recorded(trained_set, tmp_path, change):
+    artifacts, data = trained_set(), tmp_path / "data.csv"
+    with pytest.raises(InputError, match="changed meanwhile"):
+        run_stage(artifacts, "network", 2, data, meanwhile=lambda: change(artifacts, data))
+    assert load_manifest(artifacts)["network"]["value"] == 1
+    assert not [path for path in artifacts.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_stage_that_is_stopped_at_any_change_leaves_one_whole_set(trained_set, tmp_path, full):
+    data = tmp_path / "data.csv"
+    found = []
+    stops = stop_everywhere(trained_set, lambda folder: run_stage(folder, "tabular", 2, data, replace=True), full)
+    for number, folder in stops:
+        found.append(values(read_set(folder)))  # as a reader finds it who can repair nothing
+        if number % 3 == 0 or full:
+            run_stage(folder, "image_only", 2, data)
+            assert values(read_set(folder)) == found[-1] | {"image_only": 2}
+            assert {path.name for path in folder.iterdir()} == {*load_manifest(folder)["files"], MANIFEST}
+        shutil.rmtree(folder)
+    old, new = dict.fromkeys(STAGES, 1), {"folds": 1, "tabular": 2, "image_only": 1}
+    moment = found.index(new)
+    assert found[:moment] == [old] * moment
+    assert set(map(str, found[moment:])) == {str(new)}
+    assert moment > 4
+
+
+def test_readers_that_began_before_a_swap_are_told_to_begin_again(trained_set, tmp_path):
+    artifacts = trained_set()
+    manifest = load_manifest(artifacts)
+    run_stage(artifacts, "tabular", 3, tmp_path / "data.csv", replace=True)
+    with pytest.raises(InputError, match="run the same command again"):
+        checked_file(artifacts, manifest, "a.cbm")
+
+
+@pytest.mark.parametrize("stop", range(4, 40, 4))
+def test_the_kernel_scores_with_one_whole_set_after_an_interrupted_swap(tabular_only, mounted, tmp_path, stop):
+    folder = shutil.copytree(tabular_only, tmp_path / "artifacts")
+
+    def submission():
+        where = ["--competition", str(mounted), "--artifacts", str(folder), "--output", str(tmp_path / "s.csv")]
+        assert main(where) == 0
+        assert "damaged" not in (tmp_path / "run.json").read_text()
+        return (tmp_path / "s.csv").read_bytes()
+
+    def retrain():
+        """The models of the folds change places, and their logits grow by 2."""
+        tabular = load_manifest(folder)["tabular"]
+        models = tabular["models"]
+        moved = [entry | {"prior_correction": entry["prior_correction"] + 2} for entry in models]
+        with stage(folder, "tabular", replace=True) as current:
+            for entry, source in zip(models, models[::-1], strict=True):
+                shutil.copyfile(folder / source["file"], current.folder / entry["file"])
+            current.record(tabular | {"models": moved})
+
+    before = submission()
+    with stopping_at(stop) as changes:
+        try:
+            retrain()
+        except Killed:
+            assert changes.stopped
+    between = submission()
+    with locked(folder):  # as the next command that writes
+        pass
+    assert submission() == between
+    retrain()
+    assert between in (before, submission()) or changes.count < stop
+    assert submission() != before
