@@ -16,6 +16,7 @@ from tqdm import tqdm
 from inference.images import ImageStore, find_images
 from inference.links import refuse_dangling
 from inference.schema import COLUMNS, ID, PATIENT, TARGET, read_table
+from inference.tables import lines_of
 from utils import InputError
 
 NUMERIC = [column.name for column in COLUMNS if column.kind == "number"]
@@ -95,8 +96,9 @@ def read_split(path: Path, *, labelled: bool) -> tuple[pd.DataFrame, dict[str, i
         wrong = ~labels.isin([0, 1]).to_numpy()
         if wrong.any():
             row = int(np.argmax(wrong))
+            line, value = lines_of(path)[row], frame[TARGET].tolist()[row]
             raise InputError(
-                f"{path.name} line {row + 2}: {TARGET} {frame[TARGET].tolist()[row]!r} is not 0 (benign) or 1 (malignant) "
+                f"{path.name} line {line}: {TARGET} {value!r} is not 0 (benign) or 1 (malignant) "
                 f"({int(wrong.sum())} such rows in all); correct it."
             )
         frame[TARGET] = labels.astype("int64")

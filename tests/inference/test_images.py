@@ -13,6 +13,7 @@ from PIL import Image
 
 from inference.images import CHUNK, ImageStore, decode_crop, find_images, image_batches, pixels_claimed
 from inference.schema import ID, read_metadata
+from utils import InputError
 
 pytestmark = pytest.mark.integration
 
@@ -98,6 +99,16 @@ def test_the_hdf5_file_comes_before_the_folder(tmp_path):
     (tmp_path / "train-image.hdf5").touch()
     assert find_images(tmp_path, "train") == tmp_path / "train-image.hdf5"
     assert find_images(tmp_path, "test") is None
+
+
+def test_images_may_be_linked_but_not_to_nowhere(tmp_path):
+    (tmp_path / "elsewhere").touch()
+    link = tmp_path / "train-image.hdf5"
+    link.symlink_to("elsewhere")
+    assert find_images(tmp_path, "train") == link
+    (tmp_path / "elsewhere").unlink()
+    with pytest.raises(InputError, match=r"train-image\.hdf5 is a link to elsewhere"):
+        find_images(tmp_path, "train")
 
 
 def test_a_folder_of_jpegs_equals_the_hdf5_file(tmp_path, store, ids):

@@ -224,6 +224,13 @@ def test_a_part_with_other_options_or_changed_files_is_refused(part):
         part()
 
 
+def test_a_linked_input_is_found_once(part, tmp_path):
+    (part.root / "isic-2024-challenge").rename(tmp_path / "elsewhere")
+    for name, target in {"isic-2024-challenge": tmp_path / "elsewhere", "circle": part.root}.items():
+        (part.root / name).symlink_to(target)
+    assert entrypoint.only_folder_with("train-metadata.csv", part.root) == part.root / "isic-2024-challenge"
+
+
 def test_missing_and_duplicate_inputs_are_refused(part):
     shutil.copytree(part.root / "isic-2024-challenge", part.root / "competitions" / "isic-2024-challenge")
     with pytest.raises(InputError, match=r"train-metadata\.csv is in 2 inputs"):

@@ -78,7 +78,7 @@ def test_a_part_that_an_error_stopped_or_that_left_nothing_is_a_failure(kaggle, 
 def test_parts_and_options_that_do_not_fit_are_refused(kaggle):
     with pytest.raises(InputError, match="--part 2"):
         train_remote.main(["--part", "2", "--tabular", "--seeds 5"])
-    with pytest.raises(InputError, match=r"--hours 12.*11\.75"):
+    with pytest.raises(InputError, match=r"--hours: '12'.*11\.75"):
         train_remote.main(["--hours", "12"])
     kaggle.statuses = [("ERROR", "")]
     with pytest.raises(InputError, match="slice-3d-fusion-training-1 is 'error', not 'complete'"):

@@ -68,6 +68,14 @@ def test_what_cannot_be_explored_is_refused_in_one_sentence(folder, change, word
         read_split(changed(folder, change) / "train-metadata.csv", labelled=True)
 
 
+@pytest.mark.parametrize("name", ["train-metadata.csv", "test-metadata.csv", "train-image.hdf5", "test-image.hdf5"])
+def test_a_dangling_link_is_named(folder, name):
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("nowhere")
+    with pytest.raises(InputError, match=f"{name} is a link to nowhere"):
+        read_folder(folder)
+
+
 def test_a_missing_or_broken_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"train-metadata\.csv is not in"):
         read_folder(tmp_path)
