@@ -9,17 +9,17 @@ Contents (line numbers):
        68  utils.py
       217  inference/links.py
       285  inference/options.py
-      399  inference/files.py
-      475  inference/tables.py
-      801  inference/schema.py
-      949  inference/features.py
-     1246  inference/artifacts.py
-     1319  inference/tabular.py
-     1378  inference/images.py
-     1556  inference/network.py
-     1821  inference/run_log.py
-     1957  inference/scoring.py
-     2132  inference/submission.py
+      412  inference/files.py
+      488  inference/tables.py
+      814  inference/schema.py
+      962  inference/features.py
+     1259  inference/artifacts.py
+     1332  inference/tabular.py
+     1391  inference/images.py
+     1569  inference/network.py
+     1834  inference/run_log.py
+     1970  inference/scoring.py
+     2145  inference/submission.py
 """
 
 from __future__ import annotations
@@ -299,6 +299,11 @@ DECIMAL_NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?"
 class Parser(argparse.ArgumentParser):
     """argparse's parser, whose errors are InputErrors: one sentence without the usage, by the same door as all others."""
 
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        # argparse takes "-1e-3" and "-inf" for options; they are values, which a type refuses by its range.
+        self._negative_number_matcher = re.compile(r"-(\.?[0-9]|inf|nan)")
+
     def error(self, message: str) -> NoReturn:
         """Raises the InputError."""
         sentence = message.removeprefix("argument ")
@@ -353,6 +358,12 @@ def positive_number(high: float) -> Number:
 crop_count = count(1, 65_536)
 
 
+def is_unfinished(folder: Path) -> bool:
+    """Whether a killed ``scale.artifact_folder.staged_folder`` left old and new files; readers of artifacts see the new."""
+    committed = folder / ".committed"
+    return committed.is_dir() and not any((each / "manifest.json").exists() for each in (committed, folder))
+
+
 @dataclass(frozen=True)
 class PathType:
     """The type of an option that is a path. A link is what it points to; a leading "~" is the home folder.
@@ -389,6 +400,8 @@ class PathType:
             return "does not exist"
         if self.kind == "folder" and path.exists() and not path.is_dir():
             return "is a file"
+        if self.exists and is_unfinished(path):
+            return "was being replaced when its command was killed, and the next run of that command finishes it"
         above = next((folder for folder in path.parents if folder.exists()), None)
         return f"cannot be made, for {above} is a file" if above and not above.is_dir() else ""
 existing_folder = PathType("folder", exists=True)

@@ -11,7 +11,7 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from inference.links import dangling_link
 from utils import InputError
@@ -25,6 +25,11 @@ HOST_AND_PORT = r"([a-z]+://)?(\[[0-9a-fA-F:.]+\]|[^\s:/@\[\]]+):([0-9]{1,5})/?"
 
 class Parser(argparse.ArgumentParser):
     """argparse's parser, whose errors are InputErrors: one sentence without the usage, by the same door as all others."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        # argparse takes "-1e-3" and "-inf" for options; they are values, which a type refuses by its range.
+        self._negative_number_matcher = re.compile(r"-(\.?[0-9]|inf|nan)")
 
     def error(self, message: str) -> NoReturn:
         """Raises the InputError."""
@@ -93,6 +98,12 @@ crop_count = count(1, 65_536)
 processes = count(1, 1024)
 
 
+def is_unfinished(folder: Path) -> bool:
+    """Whether a killed ``scale.artifact_folder.staged_folder`` left old and new files; readers of artifacts see the new."""
+    committed = folder / ".committed"
+    return committed.is_dir() and not any((each / "manifest.json").exists() for each in (committed, folder))
+
+
 @dataclass(frozen=True)
 class PathType:
     """The type of an option that is a path. A link is what it points to; a leading "~" is the home folder.
@@ -129,6 +140,8 @@ class PathType:
             return "does not exist"
         if self.kind == "folder" and path.exists() and not path.is_dir():
             return "is a file"
+        if self.exists and is_unfinished(path):
+            return "was being replaced when its command was killed, and the next run of that command finishes it"
         above = next((folder for folder in path.parents if folder.exists()), None)
         return f"cannot be made, for {above} is a file" if above and not above.is_dir() else ""
 

@@ -6,6 +6,7 @@ What the commands compute is replaced by nothing; their own code decides what is
 import errno
 import json
 import os
+from argparse import ArgumentTypeError
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from evaluation.explore import __main__ as explore
 from evaluation.studies import archives, explain, hospitals, imbalance
 from evaluation.triage import __main__ as triage
 from inference.files import replacing
+from inference.options import existing_folder
 from kaggle_cli import push
 from scale import artifact_folder
 from train.synthetic import __main__ as synthetic
@@ -287,6 +289,36 @@ def test_files_of_others_stay_and_are_not_written_over(command):
     assert command("new") == 0
     assert command("other") == 0
     assert (command.out / "thesis.tex").read_text() == "mine"
+
+
+def test_a_folder_is_not_read_while_its_swap_is_unfinished(synthetic_data, tmp_path, monkeypatch):
+    def run(variant):
+        return run_synthetic(Stubs(monkeypatch, synthetic, variant), str(tmp_path / "out"), str(synthetic_data))
+
+    run("older")
+    old = content(tmp_path / "out")
+    run("new")
+    new = content(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        finish, states = artifact_folder.finish_swap, []
+
+        def die_in_the_middle(folder):
+            if (folder / artifact_folder.COMMITTED).is_dir():
+                states.append(1)
+                (folder / artifact_folder.COMMITTED / "truth.csv").replace(folder / "truth.csv")
+                raise KeyboardInterrupt
+            finish(folder)
+
+        patch.setattr(artifact_folder, "finish_swap", die_in_the_middle)
+        with pytest.raises((KeyboardInterrupt, OSError)):
+            run("older")
+    assert states
+    assert content(tmp_path / "out").keys() != new.keys()
+    with pytest.raises(ArgumentTypeError):
+        existing_folder(str(tmp_path / "out"))
+    with artifact_folder.locked(tmp_path / "out"):
+        assert existing_folder(str(tmp_path / "out"))
+    assert content(tmp_path / "out") == old
 
 
 def test_a_page_of_another_command_is_not_written_over(synthetic_data, tmp_path, monkeypatch):
