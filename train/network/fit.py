@@ -15,12 +15,12 @@ from train.network.checkpoint import Checkpoint
 from train.network.config import TrainingConfig
 from train.network.known_images import as_input_errors
 from train.network.model import augmented, input_names, unfreeze, with_source
-from utils import InputError
+from utils import InputError, log
 
 WARM_UP = 0.1  # share of the steps
 WEIGHT_DECAY = 1e-4
 #: A mean loss that moves by no more than this share of itself, times the number of steps, is constant: that is rounding.
-ROUNDING = 1e-7
+LOSS_ROUNDING = 1e-7
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,6 @@ def fit(
     Raises:
         InputError: an image cannot be read any more, or is another; as ``refuse_idle``. The last checkpoint stays.
     """
-    import keras
 
     checkpoint = checkpoint or Checkpoint(None)
     done, total = checkpoint.epochs, plan.phases[-1].last
@@ -96,7 +95,7 @@ def fit(
                 checkpoint.load(model)
             callbacks = [each_epoch(network, data, plan, phase, bar, checkpoint)]
             if logs:
-                callbacks.append(keras.callbacks.TensorBoard(logs, write_graph=False))
+                callbacks.append(tensorboard(logs))
             with as_input_errors(data.images):
                 model.fit(
                     batches_for(model, data, start),
@@ -166,6 +165,31 @@ def each_epoch(network, data: TrainingData, plan: Plan, phase: Phase, bar: tqdm,
     return EachEpoch()
 
 
+def tensorboard(folder: Path):
+    """Keras's callback for TensorBoard; where it cannot write, it says so once, and the training goes on without it."""
+    import keras
+    import tensorflow as tf
+
+    class Optional(keras.callbacks.TensorBoard):
+        lost = False
+
+    def optional(hook):
+        def call(self, *arguments, **named):
+            if self.lost:
+                return
+            try:
+                hook(self, *arguments, **named)
+            except (OSError, tf.errors.OpError) as error:
+                self.lost = True
+                log(f"{folder} cannot be written ({str(error).rpartition("}} ")[2].strip()}); the training goes on without TensorBoard")
+
+        return call
+
+    for name in ("set_model", "on_train_begin", "on_epoch_begin", "on_epoch_end", "on_train_end"):
+        setattr(Optional, name, optional(getattr(Optional, name)))
+    return Optional(folder, write_graph=False)
+
+
 def refuse_idle(where: str, steps: int, losses: Sequence[float], before: Sequence[float] = ()) -> None:
     """Refuses an epoch in which a network has learned nothing.
 
@@ -188,7 +212,7 @@ def refuse_idle(where: str, steps: int, losses: Sequence[float], before: Sequenc
             "a learning rate that is too high, --precision mixed_float16, or labels or tabular logits that are no numbers"
         )
         raise InputError(f"{where}: the loss is {last}; the reason may be {reasons}. Change it and give --restart.")
-    if last == 0 or (len(seen) > 2 and max(seen) - min(seen) <= ROUNDING * len(seen) * abs(last)):
+    if last == 0 or (len(seen) > 2 and max(seen) - min(seen) <= LOSS_ROUNDING * len(seen) * abs(last)):
         reasons = "images that are all the same, weights that are broken, or a learning rate that is too low"
         raise InputError(
             f"{where}: the loss is {last:g} in every step; the reason may be {reasons}. Change it and give --restart."

@@ -1,10 +1,13 @@
+import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from small_network import small_backbone
 
 from inference.images import ImageStore
 from inference.network import NetworkConfig, build_network
@@ -85,6 +88,19 @@ def test_an_archive_of_one_class_or_without_diagnoses_is_refused(archive_folder,
     table.drop(columns="diagnosis").to_csv(folder / "train-metadata.csv", index=False)
     with pytest.raises(InputError, match="'diagnosis'"):
         read_archive(folder, lesions)
+
+
+@pytest.mark.parametrize("harm", [lambda path: os.truncate(path, 4000), Path.unlink])
+def test_an_archive_that_changes_before_its_images_are_read_is_an_error(
+    archive, archive_folder, tmp_path, monkeypatch, harm
+):
+    monkeypatch.setattr("keras.applications.ResNet50", small_backbone)
+    file = Path(shutil.copy(archive_folder / "train-image.hdf5", tmp_path))
+    images = replace(archive, images=file).open_images()
+    monkeypatch.setattr("train.network.pretraining.Archive.open_images", lambda _: images)
+    harm(file)
+    with pytest.raises(InputError, match=str(file)):
+        pretrain_backbone(archive, tmp_path / "backbone.weights.h5", CONFIG)
 
 
 # Joining
