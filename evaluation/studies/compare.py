@@ -19,7 +19,8 @@ import pandas as pd
 
 from evaluation.measures import TABULAR
 from inference.artifacts import FOLDS, MANIFEST, OOF_FUSION, OOF_TABULAR, checked_file, load_manifest
-from inference.files import replacing, sha256_of, write_json
+from inference.files import replacing, sha256_of, sha256_of_images, write_json
+from inference.images import find_images
 from inference.options import Parser, add_data_options, output_folder
 from inference.schema import PATIENT, TARGET, read_scores
 from inference.tables import id_mismatch
@@ -224,6 +225,16 @@ def own_artifacts(artifacts: Path, folder: Path) -> Path:
     return folder
 
 
+def inputs_of(study: Study, variant: Variant) -> dict[str, str]:
+    """SHA-256 of what a training reads besides folds and tabular logits: the data, and files and archives of its options."""
+    named = [Path(word) for word in (*variant.options, *study.more) if not word.startswith("-")]
+    folders = [study.data, *(path for path in named if path.is_dir())]
+    files = [path for path in named if path.is_file()] + [folder / "train-metadata.csv" for folder in folders]
+    hashes = {str(path): sha256_of(path) for path in files if path.is_file()}
+    images = [path for folder in folders if (path := find_images(folder, "train"))]
+    return hashes | {str(path): sha256_of_images(path) for path in images}
+
+
 def train_variant(study: Study, variant: Variant) -> float:
     """Trains the networks of one variant in its own folder, unless they are there.
 
@@ -234,9 +245,12 @@ def train_variant(study: Study, variant: Variant) -> float:
         InputError: the folder holds a training on other folds, tabular logits or with another request; as ``train.fusion``.
     """
     folder = own_artifacts(study.artifacts, variant.folder(study))
-    finished = folder / FINISHED
+    finished, inputs = folder / FINISHED, inputs_of(study, variant)
     if finished.is_file():
         known = json.loads(finished.read_text(encoding="utf-8"))
+        other = [name for name, sha256 in inputs.items() if known.get("inputs", {}).get(name) != sha256]
+        if other:
+            raise InputError(f"{folder} holds a training on another content of {', '.join(other)}; give another --out.")
         if known["request"] != variant.request:
             raise InputError(f"{folder} holds a training with other options ({known['request']}); give another --out.")
         log(f"{variant.name}: kept from an earlier run")
@@ -245,7 +259,7 @@ def train_variant(study: Study, variant: Variant) -> float:
     started = time.monotonic()
     train_fusion(["--data", str(study.data), "--artifacts", str(folder), *variant.options, *study.more])
     seconds = time.monotonic() - started
-    write_json(finished, {"request": variant.request, "seconds": seconds})
+    write_json(finished, {"request": variant.request, "inputs": inputs, "seconds": seconds})
     return seconds
 
 

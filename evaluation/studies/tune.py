@@ -187,7 +187,8 @@ def trial_table(study: optuna.Study) -> pd.DataFrame:
 
 def settings_of(table: Rows, folds: int, config: TabularConfig) -> dict[str, Any]:
     """All that decides a trial's score besides what the search varies, small enough to be kept with the study."""
-    hashes = pd.util.hash_pandas_object(table.metadata[[ID, PATIENT, TARGET]], index=False)
+    rows = pd.concat([table.metadata[[ID, PATIENT, TARGET]], table.features.add_prefix("feature ")], axis=1)
+    hashes = pd.util.hash_pandas_object(rows, index=False)
     return {
         "rows": hashlib.sha256(hashes.to_numpy().tobytes()).hexdigest(),
         "features": hashlib.sha256("\n".join(table.features).encode()).hexdigest(),

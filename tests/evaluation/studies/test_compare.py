@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -83,11 +84,28 @@ def test_a_finished_training_is_kept_with_its_request_and_time(study, monkeypatc
     monkeypatch.setattr("evaluation.studies.compare.time.monotonic", lambda: next(clock))
     assert train_variant(study, ONE) == 90
     assert commands == [["--data", str(study.data), "--artifacts", str(folder), "--epochs", "2"]]
-    assert json.loads((folder / "seconds.json").read_text()) == {"request": {"options": ["two"]}, "seconds": 90.0}
+    finished = json.loads((folder / "seconds.json").read_text())
+    assert (finished["request"], finished["seconds"]) == ({"options": ["two"]}, 90.0)
     assert train_variant(study, ONE) == 90
     assert len(commands) == 1
     with pytest.raises(InputError, match=r"one holds a training with other options \(.*'two'.*\); give another --out"):
         train_variant(study, Variant("one", ("--epochs", "3"), {"options": ["three"]}))
+
+
+def test_a_finished_training_on_data_of_other_content_is_refused(study, monkeypatch, tmp_path):
+    pretend(monkeypatch, [])
+    data = shutil.copytree(study.data, tmp_path / "data")
+    params = tmp_path / "params.json"
+    params.write_text("1")
+    study = replace(study, data=data, more=("--params", str(params)))
+    train_variant(study, ONE)
+    for path in (params, data / "train-metadata.csv", data / "train-image.hdf5"):
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + b"2")
+        with pytest.raises(InputError, match=f"another content of .*{path.name}"):
+            train_variant(study, ONE)
+        path.write_bytes(content)
+    train_variant(study, ONE)
 
 
 def test_a_training_that_fails_is_not_taken_for_finished(study, monkeypatch):
