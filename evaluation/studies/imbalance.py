@@ -10,7 +10,7 @@ and at least one. A training that is finished is kept in --out, so the same comm
 
 from __future__ import annotations
 
-import math
+from argparse import ArgumentTypeError
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from evaluation.studies.compare import (
     study_parser,
     write_text,
 )
-from inference.options import count, filled_text
+from inference.options import count, filled_text, positive_number
 from inference.schema import TARGET, read_metadata
 from scale.output_folder import output_set
 from train.charts import BLUE, INK, VERMILION, clean_axes, new_figure, save_png
@@ -104,10 +104,10 @@ def treatments_of(texts: list[str]) -> list[Treatment]:
     for text in texts:
         mode, _, ratio = text.partition(":")
         try:
-            number = float(ratio)
-        except ValueError:
-            number = math.nan
-        if mode not in IMBALANCE_MODES or not 0 < number < math.inf:
+            number = positive_number(1e9)(ratio)
+        except ArgumentTypeError:
+            number = 0
+        if mode not in IMBALANCE_MODES or not number:
             raise InputError(
                 f"--variants {text!r} is not of the form MODE:RATIO; give one of {', '.join(IMBALANCE_MODES)}, a colon and "
                 "a number above zero, as in undersample:3."

@@ -174,6 +174,14 @@ def test_shell_words():
     assert "it's" in refused(shell_words, "it's")
 
 
+@pytest.mark.parametrize("value", ["-1", "-.5", "-1e-3", "-inf", "-nan", "-5%"])
+def test_a_negative_number_is_a_value_that_the_sentence_names(value):
+    parser = Parser()
+    parser.add_argument("--option", type=share())
+    with pytest.raises(InputError, match=f"^--option: '{value}' is no "):
+        parser.parse_args(["--option", value])
+
+
 def test_wrong_command_lines_are_input_errors():
     parser = Parser()
     parser.add_argument("--out", type=output_folder, required=True)
