@@ -1,3 +1,4 @@
+import errno
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ import pytest
 
 from inference.schema import ID, PATIENT, repaired
 from scale import parts
+from scale.artifact_folder import locked
 from scale.batch_scoring import main
 from scale.parts import chunks, find_repeated, input_files, part_of
 from utils import InputError
@@ -112,6 +114,30 @@ def test_finished_files_are_not_made_again(score, monkeypatch, capsys):
     second = capsys.readouterr().out
     assert memory.search(first)
     assert memory.sub("", second) == memory.sub("", first)
+
+
+def test_scores_are_in_the_folder_when_all_parts_are_scored(scoring, tmp_path, monkeypatch):
+    """A disk that is full at the second part; then the same command goes on with that part."""
+    out = tmp_path / "out"
+    where = ["--input", str(scoring.tables), "--artifacts", str(scoring.artifacts), "--out", str(out), "--parts", "3"]
+    asked, score_tabular = [], parts.score_tabular
+
+    def full(rows, *more):
+        asked.append(len(rows))
+        if len(asked) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return score_tabular(rows, *more)
+
+    monkeypatch.setattr(parts, "score_tabular", full)
+    with pytest.raises(OSError, match="No space"):
+        main(where)
+    assert len(asked) == 2
+    assert not list(out.glob("*scores-*")) and not (out / "run.json").exists()
+    with locked(out), pytest.raises(InputError, match=r" on .* since "):
+        main(where)
+    assert main(where) == 0
+    assert sum(asked) - asked[1] == len(scored(out)) == json.loads((out / "run.json").read_text())["rows"]
+    assert not any(path.name.startswith(".") for path in out.iterdir())
 
 
 def test_a_folder_of_other_settings_or_other_files_is_refused(score, scoring):
