@@ -12,8 +12,10 @@ from PIL import Image
 
 from evaluation.dry_run import checked_submission
 from inference.images import ImageStore, find_images
-from inference.schema import ID, PATIENT, TEST_COLUMNS
+from inference.schema import ID, NUMBERS, PATIENT, TEST_COLUMNS, read_metadata, read_metadata_leniently
 from inference.submission import main
+from scale.batch_scoring import main as score_batch
+from utils import InputError
 
 IMAGES, TABLES = int(os.environ.get("FUZZ_IMAGES", "100")), int(os.environ.get("FUZZ_TABLES", "25"))
 #: Cells that turn up in tables, or should not.
@@ -41,7 +43,8 @@ CELLS = (
 def scored(competition, artifacts, tmp_path):
     """The submission of a folder, checked as Kaggle checks it: ids of the sample submission, finite numbers."""
     output = tmp_path / "submission.csv"
-    assert main(["--competition", str(competition), "--artifacts", str(artifacts), "--output", str(output)]) == 0
+    where = ["--competition", str(competition), "--artifacts", str(artifacts), "--output", str(output)]
+    assert main([*where, "--scores", str(tmp_path / "scores.csv")]) == 0
     return checked_submission(output, pd.read_csv(competition / "sample_submission.csv", dtype="str")[ID].tolist())
 
 
@@ -150,14 +153,111 @@ def mutated(rng, table):
     return table
 
 
+# Accidents of the file; the header stays whole: without it there is nothing to submit.
+
+
+def commas(rng, lines):
+    end = b"," * int(rng.integers(1, 3))
+    return [lines[0], *(line + end for line in lines[1:])]
+
+
+def other_lengths(rng, lines):
+    def change(line):
+        kind = rng.integers(8)
+        return line + b",extra" if kind == 0 else line.rpartition(b",")[0] if kind == 1 else line
+
+    return [lines[0], *map(change, lines[1:])]
+
+
+def blank_lines(rng, lines):
+    blanks = (b"", b"  ", b"," * lines[0].count(b","))
+    return [text for line in lines for text in ([line, blanks[rng.integers(3)]] if rng.random() < 0.2 else [line])]
+
+
+def cut_off(rng, lines):
+    rest = b"\n".join(lines[1:])
+    return [lines[0], rest[: rng.integers(len(rest) + 1)]]
+
+
+def wrong_bytes(rng, lines):
+    rest = bytearray(b"\n".join(lines[1:]))
+    for place in rng.integers(max(1, len(rest)), size=rng.integers(1, 9)) if rest else ():
+        rest[place] = rng.choice([0, 10, 13, 34, 44, 0xE9, 0xFF, rng.integers(256)])
+    return [lines[0], bytes(rest)]
+
+
+def quotes(rng, lines):
+    def change(line):
+        kind, cells = rng.integers(12), line.split(b",")
+        cell = rng.integers(len(cells))
+        cells[cell] = {0: b'"' + cells[cell], 1: cells[cell] + b'"', 2: b'"%s\n"' % cells[cell].strip(b'"')}.get(
+            int(kind), cells[cell]
+        )
+        return b",".join(cells)
+
+    return [lines[0], *map(change, lines[1:])]
+
+
+def repeated_columns(rng, lines):
+    return [line + b"," + line.split(b",")[0] for line in lines]
+
+
+ACCIDENTS = (commas, other_lengths, blank_lines, cut_off, wrong_bytes, quotes, repeated_columns)
+ENCODINGS = ("utf-8", "utf-8", "utf-8-sig", "utf-16")
+
+
+def garbled(rng, table):
+    """The bytes of a file of the table, after up to three accidents."""
+    lines = mutated(rng, table).to_csv(index=False).encode().splitlines()
+    for accident in rng.choice(ACCIDENTS, rng.integers(4)):
+        lines = accident(rng, lines)
+    content = rng.choice([b"\n", b"\n", b"\r\n", b"\r"]).join(lines) + rng.choice([b"", b"\n"])
+    encoding = rng.choice(ENCODINGS)
+    return content if encoding == "utf-8" else content.decode("utf-8", "replace").encode(encoding)
+
+
+def check_training(path, kernel):
+    """Training refuses the file in a sentence, or reads what the kernel reads."""
+    try:
+        strict = read_metadata(path, labelled=False)
+    except InputError as error:
+        assert "\n" not in str(error)
+        return
+    assert strict[ID].tolist() == kernel[ID].tolist()
+    assert strict[PATIENT].tolist() == kernel[PATIENT].tolist()
+    for name in set(NUMBERS) & set(strict):
+        np.testing.assert_array_equal(strict[name], kernel[name])
+
+
+def check_batch_scoring(path, artifacts, out, kernel_scores):
+    """Batch scoring refuses the file in a sentence, or gives the kernel's scores; returns whether it did."""
+    try:
+        assert score_batch(["--input", str(path), "--artifacts", str(artifacts), "--out", str(out), "--parts", "3"]) == 0
+    except InputError as error:
+        assert "\n" not in str(error)
+        return False
+    parts = [pd.read_parquet(part) for part in sorted(out.glob("scores-*.parquet"))]
+    found = pd.concat(parts).set_index(ID)["tabular"] if parts else pd.Series(dtype=float)
+    assert sorted(found.index) == sorted(kernel_scores.index)
+    np.testing.assert_allclose(found.loc[kernel_scores.index], kernel_scores["tabular"], atol=1e-6)
+    return True
+
+
 @pytest.mark.parametrize("seed", range(max(1, TABLES // 25)))
 def test_no_table_however_garbled_keeps_the_kernel_from_its_submission(tabular_only, mounted, tmp_path, seed):
-    rng = np.random.default_rng(seed)
+    """Training and batch scoring read the same tables: they refuse them in a sentence, or read what the kernel reads."""
+    rng, batches = np.random.default_rng(seed), 0
     folder = tmp_path / "competition"
     folder.mkdir()
     shutil.copy(mounted / "sample_submission.csv", folder)
     table = pd.read_csv(mounted / "test-metadata.csv", dtype="str", keep_default_na=False)
     assert list(table) == [name for name in TEST_COLUMNS if name in table]
-    for _ in range(25):
-        mutated(rng, table).to_csv(folder / "test-metadata.csv", index=False)
+    path = folder / "test-metadata.csv"
+    for number in range(25):
+        path.write_bytes(garbled(rng, table))
         assert scored(folder, tabular_only, tmp_path).between(0, 1).all()
+        check_training(path, read_metadata_leniently(path)[0])
+        if number % 3 == 0:
+            kernel_scores = pd.read_csv(tmp_path / "scores.csv", dtype={ID: "str"}, keep_default_na=False).set_index(ID)
+            batches += check_batch_scoring(path, tabular_only, tmp_path / f"batch{number}", kernel_scores)
+    assert batches > 2
