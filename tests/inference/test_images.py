@@ -191,6 +191,18 @@ def test_a_file_that_is_damaged_in_one_place_still_gives_the_other_lesions(copy,
     damaged.close()
 
 
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.7])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_a_file_that_is_cut_or_zeroed_while_it_is_read_leaves_the_lost_lesions_out(copy, store, ids, kept, zeros):
+    whole, open_before = crops_of(store, ids), ImageStore(copy)
+    content = copy.read_bytes()
+    left = content[: int(kept * len(content))]
+    copy.write_bytes(left + bytes(len(content) - len(left)) if zeros else left)
+    crops = crops_of(open_before, ids)
+    assert len(crops) < len(whole)
+    assert same_crops(crops, whole, without=[isic_id for isic_id in ids if isic_id not in crops])
+
+
 @pytest.mark.parametrize("strange", ["/", ".", "..", "", "a/b", "\0", "ISIC_é"])
 def test_a_strange_id_is_simply_absent(store, ids, strange):
     assert list(crops_of(store, [ids[0], strange, ids[1]])) == [ids[0], ids[1]]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from train.network.batches import TrainingData, training_batches
@@ -21,6 +22,10 @@ WARM_UP = 0.1  # share of the steps
 WEIGHT_DECAY = 1e-4
 #: A mean loss that moves by no more than this share of itself, times the number of steps, is constant: that is rounding.
 LOSS_ROUNDING = 1e-7
+UNSTABLE = (
+    "the reason may be a learning rate that is too high, --precision mixed_float16, or labels or tabular logits that are no "
+    "numbers; change it and give --restart"
+)
 
 
 @dataclass(frozen=True)
@@ -147,10 +152,12 @@ def each_epoch(network, data: TrainingData, plan: Plan, phase: Phase, bar: tqdm,
             bar.update()
 
         def on_epoch_end(self, epoch, logs=None):
+            seconds = time.monotonic() - self.started
             data.images.refuse_changes()
             before = [record["loss"] for record in checkpoint.history[-1:] if record["phase"] == phase.name]
             refuse_idle(f"{plan.name}, epoch {epoch + 1}", data.steps, self.losses, before)
-            seconds = time.monotonic() - self.started
+            if not all(np.isfinite(weight).all() for weight in network.get_weights()):
+                raise InputError(f"{plan.name}, epoch {epoch + 1}: weights are not finite; {UNSTABLE}.")
             record = {
                 "phase": phase.name,
                 "epoch": epoch + 1,
@@ -180,8 +187,11 @@ def tensorboard(folder: Path):
             try:
                 hook(self, *arguments, **named)
             except (OSError, tf.errors.OpError) as error:
-                self.lost = True
-                log(f"{folder} cannot be written ({str(error).rpartition("}} ")[2].strip()}); the training goes on without TensorBoard")
+                self.lost, reason = (
+                    True,
+                    str(error).rpartition("}} ")[2].strip(),
+                )  # TensorFlow begins with its function's name
+                log(f"{folder} cannot be written ({reason}); the training goes on without TensorBoard")
 
         return call
 
@@ -208,10 +218,7 @@ def refuse_idle(where: str, steps: int, losses: Sequence[float], before: Sequenc
         )
     last, seen = losses[-1], [*before, *losses]
     if not math.isfinite(last):
-        reasons = (
-            "a learning rate that is too high, --precision mixed_float16, or labels or tabular logits that are no numbers"
-        )
-        raise InputError(f"{where}: the loss is {last}; the reason may be {reasons}. Change it and give --restart.")
+        raise InputError(f"{where}: the loss is {last}; {UNSTABLE}.")
     if last == 0 or (len(seen) > 2 and max(seen) - min(seen) <= LOSS_ROUNDING * len(seen) * abs(last)):
         reasons = "images that are all the same, weights that are broken, or a learning rate that is too low"
         raise InputError(

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from small_network import UnchangedImages, a_network
@@ -6,7 +8,18 @@ from train.network.augmentation import DRAWS
 from train.network.batches import TrainingData
 from train.network.checkpoint import Checkpoint
 from train.network.config import TrainingConfig
-from train.network.fit import WARM_UP, WEIGHT_DECAY, Phase, Plan, adamw, corrected_loss, fit, phases_of, refuse_idle
+from train.network.fit import (
+    WARM_UP,
+    WEIGHT_DECAY,
+    Phase,
+    Plan,
+    adamw,
+    corrected_loss,
+    fit,
+    phases_of,
+    refuse_idle,
+    tensorboard,
+)
 from train.network.model import augmented
 from utils import InputError
 
@@ -269,6 +282,16 @@ def test_a_training_without_a_single_image_is_an_error(monkeypatch, eager, epoch
         fit(a_network(), DATA, a_plan([Phase("head", "none", 0, epochs, 1e-2)]))
 
 
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch, eager):
+    import tensorflow as tf
+
+    batches = tf.data.Dataset.from_tensor_slices(random_rows(1))
+    monkeypatch.setattr("train.network.fit.training_batches", lambda *_: batches)
+    with pytest.raises(InputError, match="epoch 1: weights"):
+        fit(a_network(), replace(DATA, steps=1), a_plan([Phase("head", "none", 0, 1, np.inf)]), Checkpoint(tmp_path / "one"))
+    assert not (tmp_path / "one").exists()
+
+
 def test_a_network_that_cannot_move_is_an_error(monkeypatch, eager):
     import tensorflow as tf
 
@@ -301,3 +324,17 @@ def test_a_loss_that_is_not_finite_or_constant_is_refused(losses, before, idle):
             refuse_idle("fold 1, epoch 4", steps, losses, before)
     else:
         refuse_idle("fold 1, epoch 4", steps, losses, before)
+
+
+# TensorBoard
+
+
+def test_logs_that_cannot_be_written_stop_no_training(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file" / "logs", tmp_path / "logs"):
+        model = small_model()
+        model.compile("sgd", "mse")
+        history = model.fit(np.zeros((8, 5)), np.ones(8), epochs=2, verbose=0, callbacks=[tensorboard(folder)])
+        assert len(history.epoch) == 2
+    assert capsys.readouterr().out.count("\n") == 1
+    assert list((tmp_path / "logs").rglob("events.*"))
