@@ -144,7 +144,10 @@ def train_folds(training: Training, folder: Path) -> None:
     progress = Progress("folds", "fold", show=not in_own_process())  # in this process, each fold shows its own steps
     run_tasks(train_fold, tasks, len(todo), Files.of(training.reads, folder), progress)
     if (folder / LOGS).is_dir():  # of folds that were trained on another machine
-        shutil.copytree(folder / LOGS, training.logs, dirs_exist_ok=True)
+        try:
+            shutil.copytree(folder / LOGS, training.logs, dirs_exist_ok=True)
+        except OSError as error:  # shutil's own among them
+            log(f"{training.logs} has not all files for TensorBoard ({error})")
 
 
 def gather_out_of_fold(lesions: Lesions, folder: Path) -> OutOfFold:

@@ -34,12 +34,22 @@ def test_there_is_a_reason_to_stop_once_the_time_is_up():
     assert late.reason_to_stop() == "the time budget of 1 h is spent"
 
 
-def test_sigterm_is_noted_and_does_not_kill():
-    run, before = Run(), signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_is_noted_and_does_not_kill(name):
+    run, number = Run(), getattr(signal, name)
+    before = signal.getsignal(number)
     with stop_on_signal(run):
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert run.reason_to_stop() == "SIGTERM was received"
-    assert signal.getsignal(signal.SIGTERM) == before
+        os.kill(os.getpid(), number)
+        assert run.reason_to_stop() == f"{name} was received"
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_ctrl_c_is_not_only_noted():
+    run = Run()
+    with pytest.raises(KeyboardInterrupt), stop_on_signal(run):
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+    assert run.interrupted == "SIGTERM was received"
 
 
 @pytest.mark.integration

@@ -2,7 +2,9 @@
 
 import errno
 import json
+import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -13,8 +15,10 @@ import pytest
 
 from inference import submission
 from inference.build_kernel import ROOT
+from inference.run_log import Run
 from inference.schema import ID, TARGET
-from inference.submission import main
+from inference.submission import find_artifacts, find_competition, main, read_sample
+from utils import InputError
 
 
 @pytest.fixture
@@ -219,30 +223,80 @@ def test_a_full_disk_leaves_the_tabular_submission(small_artifacts, mounted, tmp
     assert pd.read_csv(output)[TARGET].between(0, 1).all()
 
 
-def test_sigterm_ends_the_kernel_with_the_scores_it_has(trained, mounted, tmp_path):
-    """In a process of its own: SIGTERM arrives while it loads its networks; the submission is whole."""
+def rows_left_after(number, line, trained, mounted, tmp_path):
+    """Runs the kernel until it logs ``line``, sends a signal, and checks that the submission is whole.
+
+    Returns the fall-backs, and the number of rows.
+    """
     output = tmp_path / "submission.csv"
     command = [sys.executable, "-I", str(ROOT / "kernel.py"), "--competition", str(mounted), "--batch-size", "4"]
     command += ["--artifacts", str(trained.artifacts), "--output", str(output)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        while "is written" not in process.stdout.readline():
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while line not in process.stdout.readline():
             assert process.poll() is None
-        process.terminate()
-        log = process.stdout.read()
+        process.send_signal(number)
+        log, complaints = process.communicate()
         assert process.wait() == 0
-    run = json.loads((tmp_path / "run.json").read_text())
-    rows = len(pd.read_csv(mounted / "sample_submission.csv"))
-    assert run["fallbacks"] == {"images_not_reached": rows - 4, "lesions_without_image_score": rows - 4}
-    assert "SIGTERM was received; no further image is read" in log
-    assert pd.read_csv(output)[ID].tolist() == pd.read_csv(mounted / "sample_submission.csv")[ID].tolist()
+    assert "Traceback" not in complaints
+    assert f"{signal.Signals(number).name} was received" in log
+    asked = pd.read_csv(mounted / "sample_submission.csv")[ID].tolist()
+    assert pd.read_csv(output)[ID].tolist() == asked
+    return json.loads((tmp_path / "run.json").read_text())["fallbacks"], len(asked)
 
 
-def test_a_time_budget_of_nothing_is_refused(mounted, capsys):
-    assert main(["--competition", str(mounted), "--time-budget", "0"]) == 2
-    assert "--time-budget: '0' " in capsys.readouterr().err
+def test_sigterm_ends_the_kernel_with_the_scores_it_has(trained, mounted, tmp_path):
+    fallbacks, rows = rows_left_after(signal.SIGTERM, "building the network", trained, mounted, tmp_path)
+    assert fallbacks == {"images_not_reached": rows - 4, "lesions_without_image_score": rows - 4}
 
 
-def test_no_metadata_no_artifacts_no_model_are_errors(tabular_only, mounted, tmp_path, capsys):
+def test_ctrl_c_before_the_tabular_scores_ends_the_kernel_after_them(trained, mounted, tmp_path):
+    fallbacks, rows = rows_left_after(signal.SIGINT, "test folder", trained, mounted, tmp_path)
+    assert fallbacks == {"images_not_reached": rows}
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("1 / 0"), MemoryError(), OSError(errno.EIO, "Input/output error")])
+@pytest.mark.parametrize("step", ["correct_by_image", "combine_scores"])
+def test_whatever_fails_after_the_tabular_stage_leaves_its_submission(
+    tabular_only, mounted, tmp_path, monkeypatch, step, error
+):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(f"inference.submission.{step}", fail)
+    submission, scores, facts = run_in_process(mounted, tabular_only, tmp_path)
+    assert "final_scores_not_written" in facts["fallbacks"]
+    assert facts["image_scored"] == 0
+    assert (scores["final"] == scores["tabular"]).all()
+    assert submission[TARGET].between(0, 1).all()
+
+
+def test_a_second_ctrl_c_stops_at_once_and_leaves_the_tabular_submission(tabular_only, mounted, tmp_path, monkeypatch):
+    def interrupt(*_):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("inference.submission.correct_by_image", interrupt)
+    where = ["--competition", str(mounted), "--artifacts", str(tabular_only), "--output", str(tmp_path / "submission.csv")]
+    with pytest.raises(KeyboardInterrupt):
+        main(where)
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    assert pd.read_csv(tmp_path / "submission.csv")[TARGET].between(0, 1).all()
+
+
+def test_scores_that_cannot_be_written_cost_themselves_only(tabular_only, mounted, tmp_path):
+    output = tmp_path / "submission.csv"
+    (tmp_path / "scores.csv").mkdir()
+    run = Run()
+    submission.score_folder(submission.RunSettings(mounted, tabular_only, output, scores=tmp_path / "scores.csv"), run)
+    assert run.fallbacks["scores_not_written"] == len(pd.read_csv(output))
+
+
+def test_a_time_budget_of_nothing_is_refused(mounted):
+    with pytest.raises(InputError, match="--time-budget: '0' "):
+        main(["--competition", str(mounted), "--time-budget", "0"])
+
+
+def test_no_metadata_no_artifacts_no_model_are_errors(tabular_only, mounted, tmp_path):
     output = ["--output", str(tmp_path / "submission.csv")]
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -258,15 +312,56 @@ def test_no_metadata_no_artifacts_no_model_are_errors(tabular_only, mounted, tmp
         "--batch-size: '0'": ["--competition", str(mounted), "--artifacts", str(tabular_only), "--batch-size", "0"],
     }
     for sentence, where in cases.items():
-        assert main([*where, *output]) == 2
-        complaint = capsys.readouterr().err
-        assert sentence in complaint
-        assert complaint.count("\n") == 1
+        with pytest.raises(InputError, match=re.escape(sentence)):
+            main([*where, *output])
     assert not (tmp_path / "submission.csv").exists()
 
 
-def test_two_artifact_folders_are_an_error_not_a_guess(tabular_only, mounted, tmp_path, capsys):
+def test_two_artifact_folders_are_an_error_not_a_guess(tabular_only, mounted, tmp_path):
     for name in ("one", "two"):
         shutil.copytree(tabular_only, tmp_path / "input" / name)
-    assert main(["--competition", str(mounted), "--input-root", str(tmp_path / "input")]) == 2
-    assert "2 folders" in capsys.readouterr().err
+    with pytest.raises(InputError, match="2 folders"):
+        main(["--competition", str(mounted), "--input-root", str(tmp_path / "input")])
+
+
+def test_linked_inputs_are_found_and_links_in_a_circle_end(tabular_only, mounted, tmp_path):
+    root = tmp_path / "input"
+    root.mkdir()
+    for name, target in {
+        "data": mounted,
+        "models": tabular_only,
+        "again": tabular_only,
+        "circle": root,
+        "gone": "nowhere",
+    }.items():
+        (root / name).symlink_to(target)
+    assert find_competition(root) == root / "data"
+    assert find_artifacts(root) == root / "again"
+
+
+#: How sample_submission.csv may be written -> its bytes, and what is counted.
+SAMPLES = {
+    "commas": (b"isic_id,target\n007,0.3,\n8,0.3,\n", {}),
+    "blank lines": (b"\nisic_id,target\n\n007,0.3\n,\n8,0.3\n\n", {}),
+    "utf-8 with bom": (b"\xef\xbb\xbfisic_id,target\r\n007,0.3\r\n8,0.3\r\n", {}),
+    "utf-16": ("isic_id,target\n007,0.3\n8,0.3\n".encode("utf-16"), {}),
+    "an id twice": (b"isic_id,target\n007,0.3\n8,0.3\n007,0.3\n", {}),
+    "a wrong byte": (b"isic_id,target\n007,0.3\n8,\xff\n\xe9,0.3\n", {"cells_not_decoded": 2}),
+    "ids alone": (b"isic_id,target\n007\n8", {"rows_too_short": 2}),
+    "too long": (b"isic_id,target\n007,0.3,x\n8,0.3\n", {"rows_too_long": 1}),
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_the_ids_of_the_sample_submission_are_read_however_it_is_written(tmp_path, kind):
+    content, counted = SAMPLES[kind]
+    (tmp_path / "sample_submission.csv").write_bytes(content)
+    assert read_sample(tmp_path / "sample_submission.csv") == (["007", "8"], counted)
+
+
+@pytest.mark.parametrize("name", ["submission.csv", "run.json"])
+def test_the_submission_is_not_replaced_by_the_scores(tabular_only, mounted, tmp_path, name):
+    where = ["--competition", str(mounted), "--artifacts", str(tabular_only), "--output", str(tmp_path / "submission.csv")]
+    with pytest.raises(InputError, match="--scores"):
+        main([*where, "--scores", str(tmp_path / name)])
+    assert list(tmp_path.iterdir()) == []

@@ -190,7 +190,7 @@ def tensorboard(folder: Path):
                 self.lost, reason = (
                     True,
                     str(error).rpartition("}} ")[2].strip(),
-                )  # TensorFlow begins with its function's name
+                )
                 log(f"{folder} cannot be written ({reason}); the training goes on without TensorBoard")
 
         return call

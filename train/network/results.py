@@ -20,7 +20,7 @@ from train.charts import clean_axes, new_figure, save_png
 from train.folds import HOLDOUT
 from train.manifest import Stage, link_or_copy
 from train.network.fold import FoldFiles, Training
-from utils import ScoreTable, bootstrap_scores, format_table, log, partial_auc
+from utils import InputError, ScoreTable, bootstrap_scores, format_table, log, partial_auc
 
 #: The score of the nested choice: its combination, too, was chosen without the fold that it is measured on.
 FINAL = "final"
@@ -232,7 +232,7 @@ def recorded_network_logits(artifacts: Path) -> pd.Series:
 
 
 def write_history(folder: Path, logs: Path, name: str) -> None:
-    """Joins the folds' histories in ``logs``/``name``-history.csv and draws ``name``-curves.png.
+    """Joins the folds' histories in ``logs``/``name``-history.csv and draws ``name``-curves.png, where that can be written.
 
     Args:
         folder: with a ``history*.csv`` per fold.
@@ -243,8 +243,11 @@ def write_history(folder: Path, logs: Path, name: str) -> None:
     history = pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
     if history.empty:
         return
-    write_csv(logs / f"{name}-history.csv", history)
-    save_png(draw_history(history, name), logs / f"{name}-curves.png")
+    try:
+        write_csv(logs / f"{name}-history.csv", history)
+        save_png(draw_history(history, name), logs / f"{name}-curves.png")
+    except (InputError, OSError) as error:
+        log(f"{logs} has no history of this training ({error})")
 
 
 def draw_history(history: pd.DataFrame, name: str) -> Figure:
