@@ -9,17 +9,17 @@ Contents (line numbers):
        68  utils.py
       217  inference/links.py
       285  inference/options.py
-      412  inference/files.py
-      488  inference/tables.py
-      814  inference/schema.py
-      962  inference/features.py
-     1259  inference/artifacts.py
-     1332  inference/tabular.py
-     1391  inference/images.py
-     1569  inference/network.py
-     1834  inference/run_log.py
-     1970  inference/scoring.py
-     2145  inference/submission.py
+      421  inference/files.py
+      497  inference/tables.py
+      823  inference/schema.py
+      971  inference/features.py
+     1268  inference/artifacts.py
+     1341  inference/tabular.py
+     1400  inference/images.py
+     1578  inference/network.py
+     1843  inference/run_log.py
+     1979  inference/scoring.py
+     2154  inference/submission.py
 """
 
 from __future__ import annotations
@@ -408,6 +408,15 @@ existing_folder = PathType("folder", exists=True)
 output_file = PathType("file", exists=False)
 
 
+def refuse_same_file(outputs: Mapping[str, Path | None]) -> None:
+    """Raises InputError where two of the files that a command writes, by what names them, are one."""
+    known: dict[Path, str] = {}
+    for name, path in outputs.items():
+        other = known.setdefault(path.resolve(), name) if path else name
+        if other != name:
+            raise InputError(f"{other} and {name} are both {path}, and one would replace the other; give another path.")
+
+
 # ===========================================================================================================================
 # inference/files.py
 # ===========================================================================================================================
@@ -724,8 +733,8 @@ def _fitted(path: Path, names: list[str], record: Record, repairs: Counter[str] 
     _count(repairs, "rows_too_short", int(len(cells) < width))
     _count(repairs, "rows_too_long", int(len(cells) > width))
     _count(repairs, "cells_not_decoded", len(wrong))
-    if record.cut and len(cells) < width:
-        cells = cells[:-1]  # the last one may be cut, too
+    if record.cut and 1 < len(cells) < width:
+        cells = cells[:-1]  # it may be cut, too
     cells = ["" if UNDECODED in cell else cell for cell in cells[:width]]
     return record._replace(cells=cells + [""] * (width - len(cells)))
 
@@ -2352,6 +2361,8 @@ def main(arguments: list[str] | None = None) -> int:
         help="images until then (default: %(default)s)",
     )
     options = vars(parser.parse_args(arguments))
+    output = options["output"]
+    refuse_same_file({"--output": output, "run.json beside it": output.with_name("run.json"), "--scores": options["scores"]})
     run = Run(options.pop("time_budget") * 3600)
     with stop_on_signal(run):
         score_folder(RunSettings(**options), run)

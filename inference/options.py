@@ -9,6 +9,7 @@ import argparse
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -175,6 +176,15 @@ def address(text: str) -> str:
     if not found or not 1 <= int(found[3]) <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r:.100} is no address with a port from 1 to 65535; give tcp://HOST:PORT.")
     return text
+
+
+def refuse_same_file(outputs: Mapping[str, Path | None]) -> None:
+    """Raises InputError where two of the files that a command writes, by what names them, are one."""
+    known: dict[Path, str] = {}
+    for name, path in outputs.items():
+        other = known.setdefault(path.resolve(), name) if path else name
+        if other != name:
+            raise InputError(f"{other} and {name} are both {path}, and one would replace the other; give another path.")
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:

@@ -23,7 +23,7 @@ import pandas as pd
 from inference.artifacts import FORMAT, MANIFEST, load_manifest
 from inference.files import write_csv
 from inference.links import input_folders
-from inference.options import Parser, crop_count, existing_folder, output_file, positive_number
+from inference.options import Parser, crop_count, existing_folder, output_file, positive_number, refuse_same_file
 from inference.run_log import Run, hours, stop_on_signal, versions
 from inference.schema import ID, TARGET, TEXT_COLUMNS, read_metadata_leniently
 from inference.scoring import combine_scores, correct_by_image, load_fold_networks, open_test_images, score_tabular
@@ -225,6 +225,8 @@ def main(arguments: list[str] | None = None) -> int:
         help="images until then (default: %(default)s)",
     )
     options = vars(parser.parse_args(arguments))
+    output = options["output"]
+    refuse_same_file({"--output": output, "run.json beside it": output.with_name("run.json"), "--scores": options["scores"]})
     run = Run(options.pop("time_budget") * 3600)
     with stop_on_signal(run):
         score_folder(RunSettings(**options), run)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from evaluation.studies.compare import MeanPauc, compare_splits, signed, split_folds
 from inference.files import write_csv, write_json
-from inference.options import Parser, count, existing_folder, output_file
+from inference.options import Parser, count, existing_folder, output_file, refuse_same_file
 from inference.schema import ID, PATIENT, TARGET
 from scale.parallel import workers
 from train.config import TabularConfig, add_tabular_options, read_config
@@ -229,13 +229,15 @@ def main(arguments: list[str] | None = None) -> int:
     add_tabular_options(parser)
     options = parser.parse_args(arguments)
     config = read_config(options.params, options.seeds, options.negatives_per_positive, options.seed)
+    storage = options.storage or options.out.with_suffix(".sqlite")
+    trials = options.out.with_name(f"{options.out.stem}-trials.csv")
+    refuse_same_file({"--out": options.out, "--storage": storage, "the table of trials": trials})
     load_optuna()
     table = read_searched(options.data, options.artifacts)
-    study = open_study(options.storage or options.out.with_suffix(".sqlite"), settings_of(table, options.folds, config))
+    study = open_study(storage, settings_of(table, options.folds, config))
     with workers(options.jobs, options.cluster):
         search(study, table, options.trials, options.folds, replace(config, seeds=1))
     best = config.parameters | study.best_params
-    trials = options.out.with_name(f"{options.out.stem}-trials.csv")
     write_csv(trials, trial_table(study))
     write_json(options.out, best)
     base = finished(study)[0]

@@ -22,6 +22,7 @@ from inference.options import (
     output_folder,
     positive_number,
     processes,
+    refuse_same_file,
     seed,
     share,
     shell_words,
@@ -180,6 +181,13 @@ def test_a_negative_number_is_a_value_that_the_sentence_names(value):
     parser.add_argument("--option", type=share())
     with pytest.raises(InputError, match=f"^--option: '{value}' is no "):
         parser.parse_args(["--option", value])
+
+
+def test_two_outputs_are_not_one_file(place):
+    refuse_same_file({"--output": Path("new"), "--scores": None, "--storage": Path("folder/new")})
+    for path in ("file", "./file", "to-file", "folder/../file"):
+        with pytest.raises(InputError, match="--output and --scores are both "):
+            refuse_same_file({"--output": Path("file"), "--scores": Path(path)})
 
 
 def test_wrong_command_lines_are_input_errors():

@@ -113,7 +113,9 @@ def parse_fusion_options(arguments: list[str] | None) -> tuple[RunConfig, Traini
     if options["head_epochs"] is None:  # random weights gain nothing from a head that is trained first
         options["head_epochs"] = 0 if options["weights"] == "none" else 1
     if options["logs"] is None:
-        options["logs"] = options["artifacts"].with_name(options["artifacts"].name + "-logs")
+        artifacts = options["artifacts"]
+        artifacts = artifacts.resolve() if artifacts.name in ("", "..") else artifacts  # "." has no name to add to
+        options["logs"] = artifacts.with_name(f"{artifacts.name}-logs")
     run, training = ({field.name: options[field.name] for field in fields(kind)} for kind in (RunConfig, TrainingConfig))
     return RunConfig(**run), TrainingConfig(**training)
 

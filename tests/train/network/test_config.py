@@ -44,6 +44,13 @@ def test_logs_lie_beside_the_artifacts():
     assert parse_fusion_options([*WHERE, "--logs", "elsewhere"])[0].logs == Path("elsewhere")
 
 
+def test_the_artifact_folder_may_be_the_current_one(tmp_path, monkeypatch):
+    monkeypatch.chdir("folder")
+    for name in (".", "../folder", "../d/.."):
+        run, _ = parse_fusion_options(["--data", "../d", "--artifacts", name])
+        assert run.logs.resolve() == Path(name).resolve().parent / f"{Path(name).resolve().name}-logs"
+
+
 def test_folders_workers_and_a_restart_do_not_decide_the_results():
     aside = ["--data", "e", "--artifacts", "b", "--logs", "l", "--restart", "--jobs", "2"]
     run, config = parse_fusion_options(aside)
