@@ -264,8 +264,8 @@ def _fitted(path: Path, names: list[str], record: Record, repairs: Counter[str] 
     _count(repairs, "rows_too_short", int(len(cells) < width))
     _count(repairs, "rows_too_long", int(len(cells) > width))
     _count(repairs, "cells_not_decoded", len(wrong))
-    if record.cut and len(cells) < width:
-        cells = cells[:-1]  # the last one may be cut, too
+    if record.cut and 1 < len(cells) < width:
+        cells = cells[:-1]  # it may be cut, too
     cells = ["" if UNDECODED in cell else cell for cell in cells[:width]]
     return record._replace(cells=cells + [""] * (width - len(cells)))
 

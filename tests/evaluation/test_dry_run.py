@@ -59,6 +59,12 @@ def test_images_that_cannot_be_read_are_counted(trained, tmp_path, capsys):
     assert f"2 of {len(ids)} lesions" in capsys.readouterr().out
 
 
+def test_rows_of_another_data_set_are_refused_with_both_counts_and_ids(trained, synthetic_data):
+    counts = r"\d+ of the 60 ids of train-metadata.csv \(ISIC_.* and \d+ of the 160 ids of .*folds.csv \(ISIC_"
+    with pytest.raises(InputError, match=counts):
+        rows_to_score(synthetic_data, trained.artifacts, "holdout")
+
+
 def test_lesions_whose_image_is_withheld_keep_their_tabular_score(trained, tmp_path, capsys, monkeypatch, eager):
     def in_process(kernel, competition, artifacts, report):
         files = ["--output", str(report / "submission.csv"), "--scores", str(report / "scores.csv")]

@@ -1,9 +1,16 @@
+import json
+import shutil
+
+import h5py
 import numpy as np
+import pandas as pd
 import pytest
 
+from inference.artifacts import MANIFEST, OOF_TABULAR
 from inference.features import build_features
+from inference.files import sha256_of
 from inference.schema import ID, PATIENT, TARGET, TRAIN_ONLY
-from train.lesions import read_rows, refuse_train_only
+from train.lesions import open_images, read_lesions, read_rows, refuse_train_only
 from utils import InputError
 
 
@@ -34,3 +41,36 @@ def test_features_of_columns_that_only_train_has_are_refused(column):
 def test_features_of_the_project_are_not_refused(metadata):
     refuse_train_only(list(build_features(metadata)))
     refuse_train_only([])
+
+
+# Tables of other lesions
+
+#: What is of other lesions -> the sentence, with both counts and ids of each side.
+OTHERS = {
+    "images": r"160 of the 160 ids of train-metadata.csv \(ISIC_.* and 2 of the 2 ids of .*train-image.hdf5 \(1, 2\)",
+    "some images": r"80 of the 160 ids of train-metadata.csv \(ISIC_.* and 0 of the 80 ids of .*train-image.hdf5 \(ISIC_",
+    "folds": r"160 of the 160 ids of .*folds.csv \(ISIC_.* and 160 of the 160 ids of train-metadata.csv \(10, 11, 12\)",
+    "logits": r"\d+ of the \d+ ids of the folds of .*folds.csv \(ISIC_.* and 2 of the 2 ids of oof_tabular.csv \(1, 2\)",
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_is_of_other_lesions_is_refused_with_both_counts_and_ids(trained, tmp_path, kind):
+    data, artifacts = shutil.copytree(trained.data, tmp_path / "data"), shutil.copytree(trained.artifacts, tmp_path / "out")
+    table = pd.read_csv(data / "train-metadata.csv", dtype="str", keep_default_na=False)
+    if kind == "images":
+        with h5py.File(data / "train-image.hdf5", "w") as file:
+            file["1"] = file["2"] = np.void(b"x")
+    elif kind == "some images":
+        with h5py.File(data / "train-image.hdf5", "r+") as file:
+            for isic_id in table[ID][::2]:
+                del file[isic_id]
+    elif kind == "folds":
+        table.assign(**{ID: [str(10 + row) for row in range(len(table))]}).to_csv(data / "train-metadata.csv", index=False)
+    else:
+        (artifacts / OOF_TABULAR).write_text("isic_id,tabular\n1,0.5\n2,0.5\n")
+        manifest = json.loads((artifacts / MANIFEST).read_text())
+        manifest["files"][OOF_TABULAR] = sha256_of(artifacts / OOF_TABULAR)
+        (artifacts / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=OTHERS[kind]):
+        read_lesions(data, artifacts, open_images(data), "refuse")
