@@ -187,11 +187,8 @@ def tensorboard(folder: Path):
             try:
                 hook(self, *arguments, **named)
             except (OSError, tf.errors.OpError) as error:
-                self.lost, reason = (
-                    True,
-                    str(error).rpartition("}} ")[2].strip(),
-                )
-                log(f"{folder} cannot be written ({reason}); the training goes on without TensorBoard")
+                self.lost, text = True, str(error).rpartition("}} ")[2].strip()  # without TensorFlow's function
+                log(f"{folder} cannot be written ({text}); the training goes on without TensorBoard")
 
         return call
 
