@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -95,7 +96,10 @@ def flag(name: str) -> str:
 
 def initial_weights(text: str) -> str:
     """The type of ``--weights``: a word, or the path of a file that exists."""
-    return text if text in ("imagenet", "none") else str(existing_file(text))
+    try:
+        return text if text in ("imagenet", "none") else str(existing_file(text))
+    except ArgumentTypeError as error:
+        raise ArgumentTypeError(f"{str(error).removesuffix('.')}, or imagenet, or none.") from error
 
 
 def parse_fusion_options(arguments: list[str] | None) -> tuple[RunConfig, TrainingConfig]:
