@@ -32,6 +32,7 @@ from scale.parts import (
     reading_repairs,
     refuse_other_images,
     reports,
+    rows_of,
     score_part,
     scores_of,
     split_file,
@@ -50,7 +51,7 @@ SETTINGS, RUN = "settings.json", "run.json"
 def parts_for(files: list[Path]) -> int:
     """How many parts of about ``PART`` lesions the files make."""
     csv = sum(path.stat().st_size for path in files if path.suffix == ".csv")
-    rows = csv / CSV_ROW + sum(pq.read_metadata(path).num_rows for path in files if path.suffix == ".parquet")
+    rows = csv / CSV_ROW + sum(rows_of(path) for path in files if path.suffix == ".parquet")
     return max(1, round(rows / PART))
 
 
@@ -68,6 +69,9 @@ def claim(out: Path, settings: dict) -> None:
     elif out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
         raise InputError(f"{out} is not empty and was not made by this command; give another --out.")
     write_json(out / SETTINGS, settings)
+    for pattern in (".[0-9]*", f"{SCORED}/.[0-9]*", "part-*/.[0-9]*"):  # half a file each, of a run that was killed
+        for left in out.glob(pattern):
+            left.unlink()
 
 
 def score_parts(files: Files, parts: int, artifacts: Path, images: Path | None, batch_size: int) -> None:

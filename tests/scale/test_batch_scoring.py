@@ -133,11 +133,13 @@ def test_scores_are_in_the_folder_when_all_parts_are_scored(scoring, tmp_path, m
         main(where)
     assert len(asked) == 2
     assert not list(out.glob("*scores-*")) and not (out / "run.json").exists()
+    for folder in (out, out / ".scored", out / "part-00000"):
+        (folder / ".123.scores-00002.parquet").write_bytes(b"PAR1")  # as after kill -9
     with locked(out), pytest.raises(InputError, match=r" on .* since "):
         main(where)
     assert main(where) == 0
     assert sum(asked) - asked[1] == len(scored(out)) == json.loads((out / "run.json").read_text())["rows"]
-    assert not any(path.name.startswith(".") for path in out.iterdir())
+    assert not any(path.name.startswith(".") for path in out.rglob("*"))
 
 
 def test_a_folder_of_other_settings_or_other_files_is_refused(score, scoring):
@@ -317,6 +319,14 @@ def test_an_unusable_file_is_named(tmp_path, name, content, found):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=found):
         list(chunks(tmp_path / name, Counter()))
+
+
+def test_a_cut_parquet_file_is_named_before_anything_is_written(scoring, tmp_path):
+    pd.read_csv(scoring.tables / "0.csv").to_parquet(tmp_path / "a.parquet")
+    (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-50])
+    with pytest.raises(InputError, match=r"a\.parquet cannot be read"):
+        main(["--input", str(tmp_path / "a.parquet"), "--artifacts", str(scoring.artifacts), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_numbers_below_one_are_refused(tmp_path):
