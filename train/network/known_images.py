@@ -32,7 +32,11 @@ def digest_of(image: bytes) -> int:
 
 
 def image_digests(store: ImageStore, isic_ids: np.ndarray) -> np.ndarray:
-    """``digest_of`` each lesion's image, uint64 of shape (lesions,); 0 where none can be decoded; reads each image once."""
+    """``digest_of`` each lesion's image, uint64 of shape (lesions,); 0 where none can be decoded; reads each image once.
+
+    Raises:
+        InputError: the file or folder changed meanwhile.
+    """
 
     class Digested:
         """Remembers the digest of what was read and given to the decoder."""
@@ -45,12 +49,14 @@ def image_digests(store: ImageStore, isic_ids: np.ndarray) -> np.ndarray:
             self.found[isic_id] = digest_of(image)
             return image
 
-    images, digests = Digested(), np.zeros(len(isic_ids), dtype="uint64")
+    images, digests, state = Digested(), np.zeros(len(isic_ids), dtype="uint64"), file_state(store.path)
     with tqdm(total=len(isic_ids), desc="checking images", unit="image") as bar:
         for positions, _ in image_batches(images, isic_ids.tolist(), CHECK_SIZE, CHECK_BATCH):
             for position in positions.numpy():
                 digests[position] = images.found[isic_ids[position]]
             bar.update(len(positions))
+    if file_state(store.path) != state:
+        raise InputError(f"{store.path} was changed or removed while its images were checked; run the same command again.")
     return digests
 
 

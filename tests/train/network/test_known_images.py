@@ -188,6 +188,13 @@ def test_digests_are_those_of_the_images_that_can_be_decoded(file, isic_ids):
     assert len(set(digests.tolist())) == COUNT - 1
 
 
+@pytest.mark.integration
+@pytest.mark.parametrize("harm", ["cut to half", "removed", "replaced", "zeros"])
+def test_a_file_that_changes_while_it_is_checked_is_an_error(file, isic_ids, harm):
+    with pytest.raises(InputError, match=r"train-image\.hdf5"):
+        image_digests(HarmedStore(file, 5, HARMS[harm]), isic_ids)
+
+
 def test_two_stores_are_read_as_one(file, isic_ids, tmp_path):
     store = ImageStore(file)
     hidden, of_folder = (store.read(isic_id) for isic_id in isic_ids[1:3])
