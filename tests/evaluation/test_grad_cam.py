@@ -348,7 +348,7 @@ def test_a_lesion_of_the_holdout_has_the_mean_map_of_all_networks(tmp_path, monk
 def test_bad_options_and_folders_are_refused(tmp_path):
     where = ["--data", str(tmp_path), "--artifacts", str(tmp_path), "--out", str(tmp_path / "out")]
     for lesions in ("0", "301"):
-        with pytest.raises(InputError, match=f"--lesions {lesions} is outside of 1 to 300"):
+        with pytest.raises(InputError, match=f"--lesions.*{lesions}.*1 to 300"):
             main([*where, "--lesions", lesions])
     (tmp_path / "manifest.json").write_text(json.dumps({"format": FORMAT}))
     with pytest.raises(InputError, match=r"has no networks; run: python -m train\.fusion"):
