@@ -83,6 +83,14 @@ def chunks(path: Path, repairs: Counter[str]) -> Iterator[pd.DataFrame]:
         raise InputError(f"{path} cannot be read ({str(error).strip().splitlines()[0]}); write it again.") from error
 
 
+def rows_of(path: Path) -> int:
+    """How many rows a Parquet file has. Raises InputError if it cannot be read."""
+    try:
+        return pq.read_metadata(path).num_rows
+    except pa.ArrowException as error:
+        raise InputError(f"{path} cannot be read ({str(error).strip().splitlines()[0]}); write it again.") from error
+
+
 def _columns_of(path: Path, repairs: Counter[str]) -> list[str]:
     """The test columns that a Parquet file has."""
     names = pq.read_schema(path).names
