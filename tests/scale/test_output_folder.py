@@ -61,7 +61,7 @@ def test_the_folder_may_be_a_link_or_the_current_one(tmp_path, monkeypatch):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     monkeypatch.chdir(tmp_path / "real")
-    for place in (tmp_path / "link", Path(".")):
+    for place in (tmp_path / "link", Path()):
         with output_set(place, ["a.csv"]) as staging:
             write(staging, a_csv=str(place))
         assert (tmp_path / "real" / "a.csv").read_text() == str(place)
