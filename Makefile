@@ -11,13 +11,13 @@ RUN = $(call q,VENV,/bin/python)
 .PHONY: demo test test-fast test-all lint fuzz skew kernel data publish push submit score train-on-kaggle bench scale \
   archives-study imbalance-study explore clean .installed
 
-# A virtual environment with the pinned packages; made again when the pins change.
+# A virtual environment with the pinned packages; made again when the pins change. (venv refuses a link, pip does not.)
 STAMP = $(call q,VENV,/installed)
 .installed:
 	@if [ $(STAMP) -nt requirements.txt ] && [ $(STAMP) -nt requirements-dev.txt ]; then exit; fi; set -ex; \
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
 	  "TensorFlow 2.20 needs Python 3.11, 3.12 or 3.13, this is %d.%d; run: make PYTHON=python3.12" % v)'; \
-	$(PYTHON) -m venv -- $(call q,VENV); \
+	{ [ -L $(call q,VENV) ] && [ -x $(RUN) ]; } || $(PYTHON) -m venv -- $(call q,VENV); \
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt; \
 	touch -- $(STAMP)
 

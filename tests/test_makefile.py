@@ -113,15 +113,33 @@ def test_options_are_words_of_the_shell():
     assert recipe("publish", "OPTIONS=--poll 3 --wait '5 5' '$x'")[0][-5:] == ["--poll", "3", "--wait", "5 5", "$x"]
 
 
-def test_commands_get_what_was_given(tmp_path):
-    """Run, not only shown: with an interpreter that writes down its arguments, in a folder that has a space and a quote."""
+@pytest.fixture
+def venv(tmp_path):
+    """A virtual environment whose interpreter only writes down its arguments, in a folder with a space and a quote."""
     venv = tmp_path / "it's a venv"
     (venv / "bin").mkdir(parents=True)
     (venv / "bin" / "python").write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {shlex.quote(str(tmp_path / "arguments"))}\n')
     (venv / "bin" / "python").chmod(0o755)
     (venv / "installed").touch()
-    for value in AWKWARD:
-        command = ["make", "submit", f"VENV={venv}", f"OUTPUT={value}", f"MESSAGE={value}"]
-        subprocess.run(command, cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, check=True)
-        given = (tmp_path / "arguments").read_text(encoding="utf-8").splitlines()
-        assert given == ["-m", "kaggle_cli.submit", f"--output={value}", f"--message={value}"]
+    return venv
+
+
+def given(venv, *words):
+    """The arguments that the interpreter got last."""
+    command = ["make", f"VENV={venv}", *words]
+    subprocess.run(command, cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, check=True)
+    return (venv.parent / "arguments").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("value", AWKWARD)
+def test_commands_get_what_was_given(venv, value):
+    found = given(venv, "submit", f"OUTPUT={value}", f"MESSAGE={value}")
+    assert found == ["-m", "kaggle_cli.submit", f"--output={value}", f"--message={value}"]
+
+
+def test_a_linked_virtual_environment_is_used(venv):
+    link = venv.with_name("link")
+    link.symlink_to(venv)
+    (venv / "installed").unlink()
+    assert given(link, ".installed")[:3] == ["-m", "pip", "install"]
+    assert (venv / "installed").is_file()
