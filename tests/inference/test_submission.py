@@ -339,6 +339,16 @@ def test_linked_inputs_are_found_and_links_in_a_circle_end(tabular_only, mounted
     assert find_artifacts(root) == root / "again"
 
 
+def test_images_of_other_lesions_are_a_note_with_ids_of_both_sides(
+    small_artifacts, small_networks, competition, tmp_path, capsys
+):
+    with h5py.File(competition / "test-image.hdf5", "w") as file:
+        file["77"] = np.void(b"x")
+    submission, scores, facts = run_in_process(competition, small_artifacts, tmp_path)
+    assert facts["fallbacks"]["images_of_other_lesions"] == len(scores) == len(submission)
+    assert "1 of the 1 ids of test-image.hdf5 (77) are not in test-metadata.csv" in capsys.readouterr().out
+
+
 #: How sample_submission.csv may be written -> its bytes, and what is counted.
 SAMPLES = {
     "commas": (b"isic_id,target\n007,0.3,\n8,0.3,\n", {}),
