@@ -6,23 +6,28 @@ On Kaggle it runs without arguments and without a network connection. It reads t
 that this project's training wrote. Built by `python -m inference.build_kernel`: edit the modules below and build again.
 
 Contents (line numbers):
-       68  utils.py
-      217  inference/links.py
-      285  inference/options.py
-      421  inference/files.py
-      497  inference/tables.py
-      823  inference/schema.py
-      971  inference/features.py
-     1268  inference/artifacts.py
-     1341  inference/tabular.py
-     1400  inference/images.py
-     1578  inference/network.py
-     1843  inference/run_log.py
-     1979  inference/scoring.py
-     2154  inference/submission.py
+       73  utils.py
+      219  inference/links.py
+      287  inference/options.py
+      427  inference/files.py
+      503  inference/tables.py
+      829  inference/schema.py
+      977  inference/features.py
+     1274  inference/artifacts.py
+     1347  inference/tabular.py
+     1406  inference/images.py
+     1584  inference/network.py
+     1849  inference/run_log.py
+     1985  inference/scoring.py
+     2160  inference/submission.py
 """
 
 from __future__ import annotations
+
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the imports run: no traceback
 
 import argparse
 import codecs
@@ -108,15 +113,10 @@ def guard_process() -> None:
             lossy = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=at_once)
             setattr(sys, name, lossy)
     logging.raiseExceptions = False
-    logging.setLogRecordFactory(_without_traceback)
+    # The seventh is an exception with its traceback.
+    logging.setLogRecordFactory(lambda *given, **_: logging.LogRecord(*given[:6], None, *given[7:8]))
     sys.unraisablehook = sys.excepthook = lambda *_: None
     threading.excepthook = _note_thread
-
-
-def _without_traceback(*arguments: Any, **more: Any) -> logging.LogRecord:
-    record = logging.LogRecord(*arguments, **more)
-    record.exc_info = record.stack_info = None
-    return record
 
 
 def _note_thread(failed: threading.ExceptHookArgs) -> None:
@@ -193,6 +193,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as ``interrupts`` and kernel.py leave it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         guard_process()
         status = main()
     except SystemExit:
@@ -354,6 +356,8 @@ def count(low: int = 1, high: int = MOST) -> Number:
 def positive_number(high: float) -> Number:
     """A number above zero."""
     return Number(0, high, above=True)
+
+
 #: Crops that are in memory at a time.
 crop_count = count(1, 65_536)
 
@@ -404,6 +408,8 @@ class PathType:
             return "was being replaced when its command was killed, and the next run of that command finishes it"
         above = next((folder for folder in path.parents if folder.exists()), None)
         return f"cannot be made, for {above} is a file" if above and not above.is_dir() else ""
+
+
 existing_folder = PathType("folder", exists=True)
 output_file = PathType("file", exists=False)
 

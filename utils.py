@@ -346,15 +346,10 @@ def guard_process() -> None:
             lossy = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=at_once)
             setattr(sys, name, lossy)
     logging.raiseExceptions = False
-    logging.setLogRecordFactory(_without_traceback)
+    # The seventh is an exception with its traceback.
+    logging.setLogRecordFactory(lambda *given, **_: logging.LogRecord(*given[:6], None, *given[7:8]))
     sys.unraisablehook = sys.excepthook = lambda *_: None
     threading.excepthook = _note_thread
-
-
-def _without_traceback(*arguments: Any, **more: Any) -> logging.LogRecord:
-    record = logging.LogRecord(*arguments, **more)
-    record.exc_info = record.stack_info = None
-    return record
 
 
 def _note_thread(failed: threading.ExceptHookArgs) -> None:
@@ -431,6 +426,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as ``interrupts`` and kernel.py leave it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         guard_process()
         status = main()
     except SystemExit:

@@ -1,0 +1,1 @@
+import interrupts  # noqa: F401 - before all other imports

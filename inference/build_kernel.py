@@ -102,6 +102,13 @@ Contents (line numbers):
 {contents}
 """
 '''
+#: Stands between ``__future__`` and the other imports, which take seconds; as ``interrupts`` does for the packages.
+EARLY = """import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the imports run: no traceback
+
+"""
 TRAINING_FOOTER = """
 
 if __name__ == "__main__":
@@ -338,7 +345,8 @@ def bundle(names: Sequence[str], header: str, root: Path, footer: str = "") -> s
     if unused:
         raise InputError(f"{', '.join(unused)}: nothing of it is used; take it from the list in inference/build_kernel.py.")
     refuse_collisions(modules)
-    start = f"{header}\n{merged_imports(modules)}\n"
+    future = "from __future__ import annotations\n\n"
+    start = f"{header}\n{merged_imports(modules).replace(future, future + EARLY)}\n"
     texts = [section_text(module) for module in modules]
     # The table of contents has a line per module: its length is known before the line numbers are.
     line = start.count("\n") + len(modules) - 1
@@ -354,9 +362,11 @@ def section_text(module: Module) -> str:
     rule = "# " + "=" * (WIDTH - 2)
     docstring = f"\n{module.docstring}\n" if module.docstring and module.name not in LIBRARIES else ""
     parts = [f"\n\n{rule}\n# {module.path}\n{rule}\n{docstring}"]
+    least = 1
     for section in module.sections:
-        gap = section.gap if len(parts) > 1 else max(section.gap, 1)
-        parts.append("\n" * gap + section.text + "\n")
+        parts.append("\n" * max(section.gap, least) + section.text + "\n")
+        # What stood between the two may be left out.
+        least = 2 if isinstance(ast.parse(section.text).body[-1], ast.FunctionDef | ast.ClassDef) else 0
     return "".join(parts)
 
 

@@ -98,7 +98,9 @@ class _Pool:
             yield from map(_run, calls)
             return
         try:
-            yield from self._parallel(return_as)(joblib.delayed(_run_elsewhere)(call) for call in calls)
+            with _without_ctrl_c():
+                results = self._parallel(return_as)(joblib.delayed(_run_elsewhere)(call) for call in calls)
+            yield from results
         except TerminatedWorkerError as error:
             raise InputError(
                 f"a process of --jobs {self.jobs} was killed, perhaps for lack of memory; run the same command again, "
@@ -110,6 +112,16 @@ class _Pool:
         backend, options = (_dask_backend(self.client), {}) if self.client else ("loky", share)
         with joblib.parallel_config(backend, n_jobs=-1 if self.client else self.jobs, **options):
             return joblib.Parallel(return_as=return_as, batch_size=1)
+
+
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Inside, Ctrl-C is ignored, and by the processes that are started here as long as they live."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 _current: ContextVar[_Pool] = ContextVar("pool", default=_Pool())  # noqa: B039 - frozen
@@ -272,16 +284,16 @@ def gpus() -> list[str]:
 
 
 def _take_share(numbers: Path, processes: int, names: Sequence[str]) -> None:
-    """Gives a process that has just started one GPU, where there are any, and its share of the cores.
-
-    Ctrl-C is for the process that distributes the tasks, which then ends this one.
-    """
+    """Gives a process that has just started one GPU, where there are any, and its share of the cores."""
     guard_process()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in itertools.count():
-        with contextlib.suppress(FileExistsError):
+        try:
             (numbers / str(number)).touch(exist_ok=False)
             break
+        except FileExistsError:
+            continue
+        except FileNotFoundError:  # the others have done all tasks meanwhile
+            return
     if names:
         os.environ["CUDA_VISIBLE_DEVICES"] = names[number % len(names)]
     cores = max(1, joblib.cpu_count() // processes)

@@ -184,6 +184,18 @@ def test_every_command_goes_through_the_door():
     assert (ROOT / "kernel.py").read_text(encoding="utf-8").rstrip().endswith("run_command(main)")
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_ctrl_c_during_the_imports_of_a_command_shows_no_traceback(package):
+    code = f"import signal, sys; sys.argv[0] = '-m'; import {package}; print(signal.getsignal(signal.SIGINT).name)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout == "SIG_DFL\n"
+
+
+def test_ctrl_c_during_the_imports_of_the_kernel_shows_no_traceback():
+    text = (ROOT / "kernel.py").read_text(encoding="utf-8")
+    assert text.index("signal.signal(signal.SIGINT, signal.SIG_DFL)") < text.index("import argparse")
+
+
 #: What a command does in a process of its own, after a line that not every console can print.
 COMMAND = """
 import logging, os, sys, threading, utils
