@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.html import Section
-from inference.artifacts import MANIFEST, load_manifest
+from inference.artifacts import MANIFEST, artifact_path, load_manifest
 from inference.files import sha256_of
 from inference.images import find_images
 from inference.run_log import versions
@@ -70,9 +70,11 @@ def making_section(arguments: Sequence[str], rows: str, run: Mapping[str, Any], 
         "artifact format": str(manifest["format"]),
         "folds": json.dumps(manifest.get("folds", {})).strip("{}").replace('"', "") or "unknown",
     }
-    named = {kernel.name: kernel, "train-metadata.csv": data / "train-metadata.csv", MANIFEST: artifacts / MANIFEST}
+    named = {kernel.name: kernel, "train-metadata.csv": data / "train-metadata.csv"}
+    named[MANIFEST] = artifact_path(artifacts, MANIFEST)
     hashed = [_file_row(name, path) for name, path in named.items()]
-    hashed += [_file_row(name, artifacts / name, expected) for name, expected in manifest.get("files", {}).items()]
+    expected = manifest.get("files", {})
+    hashed += [_file_row(name, artifact_path(artifacts, name), value) for name, value in expected.items()]
     if images is not None and images.is_file():
         hashed.append((images.name, _size(images), "not hashed: the images are large"))
     return Section("What made this page", "report/making.html", {"facts": facts, "files": hashed})

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from inference.artifacts import MANIFEST, checked_file, fold_network_file, load_manifest
+from inference.artifacts import MANIFEST, artifact_path, checked_file, fold_network_file, load_manifest
 from inference.files import write_json
 from inference.links import input_folders
 from inference.options import Parser, existing_folder, output_folder
@@ -119,11 +119,11 @@ def take_over(before: Path, working: Path, settings: dict[str, list[str]]) -> No
     report = read_report(before)
     if report.settings != settings:
         raise InputError(f"{before} was trained with {report.settings}, this part with {settings}; use the same.")
-    if (before / MANIFEST).is_file():
+    if artifact_path(before, MANIFEST).is_file():
         manifest = load_manifest(before)
         for name in manifest["files"]:
             shutil.copyfile(checked_file(before, manifest, name), working / name)
-        shutil.copyfile(before / MANIFEST, working / MANIFEST)
+        shutil.copyfile(artifact_path(before, MANIFEST), working / MANIFEST)
     for folder in sorted((before / WAITING).glob("*")):
         shutil.copytree(folder, working / f".{folder.name}")
     log(f"copied from {before}: {', '.join(stages_of(working)) or 'no stage'}, {finished_folds(working)} fold networks")

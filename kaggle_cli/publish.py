@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference.artifacts import MANIFEST, Manifest, checked_file, load_manifest
+from inference.artifacts import MANIFEST, Manifest, artifact_path, checked_file, load_manifest
 from inference.files import sha256_of
 from inference.options import Parser, existing_folder
 from kaggle_cli import client as cli
@@ -63,7 +63,7 @@ def version_notes(manifest: Manifest, folder: Path) -> str:
     scores = [f"tabular pAUC {manifest['tabular']['scores']['pauc']:.4f}"]
     if "network" in manifest:
         scores.append(f"final pAUC {manifest['network']['scores']['final']['pauc']:.4f}")
-    return f"manifest {sha256_of(folder / MANIFEST)[:12]}, out of fold: {', '.join(scores)}"
+    return f"manifest {sha256_of(artifact_path(folder, MANIFEST))[:12]}, out of fold: {', '.join(scores)}"
 
 
 @contextmanager
@@ -72,12 +72,12 @@ def staged(folder: Path, names: list[str], dataset: str) -> Iterator[Path]:
 
     Its path is the same every time: by path, size and time the CLI recognises a file whose upload was interrupted.
     """
-    staging = Path(tempfile.gettempdir()) / f"kaggle-publish-{sha256_of(folder / MANIFEST)[:16]}"
+    staging = Path(tempfile.gettempdir()) / f"kaggle-publish-{sha256_of(artifact_path(folder, MANIFEST))[:16]}"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     try:
         for name in names:
-            (staging / name).symlink_to((folder / name).resolve())
+            (staging / name).symlink_to(artifact_path(folder, name).resolve())
         content = {"title": TITLE, "id": dataset, "licenses": [{"name": LICENCE}]}
         (staging / METADATA).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         yield staging
@@ -128,7 +128,7 @@ def missing_on_kaggle(dataset: str, folder: Path, names: list[str]) -> list[str]
     output = cli.call("datasets", "files", dataset, "--csv", "--page-size", "200", show=False)
     sizes = {row["name"]: int(row["size"]) for row in cli.table(output, "name")}
     for name in names:
-        here = (folder / name).stat().st_size
+        here = artifact_path(folder, name).stat().st_size
         if sizes.get(name, here) != here:
             log(f"note: Kaggle lists {name} with {sizes[name]:,} bytes, here it has {here:,}; the kernel compares SHA-256")
     return [name for name in names if name not in sizes]
@@ -144,7 +144,7 @@ def is_published(dataset: str, folder: Path, names: list[str]) -> bool:
                 return False
             raise
         copy = Path(fetched) / MANIFEST
-        same = copy.is_file() and copy.read_bytes() == (folder / MANIFEST).read_bytes()
+        same = copy.is_file() and copy.read_bytes() == artifact_path(folder, MANIFEST).read_bytes()
     return same and not missing_on_kaggle(dataset, folder, names)
 
 
@@ -184,7 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
     manifest, names = checked_artifacts(folder)
     notes = version_notes(manifest, folder)
     dataset = f"{cli.user_name(options.dry_run)}/{dataset_slug()}"
-    megabytes = sum((folder / name).stat().st_size for name in names) / 1e6
+    megabytes = sum(artifact_path(folder, name).stat().st_size for name in names) / 1e6
     log(f"publish {folder} as the private dataset {dataset}: {len(names)} files, {megabytes:,.1f} MB, SHA-256 checked")
     if "network" not in manifest:
         log("note: the artifacts hold no network; the kernel will score by metadata alone (run train.fusion)")

@@ -102,7 +102,8 @@ def _holder(folder: Path) -> str:
 def _write_holder(folder: Path) -> None:
     """Says who holds the lock; the lock does not depend on it, so a full disk does not matter here."""
     since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    program = Path(sys.argv[0])
+    command = shlex.join([program.parent.name if program.stem == "__main__" else program.stem, *sys.argv[1:]])
     content = {"pid": os.getpid(), "host": socket.gethostname(), "command": command, "since": since}
     with contextlib.suppress(OSError):
         (folder / HOLDER).write_text(json.dumps(content) + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 
-from inference.artifacts import MANIFEST, Manifest, load_manifest
+from inference.artifacts import MANIFEST, Manifest, artifact_path, load_manifest
 from inference.files import replacing, sha256_of, sha256_of_images, write_json
 from inference.images import ImageStore
 from inference.options import Parser, count, crop_count, existing_folder, existing_path, output_folder
@@ -140,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     parts = options.parts or parts_for(sources)
     settings = {
         "input": [[path.name, sha256_of(path)] for path in sources],
-        "artifacts": sha256_of(options.artifacts / MANIFEST),
+        "artifacts": sha256_of(artifact_path(options.artifacts, MANIFEST)),
         "images": options.images and sha256_of_images(options.images),
         "parts": parts,
     }

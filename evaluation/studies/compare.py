@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from evaluation.measures import TABULAR
-from inference.artifacts import FOLDS, MANIFEST, OOF_FUSION, OOF_TABULAR, checked_file, load_manifest
+from inference.artifacts import FOLDS, MANIFEST, OOF_FUSION, OOF_TABULAR, artifact_path, checked_file, load_manifest
 from inference.files import replacing, sha256_of, sha256_of_images, write_json
 from inference.images import find_images
 from inference.options import Parser, add_data_options, output_folder
@@ -219,7 +219,7 @@ def own_artifacts(artifacts: Path, folder: Path) -> Path:
         if not copy.is_file():
             with replacing(copy) as temporary:
                 shutil.copyfile(source, temporary)
-    if not (folder / MANIFEST).is_file():
+    if not artifact_path(folder, MANIFEST).is_file():
         record_stage(folder, "folds", manifest["folds"], [FOLDS])
         record_stage(folder, "tabular", {"copied_from": "the --artifacts of this study"}, [OOF_TABULAR])
     return folder
@@ -274,7 +274,7 @@ def compare_networks(study: Study, variants: Sequence[Variant]) -> Comparison:
             raise InputError(f"{study.out}: {differ}; give another --out.")
     tables = [base, *(table.loc[base.index] for table in others)]
     scored = np.logical_and.reduce([table["image_scored"] == 1 for table in tables])
-    patients = read_scores(study.artifacts / FOLDS, [PATIENT]).loc[base.index, PATIENT]
+    patients = read_scores(artifact_path(study.artifacts, FOLDS), [PATIENT]).loc[base.index, PATIENT]
     networks = {name: table["network"][scored] for name, table in zip(seconds, tables, strict=True)}
     table = bootstrap_scores(base[TARGET][scored], patients[scored], {TABULAR: base["tabular"][scored]} | networks)
     return Comparison(table, seconds)

@@ -30,7 +30,7 @@ from evaluation.triage.scores import (
     place_lesions,
     score_holdout,
 )
-from inference.artifacts import MANIFEST, OOF_FUSION
+from inference.artifacts import MANIFEST, OOF_FUSION, artifact_path
 from inference.files import sha256_of
 from inference.images import ImageStore
 from inference.options import Parser, add_data_options, count, filled_text, output_folder
@@ -184,7 +184,7 @@ def page_facts(trained: Trained, lesions: Lesions, arguments: list[str]) -> dict
         "CatBoost models": str(len(trained.models)),
         "networks": str(len(trained.networks)),
         "versions in training": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
-        MANIFEST: f"SHA-256 {sha256_of(trained.folder / MANIFEST)}",
+        MANIFEST: f"SHA-256 {sha256_of(artifact_path(trained.folder, MANIFEST))}",
     }
 
 

@@ -140,10 +140,10 @@ def test_a_swap_that_is_interrupted_is_finished_by_the_same_process(tmp_path, mo
 
 
 def test_a_second_run_is_told_who_holds_the_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train.fusion", "--data", "my data"])
+    monkeypatch.setattr(sys, "argv", ["/a/train/fusion.py", "--data", "my data"])
     with (
         locked(tmp_path),
-        pytest.raises(InputError, match=rf"process {os.getpid()} on .* since 20.*\(train.fusion --data 'my data'\)"),
+        pytest.raises(InputError, match=rf"process {os.getpid()} on .* since 20.*\(fusion --data 'my data'\)"),
         locked(tmp_path),
     ):
         pass
