@@ -6,20 +6,20 @@ On Kaggle it runs without arguments and without a network connection. It reads t
 that this project's training wrote. Built by `python -m inference.build_kernel`: edit the modules below and build again.
 
 Contents (line numbers):
-       73  utils.py
-      219  inference/links.py
-      287  inference/options.py
-      427  inference/files.py
-      503  inference/tables.py
-      829  inference/schema.py
-      977  inference/features.py
-     1274  inference/artifacts.py
-     1347  inference/tabular.py
-     1406  inference/images.py
-     1584  inference/network.py
-     1849  inference/run_log.py
-     1985  inference/scoring.py
-     2160  inference/submission.py
+       74  utils.py
+      221  inference/links.py
+      289  inference/options.py
+      429  inference/files.py
+      505  inference/tables.py
+      831  inference/schema.py
+      979  inference/features.py
+     1276  inference/artifacts.py
+     1349  inference/tabular.py
+     1408  inference/images.py
+     1586  inference/network.py
+     1851  inference/run_log.py
+     1987  inference/scoring.py
+     2162  inference/submission.py
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -113,8 +114,7 @@ def guard_process() -> None:
             lossy = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=at_once)
             setattr(sys, name, lossy)
     logging.raiseExceptions = False
-    # The seventh is an exception with its traceback.
-    logging.setLogRecordFactory(lambda *given, **_: logging.LogRecord(*given[:6], None, *given[7:8]))
+    logging.setLogRecordFactory(lambda *given, **_: logging.LogRecord(*given[:6], None, *given[7:8]))  # no traceback
     sys.unraisablehook = sys.excepthook = lambda *_: None
     threading.excepthook = _note_thread
 
@@ -200,6 +200,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except SystemExit:
         raise
     except BaseException as error:
+        logging.disable()  # what libraries say as they clean up is not the reason
+        warnings.simplefilter("ignore")
         cause = error
         while cause and not isinstance(cause, KeyboardInterrupt):
             cause = cause.__cause__ or cause.__context__

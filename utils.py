@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -346,8 +347,7 @@ def guard_process() -> None:
             lossy = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=at_once)
             setattr(sys, name, lossy)
     logging.raiseExceptions = False
-    # The seventh is an exception with its traceback.
-    logging.setLogRecordFactory(lambda *given, **_: logging.LogRecord(*given[:6], None, *given[7:8]))
+    logging.setLogRecordFactory(lambda *given, **_: logging.LogRecord(*given[:6], None, *given[7:8]))  # no traceback
     sys.unraisablehook = sys.excepthook = lambda *_: None
     threading.excepthook = _note_thread
 
@@ -433,6 +433,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except SystemExit:
         raise
     except BaseException as error:
+        logging.disable()  # what libraries say as they clean up is not the reason
+        warnings.simplefilter("ignore")
         cause = error
         while cause and not isinstance(cause, KeyboardInterrupt):
             cause = cause.__cause__ or cause.__context__

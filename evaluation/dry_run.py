@@ -15,14 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from evaluation.lesions import lesion_section
 from evaluation.measures import BEST, FINAL, IMAGE, TABULAR
@@ -36,6 +35,7 @@ from inference.schema import ID, PATIENT, TARGET, TEST_COLUMNS, read_metadata, r
 from inference.tables import Reading, id_mismatch, read_csv_file
 from scale.output_folder import output_set
 from train.folds import HOLDOUT
+from train.image_files import write_image_file
 from utils import InputError, ScoreTable, bootstrap_scores, format_table, log, run_command
 
 PAGE, TITLE = "index.html", "Dry run of the submission kernel"
@@ -162,20 +162,21 @@ def mount_test_folder(data: Path, isic_ids: list[str], folder: Path, lost: float
     text[[name for name in TEST_COLUMNS if name in text]].to_csv(folder / "test-metadata.csv", index=False)
     pd.DataFrame({ID: isic_ids, TARGET: 0.3}).to_csv(folder / "sample_submission.csv", index=False)
     source = find_images(data, "train")
-    with h5py.File(folder / "test-image.hdf5", "w") as file:
-        if source is None:
-            return
+    kept, unreadable = np.array(isic_ids)[np.random.default_rng(0).random(len(isic_ids)) >= lost], []
+
+    def readable() -> Iterator[tuple[str, bytes]]:
         store = ImageStore(source)
-        kept, unreadable = np.random.default_rng(0).random(len(isic_ids)) >= lost, []
-        for isic_id in tqdm(np.array(isic_ids)[kept], desc="test images", unit="image"):
+        for isic_id in kept:
             jpeg = store.read(isic_id)
             if jpeg:
-                file.create_dataset(isic_id, data=np.bytes_(jpeg))
+                yield isic_id, jpeg
             else:
                 unreadable.append(isic_id)
         store.close()
+
+    write_image_file(folder / "test-image.hdf5", readable() if source else (), len(kept))
     if unreadable:
-        log(f"{len(unreadable):,} of {kept.sum():,} lesions have no readable image in {source}, such as {unreadable[0]}")
+        log(f"{len(unreadable):,} of {len(kept):,} lesions have no readable image in {source}, such as {unreadable[0]}")
 
 
 def without_network() -> tuple[list[str], str]:

@@ -50,6 +50,7 @@ def hooks(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     yield tmp_path
     logging.setLogRecordFactory(factory)
+    logging.disable(logging.NOTSET)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,14 @@
+import errno
+import io
+
 import h5py
 import numpy as np
 import pytest
 
 from inference.images import ImageStore
+from train import image_files
 from train.image_files import write_image_file
+from utils import InputError
 
 JPEGS = {"ISIC_2": b"\xff\xd8\xff two \xff\xd9", "ISIC_1": b"\xff\xd8\xff one \xff\xd9"}
 
@@ -25,4 +30,21 @@ def test_nothing_is_left_where_the_images_end_with_an_error(tmp_path):
 
     with pytest.raises(RuntimeError):
         write_image_file(tmp_path / "train-image.hdf5", images(), 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("room", [0, 1000, 5000, 40_000])
+def test_a_disk_that_is_full_is_an_error_and_no_crash(tmp_path, monkeypatch, room):
+    class SmallDisk(io.FileIO):
+        def write(self, data):
+            if self.tell() + len(data) > room:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+    class NewFile(image_files._NewFile, SmallDisk):
+        pass
+
+    monkeypatch.setattr(image_files, "_NewFile", NewFile)
+    with pytest.raises(InputError, match="No space left"):
+        write_image_file(tmp_path / "train-image.hdf5", ((f"ISIC_{number}", bytes(1000)) for number in range(100)), 100)
     assert list(tmp_path.iterdir()) == []
