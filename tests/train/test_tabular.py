@@ -1,16 +1,21 @@
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from catboost import CatBoostError
 
 from inference.artifacts import OOF_TABULAR, checked_file, load_manifest
 from inference.features import build_features
 from inference.schema import ID, PATIENT, TARGET
 from inference.tabular import load_tabular_models, select_features, tabular_logits
+from train import tabular
 from train.config import PARAMETERS
 from train.cross_validation import sample_negatives, train_model
 from train.folds import HOLDOUT, make_folds, read_folds
+from train.manifest import record_stage
 from train.tabular import compare_scales, describe_logits, train_tabular
 from utils import InputError, partial_auc
 
@@ -144,7 +149,7 @@ def test_a_second_training_gives_the_same_bytes(synthetic_data, artifacts, tmp_p
     assert train(synthetic_data, tmp_path / "artifacts") == 0
     for name in (OOF_TABULAR, "folds.csv"):
         assert (tmp_path / "artifacts" / name).read_bytes() == (artifacts / name).read_bytes()
-    assert train(synthetic_data, tmp_path / "artifacts", "--seed", "0") == 0  # into the same folder
+    assert train(synthetic_data, tmp_path / "artifacts", "--replace") == 0  # into the same folder
     assert (tmp_path / "artifacts" / OOF_TABULAR).read_bytes() == (artifacts / OOF_TABULAR).read_bytes()
 
 
@@ -164,3 +169,49 @@ def test_folds_come_first(synthetic_data, tmp_path):
     with pytest.raises(InputError, match=r"folds\.csv is missing; run: python -m train\.folds"):
         train_tabular(["--data", str(synthetic_data), "--artifacts", str(tmp_path)])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def with_network(artifacts, tmp_path):
+    """A copy of ``artifacts`` with a network, of a kind."""
+    folder = shutil.copytree(artifacts, tmp_path / "copy")
+    (folder / "n.h5").write_text("hours of training")
+    record_stage(folder, "network", {"weights": ["n.h5"]}, ["n.h5"])
+    return folder
+
+
+def content_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_same_command_again_trains_nothing(synthetic_data, with_network, monkeypatch):
+    before = content_of(with_network)
+    monkeypatch.setattr(tabular, "cross_validate", None)
+    assert train(synthetic_data, with_network) == 0
+    assert train(synthetic_data, with_network, "--seed", "0") == 0  # the default
+    assert content_of(with_network) == before
+
+
+@pytest.mark.parametrize("option", [("--seed", "1"), ("--seeds", "2"), ("--negatives-per-positive", "3")])
+def test_other_models_take_the_place_of_networks_on_request_only(synthetic_data, with_network, option, monkeypatch):
+    before = content_of(with_network)
+    with pytest.raises(InputError, match=r"network \(n\.h5\).*--replace"), monkeypatch.context() as without_training:
+        without_training.setattr(tabular, "cross_validate", None)
+        train(synthetic_data, with_network, *option)
+    assert content_of(with_network) == before
+    if option[0] == "--seed":
+        assert train(synthetic_data, with_network, *option, "--replace") == 0
+        assert "network" not in load_manifest(with_network)
+        assert not (with_network / "n.h5").exists()
+
+
+def test_a_model_that_does_not_fit_on_the_disk_is_bad_input(synthetic_data, with_network, monkeypatch):
+    def full(model, path):
+        Path(path).write_bytes(b"half")
+        raise CatBoostError("(Error 28: No space left on device) util/system/file.cpp:1080: can't write\nmore")
+
+    before = content_of(with_network)
+    monkeypatch.setattr("catboost.CatBoostClassifier.save_model", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        train(synthetic_data, with_network, "--replace")
+    assert content_of(with_network) == before

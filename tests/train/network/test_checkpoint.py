@@ -1,5 +1,8 @@
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
+from failing_files import stopping_at
 
 from train.network.checkpoint import Checkpoint
 from utils import InputError
@@ -45,7 +48,7 @@ def test_an_interrupted_save_leaves_the_epoch_before(trained_once, monkeypatch):
     model, checkpoint = trained_once
 
     def stopped(path):
-        path.write_bytes(b"half a file")
+        path.write(b"half a file")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(model, "save_weights", stopped)
@@ -66,3 +69,14 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
     path.write_bytes(b"nothing of ours")
     with pytest.raises(InputError, match=r"checkpoint\.weights\.h5.* --restart"):
         Checkpoint(path)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_full_disk_leaves_the_checkpoint_before(trained_once, stop):
+    model, checkpoint = trained_once
+    before = checkpoint.path.read_bytes()
+    with stopping_at(stop, full=True) as changes, pytest.raises(InputError) if stop < 3 else nullcontext():
+        checkpoint.save(model, {"epoch": 2, "loss": 0.4})
+    assert changes.stopped == (stop < 3)  # everything is made in memory, then written at once
+    assert (checkpoint.path.read_bytes() == before) == (stop < 3)
+    assert [path.name for path in checkpoint.path.parent.iterdir()] == [checkpoint.path.name]
