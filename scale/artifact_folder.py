@@ -30,7 +30,7 @@ from utils import InputError, log
 
 #: Who holds the lock, for the sentence of a second run. The lock itself is the kernel's, and ends with its process.
 HOLDER = ".lock.json"
-STAGING = ".staging"
+STAGING = ".staging-slice3d"
 #: In a staging folder: the files that the swap removes.
 REMOVED = ".removed.json"
 
@@ -53,7 +53,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         _lock(descriptor, folder)
         finish_swap(folder)
-        for left in folder.glob(f"{STAGING}*"):
+        for left in folder.glob(f"{STAGING}-*"):
             shutil.rmtree(left)
         _write_holder(folder)
         try:
@@ -181,18 +181,17 @@ def _to_disk(path: Path) -> None:
 def finish_swap(folder: Path) -> None:
     """Moves the files of a committed stage to their places; may be repeated after it was stopped anywhere."""
     committed = folder / COMMITTED
-    if not committed.is_dir():
-        return
-    first = [entry for entry in sorted(committed.iterdir()) if entry.name not in (MANIFEST, REMOVED)]
-    for entry in first:
-        _move(entry, folder / entry.name)
-    if (committed / REMOVED).is_file():
+    if (committed / REMOVED).is_file():  # it goes last: without it, everything is in its place
+        first = [entry for entry in sorted(committed.iterdir()) if entry.name not in (MANIFEST, REMOVED)]
+        for entry in first:
+            _move(entry, folder / entry.name)
         for name in json.loads((committed / REMOVED).read_text(encoding="utf-8")):
             _remove(folder / name)
-    if (committed / MANIFEST).is_file():
-        _move(committed / MANIFEST, folder / MANIFEST)
-    (committed / REMOVED).unlink(missing_ok=True)
-    committed.rmdir()
+        if (committed / MANIFEST).is_file():
+            _move(committed / MANIFEST, folder / MANIFEST)
+        (committed / REMOVED).unlink()
+    if committed.is_dir():
+        committed.rmdir()
 
 
 def _move(source: Path, target: Path) -> None:

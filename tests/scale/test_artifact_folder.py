@@ -139,7 +139,7 @@ def test_a_swap_that_is_interrupted_is_finished_by_the_same_process(tmp_path, mo
 # The lock
 
 
-def test_a_second_run_is_told_who_holds_the_folder(tmp_path, monkeypatch):
+def test_a_second_run_is_refused_with_the_name_of_the_first(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/a/train/fusion.py", "--data", "my data"])
     with (
         locked(tmp_path),

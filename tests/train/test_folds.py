@@ -9,6 +9,7 @@ import pytest
 from inference.artifacts import FOLDS, checked_file, load_manifest
 from inference.schema import HOSPITAL, ID, PATIENT, TARGET, read_metadata
 from train.folds import HOLDOUT, assign_folds, holdout_by_hospital, holdout_by_share, make_folds, read_folds
+from train.manifest import record_stage
 from utils import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -216,3 +217,17 @@ def test_real_patients_and_their_folds(real_data, tmp_path):
     assert malignant.drop(HOLDOUT).max() - malignant.drop(HOLDOUT).min() <= 2
     assert malignant[HOLDOUT] == pytest.approx(0.2 * malignant.sum(), abs=2)
     assert load_manifest(tmp_path)["folds"]["holdout_rows"] == (table["fold"] == HOLDOUT).sum()
+
+
+def test_other_folds_are_put_in_place_on_request(synthetic_data, metadata, tmp_path):
+    run(synthetic_data, tmp_path, "--folds", "2", "--holdout", "0")
+    (tmp_path / "n.h5").write_text("a network")
+    for stage, files in (("tabular", []), ("network", ["n.h5"])):
+        record_stage(tmp_path, stage, {}, files)
+    other = ["--folds", "3", "--holdout", "0"]
+    with pytest.raises(InputError, match="other folds, and tabular, network rest on them"):
+        run(synthetic_data, tmp_path, *other)
+    assert run(synthetic_data, tmp_path, *other, "--replace") == 0
+    assert set(read_folds(tmp_path, metadata)) == {0, 1, 2}
+    assert {"tabular", "network"}.isdisjoint(load_manifest(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {FOLDS, "manifest.json"}

@@ -176,7 +176,7 @@ def test_a_stage_that_is_stopped_at_any_change_leaves_one_whole_set(trained_set,
     assert moment > 4
 
 
-def test_readers_that_began_before_a_swap_are_told_to_begin_again(trained_set, tmp_path):
+def test_readers_that_began_before_a_swap_have_to_begin_again(trained_set, tmp_path):
     artifacts = trained_set()
     manifest = load_manifest(artifacts)
     run_stage(artifacts, "tabular", 3, tmp_path / "data.csv", replace=True)
