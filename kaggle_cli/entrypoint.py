@@ -11,6 +11,7 @@ training.json, and `make train-on-kaggle` prints it. ``inference.build_kernel`` 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import shutil
@@ -38,6 +39,8 @@ from train.tabular import train_tabular
 from utils import InputError, log, run_command
 
 REPORT = "training.json"
+#: Kaggle keeps it beside the report.
+TRACEBACK = "traceback.log"
 TRAIN_METADATA = "train-metadata.csv"
 #: Where folds of an unfinished training wait for the next part. No dot before the name: Kaggle may not keep hidden folders.
 WAITING = "unfinished"
@@ -209,7 +212,8 @@ def main(settings: dict[str, list[str]], hours: float, arguments: list[str] | No
     except OutOfTime:
         trouble = f"{hours:g} hours are over"
     except Exception as error:  # whatever it is: what was trained before it must be kept
-        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            (working / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         trouble = f"{type(error).__name__}: {reason}"
     set_aside(working)

@@ -207,7 +207,8 @@ def test_after_an_error_the_trained_models_are_kept(part, monkeypatch, capsys):
     report = part()
     assert report.trouble == "RuntimeError: out of memory"
     assert report.folds == 1
-    assert "Traceback" in capsys.readouterr().err
+    assert "Traceback" not in capsys.readouterr().err
+    assert "RuntimeError: out of memory" in (part.working / "traceback.log").read_text(encoding="utf-8")
 
 
 def test_a_part_with_other_options_or_changed_files_is_refused(part):
