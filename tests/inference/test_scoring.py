@@ -55,16 +55,29 @@ def test_networks_that_stop_leave_the_scores_they_have(corrected, error, capsys)
     assert f"{type(error).__name__}: {str(error).splitlines()[0]}; the rest keeps" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("signal", "budget", "reason"), [("SIGTERM was received", 3600, "SIGTERM was received"), ("", 0.0, "time budget of 0 h")]
-)
-def test_what_is_not_reached_in_time_keeps_its_tabular_score(corrected, signal, budget, reason, capsys):
+@pytest.mark.parametrize(("budget", "reason"), [(3600, "SIGTERM was received"), (0.0, "time budget of 0 h")])
+def test_what_is_not_reached_in_time_keeps_its_tabular_score(corrected, budget, reason, capsys):
     run = Run(time_budget=budget)
-    run.interrupted = signal
-    final, _, run = corrected([([0, 1], [1.0, 2.0]), AssertionError("a batch too many")], run)
+
+    def batches():
+        run.interrupted = "SIGTERM was received" if "SIGTERM" in reason else ""
+        yield [0, 1], [1.0, 2.0]
+        raise AssertionError("a batch too many")
+
+    final, _, run = corrected(batches(), run)
     assert final.tolist() == [1, 2, *TABULAR[2:]]
     assert run.fallbacks == {"images_not_reached": 8, "lesions_without_image_score": 8}
     assert reason in capsys.readouterr().out
+
+
+def test_a_signal_before_the_first_image_starts_no_network(corrected, capsys):
+    run = Run()
+    run.interrupted = "SIGTERM was received"
+    final, image_scored, run = corrected([AssertionError("a batch too many")], run)
+    assert final.tolist() == TABULAR.tolist()
+    assert not image_scored.any()
+    assert run.fallbacks["images_not_reached"] == 10
+    assert "SIGTERM was received" in capsys.readouterr().out
 
 
 def test_a_run_that_ends_just_in_time_has_missed_nothing(corrected):
