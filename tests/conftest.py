@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,12 @@ from train.tabular import train_tabular
 
 #: Fixtures whose tests are ``integration`` tests.
 INTEGRATION_FIXTURES = {"trained", "mounted", "tabular_only", "eager"}
+
+
+def pytest_configure():
+    """Lets Ctrl-C interrupt, also where the run was started in the background of a script, which ignores it."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
