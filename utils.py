@@ -391,7 +391,7 @@ def refusal(error: BaseException) -> str | None:
         what = f"{paths}: {error.strerror}" if paths else text or kind
         advice = next((advice for advice, numbers in ADVICE.items() if error.errno in numbers), "correct that")
         return f"{what}; {advice}, and run the same command again."
-    # h5py raises Python's own classes: what tells is the module of the code.
+    # h5py raises Python's own classes: the module of the code decides.
     names += [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)][-1:]
     foreseen = isinstance(error, UnicodeError | ImportError) or text == "can't start new thread"
     if foreseen or any(map(REFUSING.match, names[:-1])) or names[-1].startswith("h5py"):

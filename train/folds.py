@@ -136,7 +136,7 @@ def holds_folds(artifacts: Path, table: pd.DataFrame, replace: bool) -> bool:
     """Whether the artifact folder has these folds already, and its manifest names them.
 
     Raises:
-        InputError: it has other folds, and is not told to ``replace`` them.
+        InputError: it has other folds, and ``replace`` is false.
     """
     path = artifact_path(artifacts, FOLDS)
     if not path.is_file():

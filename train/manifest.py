@@ -71,7 +71,7 @@ class Stage:
         return False
 
     def refuse_loss(self) -> None:
-        """Raises InputError if the stage would drop networks and was not told to; logs what it will drop."""
+        """Raises InputError if the stage would drop networks without ``replace``; logs what it will drop."""
         if not self.dropped:
             return
         lost = f"{', '.join(self.dropped)} ({', '.join(self._files_of(self.dropped)) or 'no file'})"

@@ -33,11 +33,11 @@ def test_nothing_is_left_where_the_images_end_with_an_error(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("room", [0, 1000, 5000, 40_000])
-def test_a_disk_that_is_full_is_an_error_and_no_crash(tmp_path, monkeypatch, room):
+@pytest.mark.parametrize("free", [0, 1000, 5000, 40_000])
+def test_a_disk_that_is_full_is_an_error_and_no_crash(tmp_path, monkeypatch, free):
     class SmallDisk(io.FileIO):
         def write(self, data):
-            if self.tell() + len(data) > room:
+            if self.tell() + len(data) > free:
                 raise OSError(errno.ENOSPC, "No space left on device")
             return super().write(data)
 

@@ -195,7 +195,7 @@ class Hashed:
 
 
 def hash_files(paths: Sequence[Path]) -> dict[Path, str]:
-    """SHA-256 of every file: what is done is told by content, which a name, a size and a time do not show."""
+    """SHA-256 of every file: what is done is decided by content, which a name, a size and a time do not show."""
     chunks = [(paths[start : start + CHUNK],) for start in range(0, len(paths), CHUNK)]
     found = run_tasks(_hash_files, chunks, len(chunks), progress=Progress("reading images", "chunk", len(paths) >= 1000))
     return dict(zip(paths, itertools.chain.from_iterable(found), strict=True))

@@ -27,7 +27,7 @@ RESUME = "put it back as it was and run the same command, which continues after 
 
 
 def digest_of(image: bytes) -> int:
-    """64 bits that tell an image's bytes from others; 0 for no image."""
+    """64 bits of a hash of an image's bytes; 0 for no image."""
     return int.from_bytes(hashlib.blake2b(image, digest_size=8).digest(), "little") if image else 0
 
 
