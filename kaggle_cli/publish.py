@@ -9,6 +9,7 @@ recognised by its manifest.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from inference.files import sha256_of
 from inference.options import Parser, existing_folder
 from kaggle_cli import client as cli
 from kaggle_cli.kernels import dataset_slug
+from scale.artifact_folder import locked
 from utils import InputError, log, run_command
 
 TITLE = "SLICE-3D fusion artifacts"
@@ -70,19 +72,25 @@ def version_notes(manifest: Manifest, folder: Path) -> str:
 def staged(folder: Path, names: list[str], dataset: str) -> Iterator[Path]:
     """A folder of links to the files, and the dataset's metadata; removed afterwards.
 
-    Its path is the same every time: by path, size and time the CLI recognises a file whose upload was interrupted.
+    Its path is the same every time for the same content of the same folder: by path, size and time the CLI recognises
+    a file whose upload was interrupted.
+
+    Raises:
+        InputError: another process is publishing the same content of the same folder.
     """
-    staging = Path(tempfile.gettempdir()) / f"kaggle-publish-{sha256_of(artifact_path(folder, MANIFEST))[:16]}"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    try:
-        for name in names:
-            (staging / name).symlink_to(artifact_path(folder, name).resolve())
-        content = {"title": TITLE, "id": dataset, "licenses": [{"name": LICENCE}]}
-        (staging / METADATA).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        yield staging
-    finally:
-        shutil.rmtree(staging)
+    key = hashlib.sha256(f"{folder.resolve()}\0{sha256_of(artifact_path(folder, MANIFEST))}".encode()).hexdigest()
+    with locked(Path(tempfile.gettempdir()) / f"kaggle-publish-{key[:16]}") as parent:
+        staging = parent / "files"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        try:
+            for name in names:
+                (staging / name).symlink_to(artifact_path(folder, name).resolve())
+            content = {"title": TITLE, "id": dataset, "licenses": [{"name": LICENCE}]}
+            (staging / METADATA).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            yield staging
+        finally:
+            shutil.rmtree(staging)
 
 
 def look_up(dataset: str) -> Published | None:

@@ -36,8 +36,8 @@ REMOVED = ".removed.json"
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Inside, no other process changes ``folder``, and it is as the last finished command left it.
+def locked(folder: Path) -> Iterator[Path]:
+    """Inside, no other process changes ``folder`` (returned), and it is as the last finished command left it.
 
     The folder is made if it is missing, and removed again if nothing is written into it. The lock of a process that has
     died is free.
@@ -57,7 +57,7 @@ def locked(folder: Path) -> Iterator[None]:
             shutil.rmtree(left)
         _write_holder(folder)
         try:
-            yield
+            yield folder
         finally:
             with contextlib.suppress(OSError):
                 (folder / HOLDER).unlink(missing_ok=True)

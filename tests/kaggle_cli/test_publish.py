@@ -1,6 +1,7 @@
 """`make publish` with the real CLI against the stand-in: the files sent, the refusals, and that it can be run again."""
 
 import json
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from inference.artifacts import FORMAT
 from inference.files import sha256_of
 from kaggle_cli import client as cli
 from kaggle_cli.kernels import dataset_slug, read_metadata
-from kaggle_cli.publish import TITLE, main
+from kaggle_cli.publish import METADATA, TITLE, main, staged
 from utils import InputError
 
 SLUG = "slice-3d-fusion-artifacts"
@@ -23,6 +24,13 @@ FAST = ["--poll", "0.05"]
 def known(monkeypatch):
     """Saves the call that asks the CLI for the user's name."""
     monkeypatch.setattr(cli, "user_name", lambda dry_run=False: USER)
+
+
+@pytest.fixture(autouse=True)
+def own_temporary_folder(tmp_path, monkeypatch):
+    """What this test finds or misses there is its own, whatever else runs on this machine."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
 
 
 @pytest.fixture
@@ -106,6 +114,20 @@ def test_files_that_arrived_before_a_failure_are_not_sent_again(kaggle, known, a
     assert main(["--artifacts", str(artifacts), *FAST]) == 0
     assert len(kaggle.blobs) == 4
     assert kaggle.datasets[SLUG][0]["files"] == named(artifacts)
+
+
+def test_equal_content_of_two_folders_is_published_at_once_and_one_folder_is_not(artifacts, tmp_path):
+    other = shutil.copytree(artifacts, tmp_path / "other")
+    names = [*named(artifacts)]
+    with staged(artifacts, names, "somebody/x") as one, staged(other, names, "somebody/x") as two:
+        assert sorted(path.name for path in one.iterdir()) == sorted([*names, METADATA])
+        assert (one / "folds.csv").resolve() == (artifacts / "folds.csv").resolve()
+        assert (two / "folds.csv").resolve() == (other / "folds.csv").resolve()
+        with pytest.raises(InputError, match="is in use by process"), staged(artifacts, names, "somebody/x"):
+            pass
+        assert one.is_dir()
+    with staged(artifacts, names, "somebody/x") as again:
+        assert again == one  # by its path the CLI recognises an interrupted upload
 
 
 def test_a_pause_that_kaggle_requests_is_kept(kaggle, known, artifacts, capfd):
