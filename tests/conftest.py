@@ -106,6 +106,12 @@ def real_archives():
 
 
 @pytest.fixture(scope="session")
+def real_release():
+    """The folder of the real official release of SLICE-3D, permissive."""
+    return real_folder("isic-2024-permissive", "ISIC_RELEASE", "ISIC_2024_Permissive_Training_GroundTruth.csv")
+
+
+@pytest.fixture(scope="session")
 def trained(shared_folder):
     """The main path, small: ``.data`` (160 synthetic lesions), ``.artifacts`` (two folds, one seed, 32-pixel networks)."""
 

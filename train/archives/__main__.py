@@ -1,4 +1,4 @@
-"""ISIC archives (2016 to 2020) and PAD-UFES-20 -> one competition folder.
+"""ISIC archives (2016 to 2020) and PAD-UFES-20, or the official release of SLICE-3D (2024) -> one competition folder.
 
     python -m train.archives --root data/isic-archives --out data/archives
 
@@ -16,6 +16,8 @@ images that may be of one person, so that train.folds keeps them together. The c
     diagnosis            in plain words; train.archives.diagnoses.class_of gives its class of five
     source               the archive of the label, "ISIC 2016" to "ISIC 2020" or "PAD-UFES-20"
     image_type           dermoscopic, or clinical (PAD-UFES-20: photographs by telephone)
+
+--years 2024 stands alone: the competition's own crops, with all its columns and, behind them, diagnosis.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
@@ -54,7 +57,8 @@ from train.archives.images import (
     work_file,
 )
 from train.archives.report import REPORT, count_words, format_counts, format_report, make_report
-from train.archives.tables import PAD, YEARS, find_ground_truth, fingerprint, read_duplicates, read_year
+from train.archives.slice3d import find_release, format_release, write_release
+from train.archives.tables import PAD, SLICE3D, YEARS, find_ground_truth, fingerprint, read_duplicates, read_year
 from utils import InputError, log, run_command
 
 METADATA, IMAGES, WORK = "train-metadata.csv", "train-image.hdf5", ".archives"
@@ -72,7 +76,7 @@ class ArchivesConfig:
 
     Args:
         root: folder of the unpacked archives.
-        years: of ``YEARS``; None for all that are there.
+        years: of ``YEARS``, None for all that are there; or ``SLICE3D`` alone, without the options that follow.
         unknown: a key of ``UNKNOWNS``.
         size: short side of an image in pixels.
         competition: folder of a competition whose lesions are left out.
@@ -93,7 +97,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=output_folder, required=True, metavar="DIR", help="competition folder to write")
     parser.add_argument(
-        "--years", nargs="+", choices=YEARS, metavar="YEAR", help=f"of {', '.join(YEARS)} (default: all there)"
+        "--years",
+        nargs="+",
+        choices=(*YEARS, SLICE3D),
+        metavar="YEAR",
+        help=f"of {', '.join(YEARS)} (default: all there); or {SLICE3D}, the official release of SLICE-3D, alone",
     )
     parser.add_argument(
         "--unknown",
@@ -134,6 +142,8 @@ def write_archives(config: ArchivesConfig, out: Path) -> str:
 def _write_staged(config: ArchivesConfig, out: Path, staging: Path) -> str:
     """Does the work of ``write_archives``, into ``staging``; what an interrupted run continues with is in ``out``."""
     root, competition, work = config.root, config.competition, out / WORK
+    if SLICE3D in (config.years or ()):
+        return _write_slice3d(config, out, staging)
     found = survey(root, [out] if competition is None else [out, competition])
     check_zips(found, config.years or YEARS)
     truth = find_ground_truth(found.tables, config.years)
@@ -175,6 +185,31 @@ def _write_staged(config: ArchivesConfig, out: Path, staging: Path) -> str:
     return (
         f"{out}: {len(kept)} lesions of {kept['person'].nunique()} patients, {int(kept['target'].sum())} malignant; "
         f"{len(rows) - len(kept)} of {len(rows)} rows left out"
+    )
+
+
+def _write_slice3d(config: ArchivesConfig, out: Path, staging: Path) -> str:
+    """As ``_write_staged``, of the official release of 2024."""
+    if set(config.years) != {SLICE3D} or replace(config, years=None) != ArchivesConfig(config.root):
+        raise InputError(
+            f"--years {' '.join(config.years)}: {SLICE3D} has the competition's crops, which stay as they are; give it "
+            "alone, without --unknown, --size and --competition, and the other years another --out."
+        )
+    with TemporaryDirectory(prefix=".unpacked-", dir=staging) as unpacked:
+        release = find_release(survey(config.root, [out]), Path(unpacked))
+        found = release.survey
+        hashes = hash_files(sorted([*found.zips, *(path for paths in found.images.values() for path in paths)]))
+        request = describe_request(config, [SLICE3D], found, hashes)
+        if is_finished(out, request):
+            return f"{out}: made from the same inputs before; nothing to do"
+        report = write_release(release, staging / METADATA, staging / IMAGES)
+    for line in format_release(report):
+        log(line)
+    write_json(staging / REPORT, {"request": request, **report})
+    kept = report["kept"]
+    return (
+        f"{out}: {kept['lesions']:,} lesions of {kept['patients']:,} patients, {kept['malignant']:,} malignant, "
+        f"{kept['with_crop']:,} with a crop"
     )
 
 

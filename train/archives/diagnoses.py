@@ -34,6 +34,10 @@ SEBORRHEIC_KERATOSIS = Label("seborrheic keratosis", 0, "other")
 BENIGN_KERATOSIS = Label("benign keratosis", 0, "other")  # solar lentigo, seborrheic or lichen-planus-like keratosis
 DERMATOFIBROMA = Label("dermatofibroma", 0, "other")
 VASCULAR = Label("vascular lesion", 0, "other")
+SOLAR_LENTIGO = Label("solar lentigo", 0, "other")
+LENTIGO = Label("lentigo", 0, "other")
+LICHENOID_KERATOSIS = Label("lichenoid keratosis", 0, "other")
+ATYPICAL = Label("atypical melanocytic proliferation", 0, "other")
 ONLY_BENIGN = Label("", 0, "")
 ONLY_MALIGNANT = Label("", 1, "")
 UNKNOWN = Label("", None, "")
@@ -73,11 +77,11 @@ LABELS: dict[str, dict[str, Label]] = {
         "melanoma": MELANOMA,
         "nevus": NEVUS,
         "seborrheic keratosis": SEBORRHEIC_KERATOSIS,
-        "lentigo NOS": Label("lentigo", 0, "other"),
-        "solar lentigo": Label("solar lentigo", 0, "other"),
-        "lichenoid keratosis": Label("lichenoid keratosis", 0, "other"),
+        "lentigo NOS": LENTIGO,
+        "solar lentigo": SOLAR_LENTIGO,
+        "lichenoid keratosis": LICHENOID_KERATOSIS,
         "cafe-au-lait macule": Label("cafe-au-lait macule", 0, "other"),
-        "atypical melanocytic proliferation": Label("atypical melanocytic proliferation", 0, "other"),
+        "atypical melanocytic proliferation": ATYPICAL,
         "unknown": ONLY_BENIGN,
     },
     # Pacheco et al., https://doi.org/10.1016/j.dib.2020.106221: Bowen's disease is counted as SCC.
@@ -88,6 +92,30 @@ LABELS: dict[str, dict[str, Label]] = {
         "ACK": ACTINIC_KERATOSIS,
         "NEV": NEVUS,
         "SEK": SEBORRHEIC_KERATOSIS,
+    },
+}
+
+#: The words of SLICE-3D's column iddx_3. They give the diagnosis only: the label is in the ground truth.
+IDDX_3 = {
+    **dict.fromkeys(("Melanoma in situ", "Melanoma Invasive", "Melanoma metastasis", "Melanoma, NOS"), MELANOMA),
+    **{f"Squamous cell carcinoma{kind}": SCC for kind in (" in situ", ", Invasive", ", NOS")},
+    "Basal cell carcinoma": BCC,
+    "Nevus": NEVUS,
+    "Seborrheic keratosis": SEBORRHEIC_KERATOSIS,
+    "Pigmented benign keratosis": BENIGN_KERATOSIS,
+    "Lichen planus like keratosis": LICHENOID_KERATOSIS,
+    "Solar or actinic keratosis": ACTINIC_KERATOSIS,
+    "Solar lentigo": SOLAR_LENTIGO,
+    "Lentigo NOS": LENTIGO,
+    "Dermatofibroma": DERMATOFIBROMA,
+    "Hemangioma": VASCULAR,
+    **dict.fromkeys(("Atypical melanocytic neoplasm", "Atypical intraepithelial melanocytic proliferation"), ATYPICAL),
+    **{
+        word: Label(word.lower(), 0, "other")
+        for word in (
+            *("Angiofibroma", "Fibroepithelial polyp", "Hidradenoma", "Scar", "Verruca"),
+            "Trichilemmal or isthmic-catagen or pilar cyst",
+        )
     },
 }
 
@@ -116,4 +144,9 @@ def class_of(diagnosis: str) -> str:
     return _CLASS_OF.get(diagnosis, "")
 
 
-_CLASS_OF = {label.diagnosis: label.group for words in LABELS.values() for label in words.values()}
+def diagnosis_of(iddx_3: str) -> str:
+    """The diagnosis of a word of the column iddx_3, as ``train-metadata.csv`` writes it."""
+    return IDDX_3[iddx_3].diagnosis if iddx_3 in IDDX_3 else iddx_3.lower()
+
+
+_CLASS_OF = {label.diagnosis: label.group for words in (*LABELS.values(), IDDX_3) for label in words.values()}

@@ -42,12 +42,15 @@ TRUTH_COLUMNS = {
 DUPLICATES = "ISIC_2020_Training_Duplicates.csv"
 HAM_METADATA = ("HAM10000_metadata.csv", "HAM10000_metadata")
 HAM_LESIONS = "ISIC2018_Task3_Training_LesionGroupings.csv"
+#: SLICE-3D, the whole and its permissive part: the first words of the names of their files.
+SLICE3D, RELEASES = "2024", ("ISIC_2024_Training", "ISIC_2024_Permissive_Training")
 #: Every file name that the readers look for.
 FILE_NAMES = (
     *(name for names in GROUND_TRUTH.values() for name in names),
     *(f"ISIC-2017_{part}_Data_metadata.csv" for part in ("Training", "Validation", "Test_v2")),
     *("ISIC_2019_Training_Metadata.csv", "ISIC_2019_Test_Metadata.csv"),
     *(DUPLICATES, *HAM_METADATA, HAM_LESIONS),
+    *(f"{release}_{part}.csv" for release in RELEASES for part in ("GroundTruth", "Supplement")),
 )
 
 #: Columns of the table that describe a person or a lesion; "" or NaN is unknown.
@@ -120,7 +123,10 @@ def find_ground_truth(found: Mapping[str, Sequence[Path]], years: Sequence[str] 
         elif years is not None:
             raise InputError(f"--years asks for {year}, but {GROUND_TRUTH[year][-1]} is nowhere below --root; fetch it.")
     if not truth:
-        raise InputError("no ground truth file is below --root, such as ISIC2018_Task3_Training_GroundTruth.csv; fetch one.")
+        raise InputError(
+            "no ground truth file is below --root, such as ISIC2018_Task3_Training_GroundTruth.csv; fetch one, or give "
+            f"--years {SLICE3D} for the release of SLICE-3D."
+        )
     return truth
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from train.archives.diagnoses import CLASSES, LABELS, class_of, label_of
+from train.archives.diagnoses import CLASSES, IDDX_3, LABELS, class_of, diagnosis_of, label_of
 from utils import InputError
 
 WORDS = [(year, word) for year, words in LABELS.items() for word in words]
@@ -31,7 +31,7 @@ def test_class_and_target_agree(year, word):
 
 def test_a_diagnosis_means_one_thing_in_all_years():
     meanings = {}
-    for words in LABELS.values():
+    for words in (*LABELS.values(), IDDX_3):
         for label in words.values():
             if label.diagnosis:
                 meanings.setdefault(label.diagnosis, set()).add((label.target, label.group))
@@ -45,6 +45,22 @@ def test_actinic_keratosis_is_benign_and_other_in_every_archive():
 
 def test_the_class_of_an_unnamed_diagnosis_is_open():
     assert class_of("") == class_of("wart") == ""
+
+
+@pytest.mark.parametrize(
+    ("word", "diagnosis", "group"),
+    [
+        ("Melanoma in situ", "melanoma", "melanoma"),
+        ("Squamous cell carcinoma, NOS", "squamous cell carcinoma", "squamous cell carcinoma"),
+        ("Nevus", "nevus", "nevus"),
+        ("Solar or actinic keratosis", "actinic keratosis", "other"),
+        ("Angiofibroma", "angiofibroma", "other"),
+        ("Porokeratosis", "porokeratosis", ""),
+    ],
+)
+def test_the_diagnosis_of_slice3d(word, diagnosis, group):
+    assert diagnosis_of(word) == diagnosis
+    assert class_of(diagnosis) == group
 
 
 def test_an_unknown_word_is_refused_with_its_file_and_line():
