@@ -62,6 +62,7 @@ TRAINING = (
     "train.charts",
     "train.network.augmentation",
     "train.network.known_images",
+    "train.network.crop_cache",
     "train.network.batches",
     "train.folds",
     "train.config",

@@ -96,7 +96,7 @@ def read_training(run: RunConfig, config: TrainingConfig) -> Training:
         tabular_std=float(tabular.std()) or 1.0,
         base_logit=float(np.log(prevalence / (1 - prevalence))),
     )
-    return Training(config, network, lesions, images.path, run.logs.resolve(), archive)
+    return Training(config, network, lesions, images.path, run.logs.resolve(), archive, cache=run.cache)
 
 
 def unfinished_folder(run: RunConfig, training: Training) -> Path:

@@ -272,7 +272,7 @@ def test_lesions_of_an_archive_join_the_training(trained, artifacts, archive_fol
 def test_every_fold_starts_from_the_pretrained_backbone(trained, artifacts, archive_folder, small, monkeypatch):
     backbone, started = build_network(NetworkConfig(32)).get_layer("resnet50"), []
 
-    def pretrain(archive, weights, config):
+    def pretrain(archive, weights, config, *_):
         assert len(archive.labels) == 40
         backbone.save_weights(weights)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from inference.images import image_batches
 from train.network.augmentation import DRAWS
+from train.network.crop_cache import crop_batches
 from train.network.known_images import JoinedImages, KnownImages
 
 
@@ -28,6 +29,7 @@ class TrainingData:
         seed: of the random numbers for augmentation and mixup. A batch's depend on the seed and on its number only.
         mixup: parameter of the Beta distribution by which each crop, with its inputs and target, is mixed with its
             neighbour in the batch (Zhang et al. 2018, mixup); 0 for none.
+        cache: folder of decoded crops (``train.network.crop_cache``); None to decode in every epoch. Same batches.
     """
 
     images: KnownImages | JoinedImages
@@ -40,6 +42,7 @@ class TrainingData:
     batch_size: int
     seed: int = 0
     mixup: float = 0.0
+    cache: Path | None = None
 
 
 def training_batches(data: TrainingData, first_epoch: int = 0):
@@ -66,7 +69,7 @@ def training_batches(data: TrainingData, first_epoch: int = 0):
         draws = tf.random.stateless_uniform((tf.shape(positions)[0], DRAWS), key)
         return inputs | {"draws": draws}, target, weight
 
-    batches = image_batches(data.images, data.isic_ids[rows].tolist(), data.image_size, data.batch_size)
+    batches = crop_batches(data.images, data.isic_ids[rows].tolist(), data.image_size, data.batch_size, data.cache)
     return batches.enumerate(first_step).map(join).prefetch(2)
 
 

@@ -48,6 +48,8 @@ class RunConfig:
     restart: bool = False
     jobs: int = 1
     cluster: str | None = None
+    #: Folder of decoded crops; None to decode them in every epoch.
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,11 @@ def parse_fusion_options(arguments: list[str] | None) -> tuple[RunConfig, Traini
         raise InputError("--archives holds images, and --inputs tabular uses none; leave one out.")
     if options["head_epochs"] is None:  # random weights gain nothing from a head that is trained first
         options["head_epochs"] = 0 if options["weights"] == "none" else 1
-    if options["logs"] is None:
-        artifacts = options["artifacts"]
-        artifacts = artifacts.resolve() if artifacts.name in ("", "..") else artifacts  # "." has no name to add to
-        options["logs"] = artifacts.with_name(f"{artifacts.name}-logs")
+    artifacts = options["artifacts"]
+    artifacts = artifacts.resolve() if artifacts.name in ("", "..") else artifacts  # "." has no name to add to
+    options["logs"] = options["logs"] or artifacts.with_name(f"{artifacts.name}-logs")
+    cache = options["cache"] or artifacts.with_name(f"{artifacts.name}-cache")
+    options["cache"] = None if cache == Path("none") else cache.resolve()
     run, training = ({field.name: options[field.name] for field in fields(kind)} for kind in (RunConfig, TrainingConfig))
     return RunConfig(**run), TrainingConfig(**training)
 
@@ -137,6 +140,13 @@ def fusion_parser() -> Parser:
     parser.add_argument("--restart", action="store_true", help="drop what an interrupted training has left")
     parser.add_argument(
         "--logs", type=output_folder, metavar="DIR", help="history, curves, TensorBoard (default: ARTIFACTS-logs)"
+    )
+
+    parser.add_argument(
+        "--cache",
+        type=output_folder,
+        metavar="DIR|none",
+        help="decoded crops, which trainings of the same images share (default: ARTIFACTS-cache)",
     )
 
     start = parser.add_argument_group("network")

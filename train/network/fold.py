@@ -46,6 +46,7 @@ class Training:
         logs: folder for TensorBoard.
         archive: lesions of the ISIC archives, if any are used.
         backbone: weights that were pretrained on ``archive``, if they were.
+        cache: folder of decoded crops, if they are kept.
     """
 
     config: TrainingConfig
@@ -55,6 +56,7 @@ class Training:
     logs: Path
     archive: Archive | None = None
     backbone: Path | None = None
+    cache: Path | None = None
 
     @property
     def reads(self) -> list[Path]:
@@ -78,6 +80,7 @@ class Training:
             logs=files.folder / LOGS if files.elsewhere else self.logs,
             archive=self.archive and replace(self.archive, images=files[self.archive.images]),
             backbone=self.backbone and files[self.backbone],
+            cache=None if files.elsewhere else self.cache,
         )
 
 
@@ -98,7 +101,7 @@ def train_backbone(files: Files, training: Training) -> None:
     be_deterministic(config.deterministic)
     set_seed(config.seed)
     with replacing(files.folder / PRETRAINED) as weights, precision(config.precision), distribution().scope():
-        pretrain_backbone(training.archive, weights, config)
+        pretrain_backbone(training.archive, weights, config, training.cache)
 
 
 def train_fold(files: Files, fold: int, training: Training) -> None:
@@ -204,6 +207,7 @@ def training_data(training: Training, fold: int, train: np.ndarray, images: Know
         batch_size=config.batch_size,
         seed=config.seed * 1000 + fold,
         mixup=config.mixup,
+        cache=training.cache,
     )
 
 

@@ -8,6 +8,7 @@ kernel, which must always write a submission, counts unreadable images instead.
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -80,6 +81,11 @@ class KnownImages:
         """Whether the lesion had a readable image."""
         return isic_id in self._digests
 
+    @property
+    def digests(self) -> dict[str, int]:
+        """isic_id -> digest, of the lesions that had a readable image."""
+        return self._digests
+
     def read(self, isic_id: str) -> bytes:
         """The JPEG bytes of one lesion, the same as when the training began.
 
@@ -138,6 +144,11 @@ class JoinedImages:
         """The JPEG bytes of one lesion; empty when no store holds it."""
         return next((store.read(isic_id) for store in self._stores if isic_id in store), b"")
 
+    @property
+    def digests(self) -> dict[str, int]:
+        """isic_id -> digest, of the lesions that any store holds."""
+        return {isic_id: digest for store in reversed(self._stores) for isic_id, digest in store.digests.items()}
+
     def refuse_changes(self) -> None:
         """As of each store."""
         for store in self._stores:
@@ -145,12 +156,14 @@ class JoinedImages:
 
 
 def file_state(path: Path) -> tuple[int, ...] | None:
-    """What changes when a file is replaced or written to, or a folder's entries are; None where it cannot be found."""
+    """What changes when a file is replaced or written to, or one in a folder is; None where it cannot be found."""
     try:
         found = path.stat()
+        entries = [(entry.name, entry.stat()) for entry in os.scandir(path)] if path.is_dir() else []
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    inside = frozenset((name, entry.st_size, entry.st_mtime_ns) for name, entry in entries)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, hash(inside)
 
 
 @contextmanager

@@ -76,13 +76,14 @@ def read_archive(folder: Path, lesions: Lesions) -> Archive:
     return Archive(metadata[ID].to_numpy()[usable], labels, np.array(classes), store.path, sha256_of(path), digests[usable])
 
 
-def pretrain_backbone(archive: Archive, weights: Path, config: TrainingConfig) -> None:
+def pretrain_backbone(archive: Archive, weights: Path, config: TrainingConfig, cache: Path | None = None) -> None:
     """Trains a backbone on the archive and writes its weights.
 
     Args:
         archive: its lesions are trained on.
         weights: the file to write, ``*.weights.h5``.
         config: of the training that follows; epochs and targets are those of its ``archives_...``.
+        cache: folder of decoded crops, if they are kept.
 
     Raises:
         InputError: the targets are classes and there is only one.
@@ -116,6 +117,7 @@ def pretrain_backbone(archive: Archive, weights: Path, config: TrainingConfig) -
         image_size=config.image_size,
         batch_size=config.batch_size,
         seed=config.seed,
+        cache=cache,
     )
     phases = [Phase("stages", "all", 0, config.archives_epochs, config.learning_rate)]
     fit(network, data, Plan("archives", phases, loss, config.from_scratch, seed=config.seed))

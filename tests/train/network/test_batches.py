@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -5,6 +7,7 @@ from inference.images import ImageStore
 from inference.schema import ID, TARGET
 from train.network.augmentation import DRAWS
 from train.network.batches import TrainingData, training_batches
+from train.network.known_images import KnownImages, digest_of
 
 pytestmark = pytest.mark.integration
 
@@ -72,6 +75,23 @@ def test_batches_from_a_later_epoch_are_those_of_the_whole_training(data, mixup)
     for name, values in rest[0].items():
         np.testing.assert_array_equal(values, whole[0][name][8:])
     np.testing.assert_array_equal(rest[1], whole[1][8:])
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.4])
+def test_batches_from_the_cache_are_those_without(data, store, metadata, tmp_path, mixup):
+    import tensorflow as tf
+
+    digests = [0, *(digest_of(store.read(isic_id)) for isic_id in metadata[ID][1:])]  # the first has no readable image
+    images = KnownImages(store, metadata[ID], np.array(digests, dtype="uint64"))
+    rows = data(np.arange(1, 24) % 9 + 1, images=images, seed=3, mixup=mixup)
+    rows.isic_ids[[2, 5]] = "ISIC_9999999"
+    for epoch in (1, 0):
+        plain, cached = (list(training_batches(each, epoch)) for each in (rows, replace(rows, cache=tmp_path)))
+        assert len(plain) == len(cached) == 6 - 2 * epoch
+        for one, other in zip(plain, cached, strict=True):
+            for ours, theirs in zip(tf.nest.flatten(one), tf.nest.flatten(other), strict=True):
+                assert ours.dtype == theirs.dtype
+                np.testing.assert_array_equal(ours, theirs)
 
 
 def test_mixup_mixes_crop_tabular_logit_label_and_weight_in_the_same_share(data):

@@ -44,6 +44,12 @@ def test_logs_lie_beside_the_artifacts():
     assert parse_fusion_options([*WHERE, "--logs", "elsewhere"])[0].logs == Path("elsewhere")
 
 
+def test_decoded_crops_lie_beside_the_artifacts_elsewhere_or_nowhere():
+    assert parse_fusion_options(WHERE)[0].cache == Path("some/artifacts-cache").resolve()
+    assert parse_fusion_options([*WHERE, "--cache", "elsewhere"])[0].cache == Path("elsewhere").resolve()
+    assert parse_fusion_options([*WHERE, "--cache", "none"])[0].cache is None
+
+
 def test_the_artifact_folder_may_be_the_current_one(tmp_path, monkeypatch):
     monkeypatch.chdir("folder")
     for name in (".", "../folder", "../d/.."):
@@ -52,7 +58,7 @@ def test_the_artifact_folder_may_be_the_current_one(tmp_path, monkeypatch):
 
 
 def test_folders_workers_and_a_restart_do_not_decide_the_results():
-    aside = ["--data", "e", "--artifacts", "b", "--logs", "l", "--restart", "--jobs", "2"]
+    aside = ["--data", "e", "--artifacts", "b", "--logs", "l", "--cache", "c", "--restart", "--jobs", "2"]
     run, config = parse_fusion_options(aside)
     assert config == training()
     assert (run.data, run.restart, run.jobs) == (Path("e"), True, 2)
