@@ -244,7 +244,11 @@ def train_variant(study: Study, variant: Variant) -> float:
     Raises:
         InputError: the folder holds a training on other folds, tabular logits or with another request; as ``train.fusion``.
     """
-    folder = own_artifacts(study.artifacts, variant.folder(study))
+    return train_once(study, variant, own_artifacts(study.artifacts, variant.folder(study)))
+
+
+def train_once(study: Study, variant: Variant, folder: Path) -> float:
+    """As ``train_variant``, in an artifact folder that has folds and tabular logits."""
     finished, inputs = folder / FINISHED, inputs_of(study, variant)
     if finished.is_file():
         known = json.loads(finished.read_text(encoding="utf-8"))

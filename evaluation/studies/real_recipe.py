@@ -1,0 +1,103 @@
+"""The recipe for real crops and what ``evaluation.studies.real_crops`` varies of it, as options of ``train.fusion``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+#: The options of ``train.fusion`` that the factors vary.
+RECIPE = (
+    *("--backbone", "efficientnet-lite0", "--weights", "imagenet", "--image-size", "96", "--batch-norm", "frozen"),
+    *("--dropout", "0.5", "--head-units", "0", "--head-epochs", "0", "--epochs", "38", "--batch-size", "48"),
+    *("--learning-rate", "2e-4", "--weight-decay", "0.05", "--clip-norm", "1", "--augmentation", "strong"),
+    *("--mixup", "0.4", "--label-smoothing", "0.05", "--ema", "0.99", "--negatives-per-positive", "2"),
+)
+#: Stand for paths in the options of a variant: the earlier archives as a folder of ``train.archives``, and weights of the
+#: variant's backbone that were trained on the crops without labels, from random weights or those of ImageNet.
+ARCHIVES, UNLABELLED, UNLABELLED_IMAGENET = "ARCHIVES", "UNLABELLED-none", "UNLABELLED-imagenet"
+PRETRAIN = ("--archives", ARCHIVES, "--archives-mode", "pretrain")
+#: A start from random weights needs batch norms that are trained.
+RANDOM = ("--weights", "none", "--batch-norm", "trainable", "--learning-rate", "1e-3")
+RESNET50 = ("--backbone", "resnet50", "--batch-norm", "trainable")
+#: Of the training without labels; an epoch has each crop once.
+UNLABELLED_EPOCHS = 30
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What is varied: variant -> options behind the recipe's, the base first.
+
+    ``views``: the variants differ in the views of a crop at test only, so all are scored with the networks of one training.
+    """
+
+    variants: Mapping[str, tuple[str, ...]]
+    views: bool = False
+
+
+def _varied(option: str, base: str, *values: str) -> Factor:
+    """A factor of one option; ``base`` is the recipe's value."""
+    return Factor({f"{base}, the recipe's": ()} | {value: (option, value) for value in values})
+
+
+FACTORS = {
+    "start": Factor(
+        {
+            "ImageNet": (),
+            "random": RANDOM,
+            "self-supervised": ("--weights", UNLABELLED, "--batch-norm", "trainable"),
+            "self-supervised from ImageNet": ("--weights", UNLABELLED_IMAGENET),
+            "HAM10000 from ImageNet": PRETRAIN,
+            "HAM10000 from random": (*RANDOM, *PRETRAIN),
+        }
+    ),
+    "size": _varied("--image-size", "96", "64", "128", "160"),
+    "augmentation": Factor(
+        {"strong": ()}
+        | {name: ("--augmentation", name) for name in ("none", "flips", "light", "geometry", "colour", "strong-cutout")}
+        | {"strong, no mixup": ("--mixup", "0")}
+    ),
+    "sampling": Factor(
+        {"2 benign, 38 epochs": ()}
+        | {f"{ratio} benign": ("--negatives-per-positive", ratio) for ratio in ("1", "4", "8")}
+        | {f"{epochs} epochs": ("--epochs", epochs) for epochs in ("19", "76")}
+    ),
+    "unfreeze": Factor(
+        {
+            "all": (),
+            "conv5": ("--unfreeze", "conv5"),
+            "conv4 and conv5": ("--unfreeze", "conv4"),
+            "head first": ("--head-epochs", "5"),
+            "trainable batch norms": ("--batch-norm", "trainable"),
+            "backbone 0.3 of the rate": ("--backbone-rate", "0.3", "--learning-rate", "6e-4"),
+            "backbone 0.1 of the rate": ("--backbone-rate", "0.1", "--learning-rate", "2e-3"),
+        }
+    ),
+    "regularisation": Factor(
+        {
+            "label smoothing 0.05, dropout 0.5, weight decay 0.05": (),
+            "no label smoothing": ("--label-smoothing", "0"),
+            "label smoothing 0.1": ("--label-smoothing", "0.1"),
+            "no dropout": ("--dropout", "0"),
+            "dropout 0.3": ("--dropout", "0.3"),
+            "weight decay 0.0001": ("--weight-decay", "1e-4"),
+        }
+    ),
+    "average": _varied("--ema", "0.99", "0", "0.9", "0.998"),
+    "views": Factor({number: ("--views", number) for number in ("1", "2", "4", "8")}, views=True),
+    "backbone": Factor(
+        {
+            "EfficientNet-Lite0": (),
+            "EfficientNet-Lite1": ("--backbone", "efficientnet-lite1"),
+            "EfficientNet-Lite2": ("--backbone", "efficientnet-lite2"),
+            "ResNet50, random": (*RESNET50, *RANDOM),
+        }
+    ),
+    "resnet50": Factor(
+        {
+            "random": (*RESNET50, *RANDOM),
+            "self-supervised": (*RESNET50, "--weights", UNLABELLED),
+            "HAM10000": (*RESNET50, *RANDOM, *PRETRAIN),
+        }
+    ),
+    "seeds": Factor({"the recipe": ()}),
+}
