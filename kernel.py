@@ -13,13 +13,13 @@ Contents (line numbers):
       505  inference/tables.py
       831  inference/schema.py
       979  inference/features.py
-     1276  inference/artifacts.py
-     1349  inference/tabular.py
-     1408  inference/images.py
-     1586  inference/network.py
-     1851  inference/run_log.py
-     1987  inference/scoring.py
-     2162  inference/submission.py
+     1277  inference/artifacts.py
+     1350  inference/tabular.py
+     1409  inference/images.py
+     1587  inference/network.py
+     1852  inference/run_log.py
+     1988  inference/scoring.py
+     2163  inference/submission.py
 """
 
 from __future__ import annotations
@@ -1086,15 +1086,16 @@ def build_features(metadata: pd.DataFrame) -> pd.DataFrame:
     """The feature table of every lesion.
 
     Args:
-        metadata: rows as ``read_metadata`` gives them. Columns that only train has are not used.
+        metadata: rows as ``read_metadata`` gives them, or some of their columns. Those that only train has are not used.
 
     Returns:
         One row per lesion, same order and index. Numbers are float32 (NaN where unknown), categories str (``MISSING``
-        where unknown). Features whose columns are absent from ``metadata`` are absent.
+        where unknown). Features whose columns are absent from ``metadata`` are absent; without patient_id, those that
+        compare with the patient's other lesions.
     """
     numbers = {name: metadata[name].to_numpy("float64") for name in NUMBERS if name in metadata}
     numbers |= engineered_features(numbers)
-    features = numbers | context_features(numbers, metadata)
+    features = numbers | (context_features(numbers, metadata) if PATIENT in metadata else {})
     table = pd.DataFrame({name: finite_float32(values) for name, values in features.items()}, index=metadata.index)
     for name in MODEL_CATEGORIES:
         if name in metadata:

@@ -64,6 +64,7 @@ TRAINING = (
     "train.network.known_images",
     "train.network.crop_cache",
     "train.network.batches",
+    "train.leaks",
     "train.folds",
     "train.config",
     "train.cross_validation",

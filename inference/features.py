@@ -115,15 +115,16 @@ def build_features(metadata: pd.DataFrame) -> pd.DataFrame:
     """The feature table of every lesion.
 
     Args:
-        metadata: rows as ``read_metadata`` gives them. Columns that only train has are not used.
+        metadata: rows as ``read_metadata`` gives them, or some of their columns. Those that only train has are not used.
 
     Returns:
         One row per lesion, same order and index. Numbers are float32 (NaN where unknown), categories str (``MISSING``
-        where unknown). Features whose columns are absent from ``metadata`` are absent.
+        where unknown). Features whose columns are absent from ``metadata`` are absent; without patient_id, those that
+        compare with the patient's other lesions.
     """
     numbers = {name: metadata[name].to_numpy("float64") for name in NUMBERS if name in metadata}
     numbers |= engineered_features(numbers)
-    features = numbers | context_features(numbers, metadata)
+    features = numbers | (context_features(numbers, metadata) if PATIENT in metadata else {})
     table = pd.DataFrame({name: finite_float32(values) for name, values in features.items()}, index=metadata.index)
     for name in MODEL_CATEGORIES:
         if name in metadata:

@@ -3,11 +3,14 @@
     python -m train.folds --data data/isic-2024-challenge --artifacts artifacts
 
 No patient is on both sides of a fold, and malignant lesions are spread evenly over the folds (scikit-learn's
-StratifiedGroupKFold). Holdout rows have fold -1: no stage trains on them, the dry run scores them.
+StratifiedGroupKFold). Holdout rows have fold -1: no stage trains on them, the dry run scores them. Rows whose missing
+values and counts tell the label are refused (``train.leaks``); what the features may use instead is chosen here, recorded
+in the manifest, and kept to by later stages.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from inference.files import write_csv
 from inference.options import Parser, add_data_options, add_seed_option, count, filled_text, share
 from inference.schema import HOSPITAL, ID, PATIENT, TARGET, read_metadata, read_scores
 from inference.tables import id_mismatch
+from train.leaks import ColumnChoice, add_column_options, check_leaks
 from train.manifest import READS, read_manifest, stage
 from utils import InputError, log, run_command
 
@@ -36,8 +40,10 @@ def make_folds(arguments: list[str] | None = None) -> int:
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--holdout", type=share(high=0.5), default=0.2, help="share of rows held out (default: %(default)s)")
     group.add_argument("--holdout-hospital", type=filled_text, metavar="NAME", help="hold this whole hospital out instead")
+    add_column_options(parser)
     parser.add_argument("--replace", action="store_true", help="replace other folds, and drop all models")
     options = parser.parse_args(arguments)
+    choice = ColumnChoice(options.patients, tuple(options.columns) if options.columns else None, options.accept_leak)
     source = options.data / "train-metadata.csv"
     with stage(options.artifacts, "folds", [source], options.replace) as current:
         metadata = read_metadata(source, labelled=True)
@@ -46,12 +52,15 @@ def make_folds(arguments: list[str] | None = None) -> int:
         else:
             holdout = holdout_by_share(metadata, options.holdout, options.seed)
         fold = assign_folds(metadata, options.folds, holdout, options.seed)
+        leaks = check_leaks(metadata, choice)
         table = metadata[[ID, PATIENT, TARGET]].assign(fold=fold)
-        if not holds_folds(options.artifacts, table, options.replace):
+        same_choice = ColumnChoice.recorded(read_manifest(options.artifacts)) == choice
+        if not holds_folds(options.artifacts, table, options.replace) or not same_choice:
             current.refuse_loss()
             write_csv(current.folder / FOLDS, table)
             section = {"folds": options.folds, "seed": options.seed, "holdout_rows": int(holdout.sum())}
-            current.record(section | {"holdout_hospital": options.holdout_hospital})
+            section |= {"holdout_hospital": options.holdout_hospital, "features": asdict(choice)}
+            current.record(section | {"leaks": leaks.aucs | {"all together": leaks.together}})
 
     counts = metadata[~holdout].groupby(fold[~holdout])[TARGET].agg(["size", "sum"])
     log(

@@ -93,7 +93,7 @@ def read_training(run: RunConfig, config: TrainingConfig) -> Training:
         image_size=config.image_size,
         inputs=INPUTS[config.inputs],
         tabular_mean=float(tabular.mean()),
-        tabular_std=float(tabular.std()) or 1.0,
+        tabular_std=float(tabular.std()) if np.ptp(tabular) else 1.0,  # rounding gives equal logits a deviation
         base_logit=float(np.log(prevalence / (1 - prevalence))),
     )
     return Training(config, network, lesions, images.path, run.logs.resolve(), archive, cache=run.cache)

@@ -14,6 +14,7 @@ from inference.images import ImageStore, find_images
 from inference.schema import ID, PATIENT, TARGET, TRAIN_ONLY, read_metadata, read_scores
 from inference.tables import id_mismatch
 from train.folds import HOLDOUT, read_folds
+from train.leaks import ColumnChoice
 from train.network.known_images import image_digests
 from utils import InputError
 
@@ -28,14 +29,14 @@ class Rows:
     patients: np.ndarray
 
 
-def read_rows(data: Path) -> Rows:
-    """All rows of train-metadata.csv.
+def read_rows(data: Path, choice: ColumnChoice | None = None) -> Rows:
+    """All rows of train-metadata.csv, with the features of the columns that ``choice`` leaves; of all columns without one.
 
     Raises:
         InputError: the file is missing or wrong (``read_metadata``), or a feature comes from a column that only train has.
     """
     metadata = read_metadata(data / "train-metadata.csv", labelled=True)
-    features = build_features(metadata.drop(columns=list(TRAIN_ONLY), errors="ignore"))
+    features = build_features(metadata[(choice or ColumnChoice()).of(metadata)])
     refuse_train_only(list(features))
     return Rows(metadata, features, metadata[TARGET].to_numpy(), metadata[PATIENT].to_numpy())
 

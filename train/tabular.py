@@ -3,13 +3,14 @@
     python -m train.tabular --data data/isic-2024-challenge --artifacts artifacts
 
 A lesion's out-of-fold logit comes from models trained without any lesion of its patient; the fusion network is trained on
-these logits. The number of trees is fixed: nothing is chosen on the rows that are reported.
+these logits. The number of trees is fixed: nothing is chosen on the rows that are reported. Models without signal are set to
+the logit of the prevalence, for every lesion, so that a network that starts at their logit starts at none of their noise.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,14 @@ from scale.parallel import workers
 from train.config import TabularConfig, add_tabular_options, read_config
 from train.cross_validation import CrossValidation, FoldModel, categories_of, cross_validate
 from train.folds import HOLDOUT, read_folds
+from train.leaks import ColumnChoice, check_leaks
 from train.lesions import Rows, read_rows
-from train.manifest import Stage, stage
+from train.manifest import Stage, read_manifest, stage
 from utils import InputError, bootstrap_scores, fold_mean, format_table, log, run_command
+
+#: The AUC of guessing. Where the patient bootstrap's 95 % interval of the out-of-fold AUC reaches down to it, the models
+#: have shown no signal.
+NO_SIGNAL = 0.5
 
 
 def train_tabular(arguments: list[str] | None = None) -> int:
@@ -40,8 +46,10 @@ def train_tabular(arguments: list[str] | None = None) -> int:
     config = read_config(options.params, options.seeds, options.negatives_per_positive, options.seed)
     reads = [options.data / "train-metadata.csv", options.artifacts / FOLDS]
     with stage(options.artifacts, "tabular", reads, options.replace) as current:
-        rows = read_rows(options.data)
+        choice = ColumnChoice.recorded(read_manifest(options.artifacts))
+        rows = read_rows(options.data, choice)
         fold = read_folds(options.artifacts, rows.metadata)
+        check_leaks(rows.metadata, choice)
         if current.is_done({"config": asdict(config), "rows": rows_digest(rows), "versions": versions()}):
             return 0
         categories = categories_of(rows.features)
@@ -64,14 +72,17 @@ def record_tabular(stage: Stage, rows: Rows, fold: np.ndarray, result: CrossVali
     labels, out_of_fold = rows.labels[train], result.logits[train]
     if not train.all():
         compare_scales(out_of_fold, result.logits[~train])
-    categories = categories_of(rows.features)
-    models = save_models(result.models, stage.folder)
-    oof = rows.metadata.loc[train, [ID, TARGET]].assign(fold=fold[train], tabular=out_of_fold)
-    write_csv(stage.folder / OOF_TABULAR, oof)
-
     table = bootstrap_scores(labels, rows.patients[train], {"tabular": out_of_fold})
     mean, deviation = fold_mean(labels, out_of_fold, fold[train])
-    pauc = table.scores["tabular"].pauc
+    pauc, auc = table.scores["tabular"].pauc, table.scores["tabular"].auc
+    prior = None if auc.low > NO_SIGNAL else prior_logit(labels)
+    trained = result.models
+    if prior is not None:
+        trained, out_of_fold = constant_models(trained, prior), np.full(len(labels), prior)
+    categories = categories_of(rows.features)
+    models = save_models(trained, stage.folder)
+    oof = rows.metadata.loc[train, [ID, TARGET]].assign(fold=fold[train], tabular=out_of_fold)
+    write_csv(stage.folder / OOF_TABULAR, oof)
     section = {
         "models": models,
         "features": list(rows.features),
@@ -81,14 +92,40 @@ def record_tabular(stage: Stage, rows: Rows, fold: np.ndarray, result: CrossVali
         "negatives_per_positive": config.negatives_per_positive,
         "out_of_fold": describe_logits(out_of_fold),
         "trained_on": {"lesions": int(train.sum()), "malignant": int(labels.sum())},
-        "scores": {"pauc": pauc.value, "interval": [pauc.low, pauc.high], "fold_mean": mean, "fold_sd": deviation},
+        "scores": {
+            "pauc": pauc.value,
+            "interval": [pauc.low, pauc.high],
+            "fold_mean": mean,
+            "fold_sd": deviation,
+            "auc": auc.value,
+            "auc_interval": [auc.low, auc.high],
+        },
+        "prior": prior,
     }
     stage.record(section)
     log(format_table(table))
+    if prior is not None:
+        log(
+            f"WARNING: no signal, out-of-fold AUC {auc.value:.4f} [{auc.low:.4f}, {auc.high:.4f}] is not above {NO_SIGNAL}; "
+            f"the tabular logit of every lesion is that of the prevalence, {prior:.4f}"
+        )
     log(
         f"{len(models)} models in {stage.artifacts}: out-of-fold pAUC {pauc.value:.4f} "
         f"[{pauc.low:.4f}, {pauc.high:.4f}] pooled, fold mean {mean:.4f} sd {deviation:.4f}"
     )
+
+
+def prior_logit(labels: np.ndarray) -> float:
+    """The logit of the share of malignant lesions among ``labels``, 0/1, with as many digits as oof_tabular.csv holds."""
+    rate = labels.mean()
+    return round(float(np.log(rate / (1 - rate))), 6)
+
+
+def constant_models(models: list[FoldModel], prior: float) -> list[FoldModel]:
+    """The models with ``prior`` as the logit of whatever lesion; they are changed in place. Their readers need not know."""
+    for each in models:
+        each.model.set_scale_and_bias(0.0, prior)
+    return [replace(each, prior_correction=0.0) for each in models]
 
 
 def compare_scales(out_of_fold: np.ndarray, holdout: np.ndarray) -> None:

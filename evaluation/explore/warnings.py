@@ -13,6 +13,7 @@ from evaluation.explore.folder import Folder
 from evaluation.explore.tables import kind_of
 from inference.features import SMALLEST_NORM
 from inference.schema import HOSPITAL, ID, PATIENT, TARGET, TRAIN_COLUMNS, TRAIN_ONLY
+from train.leaks import LEAK_AUC, ColumnChoice, measure_leaks
 
 #: A single column with this pAUC (guessing 0.02, the best 0.20) holds the diagnosis itself.
 TOO_GOOD = 0.18
@@ -42,6 +43,7 @@ def find_warnings(folder: Folder, single: pd.DataFrame, rho: pd.DataFrame) -> li
     """
     return [
         *leaks(folder, single),
+        *collection_leaks(folder.train),
         *repeated_ids(folder),
         *repeated_images(folder),
         *inconsistent_patients(folder),
@@ -83,6 +85,17 @@ def leaks(folder: Folder, single: pd.DataFrame) -> Iterator[Finding]:
     if unknown:
         text = f"{listed(unknown)}: the competition has no such columns, and training leaves them out."
         yield Finding("Columns of another file", text)
+
+
+def collection_leaks(train: pd.DataFrame) -> Iterator[Finding]:
+    """Missing values and counts that tell the label, as ``train.folds`` measures them."""
+    found = measure_leaks(train, ColumnChoice().of(train))
+    if found.found:
+        text = (
+            f"AUC of a small tree, cross-validated by patient: {found.text}. Models would learn how rows were collected: "
+            f"training refuses more than {LEAK_AUC}. Give train.folds {found.ways_out}."
+        )
+        yield Finding("Missing values and counts tell the label", text)
 
 
 def repeated_ids(folder: Folder) -> Iterator[Finding]:

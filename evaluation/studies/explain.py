@@ -123,7 +123,11 @@ def explain(
         rows = np.flatnonzero((fold == number) | (fold == HOLDOUT))
         if len(rows):
             pool = Pool(features.iloc[rows], cat_features=categories)
-            total[rows] += model.get_feature_importance(pool, type="ShapValues")
+            scale, bias = model.get_scale_and_bias()
+            # A model without signal (``train.tabular``) gives its bias alone; CatBoost explains no scaled model.
+            total[rows] += (
+                model.get_feature_importance(pool, type="ShapValues") if scale else [0.0] * features.shape[1] + [bias]
+            )
             used[rows] += 1
     mean = total / used[:, None]
     return Explanation(features, categories, mean[:, :-1], mean[:, -1], importance)

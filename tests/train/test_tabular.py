@@ -63,6 +63,30 @@ def test_another_scale_in_the_holdout_is_logged(capsys):
         assert "WARNING: not the same scale" in capsys.readouterr().out
 
 
+# Models without signal
+
+
+def test_models_without_signal_become_the_prior(synthetic_data, tmp_path, metadata, monkeypatch, capsys):
+    monkeypatch.setattr(tabular, "NO_SIGNAL", 0.5)
+    assert train(synthetic_data, tmp_path / "artifacts") == 0
+    assert "no signal" in capsys.readouterr().out
+    manifest, oof = load_manifest(tmp_path / "artifacts"), pd.read_csv(tmp_path / "artifacts" / OOF_TABULAR)
+    section, rate = manifest["tabular"], oof[TARGET].mean()
+    assert section["scores"]["auc_interval"][0] <= 0.5
+    assert section["prior"] == pytest.approx(np.log(rate / (1 - rate)), abs=1e-6)
+    assert (oof["tabular"] == section["prior"]).all()
+    assert section["out_of_fold"]["median"] == section["prior"]
+    models, _ = load_tabular_models(tmp_path / "artifacts", manifest)
+    features = select_features(build_features(metadata), section["features"], section["categories"])
+    assert (tabular_logits(models, features, section["categories"]) == section["prior"]).all()  # in the kernel, too
+
+
+def test_models_with_signal_are_kept(trained):
+    section = load_manifest(trained.artifacts)["tabular"]
+    assert section["prior"] is None
+    assert section["scores"]["auc_interval"][0] > 0.5
+
+
 # The whole stage
 
 

@@ -47,6 +47,16 @@ def test_a_leak_under_any_name_is_found(folder):
     assert "tbp_lv_H (0.2000 by its gaps)" in gaps["Columns that give the label away"]
 
 
+def test_missing_values_and_counts_that_tell_the_label_are_reported(folder):
+    title = "Missing values and counts tell the label"
+    train = pd.concat([folder.train] * 5, ignore_index=True)
+    train[ID] = [f"ISIC_{row:07d}" for row in range(300)]
+    more = replace(folder, train=train, images=replace(folder.images, present=np.ones(300, bool), same=np.arange(300)))
+    assert title not in warnings_of(more)
+    found = warnings_of(changed(more, **{PATIENT: train[PATIENT].where(train[TARGET] == 1)}))
+    assert "'has a known patient' 1.000" in found[title] and "--patients own" in found[title]
+
+
 def test_repeated_ids_and_shared_ones_are_counted(folder):
     ids = folder.train[ID].copy()
     ids[1], ids[2] = ids[0], None

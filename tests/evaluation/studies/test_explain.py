@@ -56,6 +56,15 @@ def test_shap_values_and_the_mean_score_add_up_to_the_score_of_models_trained_wi
     assert np.abs(raw[0] - raw[1]).min() > 1e-6  # or the wrong model would do as well
 
 
+def test_a_model_without_signal_has_its_bias_and_nothing_to_explain(explained):
+    features, fold, models, categories, _ = explained
+    constant = [(number, model.copy()) for number, model in models]
+    for _, model in constant:
+        model.set_scale_and_bias(0.0, -3.5)
+    found = explain(features, fold, constant, categories)
+    assert not found.shap.any() and (found.expected == -3.5).all()
+
+
 def test_importance_is_the_mean_over_the_models(explained):
     features, _, models, _, explanation = explained
     assert explanation.importance.sum() == pytest.approx(100)

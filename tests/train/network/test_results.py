@@ -104,6 +104,22 @@ def test_a_network_that_knows_all_is_used_alone():
     assert blend["tabular"] == pytest.approx(0, abs=0.01)
 
 
+def test_a_tabular_logit_without_signal_leaves_the_networks_ranking():
+    """``train.tabular`` then gives every lesion the logit of the prevalence."""
+    rows = made(3_000, 2.0, 1.0)
+    rows = replace(rows, tabular=np.full(len(rows.y_true), -3.710842))
+    scores, alone = nested_scores(rows), partial_auc(rows.y_true, rows.network)
+    for kind in COMBINATIONS:
+        how = fit_combination(kind, rows)
+        final = rows.combined(how)
+        assert np.isfinite(final).all() and np.isfinite(scores[kind]).all()
+        assert partial_auc(rows.y_true, final) == pytest.approx(alone)
+        without = replace(rows, image_scored=np.zeros(len(rows.y_true), dtype=bool)).combined(how)
+        assert np.ptp(without) == pytest.approx(0)
+    assert scores.keys() == {*COMBINATIONS, FINAL}
+    assert choose_combination(rows).settings["kind"] in COMBINATIONS
+
+
 def test_no_label_of_a_fold_changes_its_own_scores():
     rows = made(3_000, 2.0, 1.0)
     before, inside = nested_scores(rows), rows.fold == 1
