@@ -6,20 +6,21 @@ On Kaggle it runs without arguments and without a network connection. It reads t
 that this project's training wrote. Built by `python -m inference.build_kernel`: edit the modules below and build again.
 
 Contents (line numbers):
-       74  utils.py
-      221  inference/links.py
-      289  inference/options.py
-      429  inference/files.py
-      505  inference/tables.py
-      831  inference/schema.py
-      979  inference/features.py
-     1277  inference/artifacts.py
-     1350  inference/tabular.py
-     1409  inference/images.py
-     1587  inference/network.py
-     1852  inference/run_log.py
-     1988  inference/scoring.py
-     2163  inference/submission.py
+       76  utils.py
+      223  inference/links.py
+      291  inference/options.py
+      431  inference/files.py
+      507  inference/tables.py
+      833  inference/schema.py
+      981  inference/features.py
+     1279  inference/artifacts.py
+     1352  inference/tabular.py
+     1411  inference/images.py
+     1589  inference/backbones.py
+     1727  inference/network.py
+     2013  inference/run_log.py
+     2149  inference/scoring.py
+     2325  inference/submission.py
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata as installed
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -1584,10 +1586,148 @@ def cores() -> int:
 
 
 # ===========================================================================================================================
+# inference/backbones.py
+# ===========================================================================================================================
+
+"""Backbones: networks from a crop's pixels to its features, built in code, with the preprocessing that their weights expect.
+
+``efficientnet-lite0`` to ``-lite2`` are EfficientNet (Tan and Le 2019) without squeeze-and-excitation and with ReLU6, as in
+https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite. Their layers are named by resolution, as
+those of ``keras.applications.ResNet50`` are: those of ``conv4`` compute at a sixteenth of the crop's.
+"""
+
+RESNET50 = "resnet50"
+#: Name -> multipliers of width and depth.
+EFFICIENTNET_LITE = {
+    "efficientnet-lite0": (1.0, 1.0),
+    "efficientnet-lite1": (1.0, 1.1),
+    "efficientnet-lite2": (1.1, 1.2),
+}
+BACKBONES = (RESNET50, *EFFICIENTNET_LITE)
+#: ResNet50 was trained on BGR pixels less the ImageNet mean (keras.applications, "caffe" mode).
+IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
+#: The layer of the network whose output the backbone gets.
+PREPROCESSED = "preprocessed"
+LITE_STEM, LITE_HEAD = 32, 1280
+LITE_EPSILON = 1e-3  # of batch normalisation
+
+
+class LiteStage(NamedTuple):
+    """Blocks of one width; the first has the stride."""
+
+    resolution: str
+    repeats: int
+    kernel: int
+    stride: int
+    expansion: int
+    filters: int
+
+
+LITE_STAGES = (
+    LiteStage("conv1", 1, 3, 1, 1, 16),
+    LiteStage("conv2", 2, 3, 2, 6, 24),
+    LiteStage("conv3", 2, 5, 2, 6, 40),
+    LiteStage("conv4", 3, 3, 2, 6, 80),
+    LiteStage("conv4", 3, 5, 1, 6, 112),
+    LiteStage("conv5", 4, 5, 2, 6, 192),
+    LiteStage("conv5", 1, 3, 1, 6, 320),
+)
+
+
+def backbone_features(name: str, pixels, weights: str | None):
+    """The features of crops: their preprocessing and the backbone, pooled over the crop.
+
+    Args:
+        name: of ``BACKBONES``.
+        pixels: Keras tensor, float32 (batch, size, size, 3), RGB from 0 to 255.
+        weights: None for random ones, "imagenet" (ResNet50 only: Keras downloads them), or the path of a weights file.
+
+    Returns:
+        Keras tensor (batch, features); the backbone is a layer of the network, called ``backbone_layer_name(name)``.
+    """
+    import keras
+    from keras import layers
+
+    if name == RESNET50:
+        bgr = keras.ops.flip(pixels, axis=-1)
+        mean = [-level for level in IMAGENET_MEAN_BGR]
+        centred = layers.Rescaling(1.0, offset=mean, name=PREPROCESSED, dtype="float32")(bgr)
+        # Named here: Keras would count its inputs, and weights files keep the name.
+        inputs = keras.Input(pixels.shape[1:], name="centred_pixels")
+        backbone = keras.applications.ResNet50(
+            include_top=False, weights=weights, input_tensor=inputs, pooling="avg", name=backbone_layer_name(name)
+        )
+        return backbone(centred)
+    centred = layers.Rescaling(1 / 128, offset=-127 / 128, name=PREPROCESSED, dtype="float32")(pixels)
+    backbone = efficientnet_lite(name, pixels.shape[1:])
+    if weights is not None:
+        backbone.load_weights(weights)
+    return backbone(centred)
+
+
+def backbone_layer_name(name: str) -> str:
+    """The name of a backbone's layer in the network."""
+    return name.replace("-", "_")
+
+
+def efficientnet_lite(name: str, shape: tuple[int, int, int], classes: int = 0) -> keras.Model:
+    """An EfficientNet-Lite with random weights.
+
+    Args:
+        name: key of ``EFFICIENTNET_LITE``.
+        shape: of the crops, (size, size, 3).
+        classes: with the classifier of this many classes; 0: pooled features, 1,280 of them.
+    """
+    import keras
+    from keras import layers
+
+    width, depth = EFFICIENTNET_LITE[name]
+
+    def normalised(tensor, label: str, activation: bool = True):
+        tensor = layers.BatchNormalization(epsilon=LITE_EPSILON, name=f"{label}_bn")(tensor)
+        return layers.ReLU(6.0, name=f"{label}_relu")(tensor) if activation else tensor
+
+    def convolution(tensor, filters: int, label: str, kernel: int = 1, stride: int = 1, activation: bool = True):
+        layer = layers.Conv2D(filters, kernel, stride, "same", use_bias=False, name=f"{label}_conv")
+        return normalised(layer(tensor), label, activation)
+
+    inputs = keras.Input(shape, name="centred_pixels")
+    tensor = convolution(inputs, LITE_STEM, "conv1_stem", 3, 2)
+    number = 0
+    for index, stage in enumerate(LITE_STAGES):
+        filters = rounded_filters(stage.filters, width)
+        # The first and the last stage keep their depth.
+        repeats = stage.repeats if index in (0, len(LITE_STAGES) - 1) else ceil(depth * stage.repeats)
+        for repeat in range(repeats):
+            label, start = f"{stage.resolution}_block{number}", tensor
+            if stage.expansion > 1:
+                tensor = convolution(tensor, tensor.shape[-1] * stage.expansion, f"{label}_expand")
+            stride = stage.stride if repeat == 0 else 1
+            depthwise = layers.DepthwiseConv2D(stage.kernel, stride, "same", use_bias=False, name=f"{label}_depthwise_conv")
+            tensor = normalised(depthwise(tensor), f"{label}_depthwise")
+            tensor = convolution(tensor, filters, f"{label}_project", activation=False)
+            if repeat > 0:
+                tensor = layers.Add(name=f"{label}_add")([start, tensor])
+            number += 1
+    tensor = convolution(tensor, LITE_HEAD, "conv5_head")
+    tensor = layers.GlobalAveragePooling2D(name="pooled")(tensor)
+    if classes:
+        tensor = layers.Dense(classes, name="classes")(tensor)
+    return keras.Model(inputs, tensor, name=backbone_layer_name(name))
+
+
+def rounded_filters(filters: int, width: float) -> int:
+    """``filters`` times ``width``, to a multiple of 8, not more than a tenth below it; as TensorFlow's EfficientNet."""
+    wanted = filters * width
+    rounded = max(8, int(wanted + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * wanted else rounded
+
+
+# ===========================================================================================================================
 # inference/network.py
 # ===========================================================================================================================
 
-"""The fusion network: ResNet50 on the crop, beside the tabular logit.
+"""The fusion network: a backbone, ResNet50 by default, on the crop, beside the tabular logit.
 
     final logit = tabular logit + correction(crop, tabular logit)
 
@@ -1604,9 +1744,9 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 # Each fold's network is traced anew, by design; TensorFlow would warn of it.
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
-#: ResNet50 was trained on BGR pixels less the ImageNet mean (keras.applications, "caffe" mode).
-IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
 SMALLEST_IMAGE = 32
+#: The symmetries of a square.
+MOST_VIEWS = 8
 CPU = "/device:CPU:0"
 #: Values of a network's trainable and other variables, each in the network's order.
 State = tuple[list, list]
@@ -1621,18 +1761,24 @@ class NetworkConfig:
         inputs: ("crop", "tabular") for the fusion; ("crop",) for the image alone; ("tabular",) for the tabular logit alone.
         tabular_mean: mean of the tabular logits in training; the head gets standardised ones.
         tabular_std: their standard deviation.
-        head_units: width of the head.
-        head_dropout: dropout rate of the head.
+        backbone: of ``inference.backbones.BACKBONES``.
+        feature_dropout: dropout rate of the backbone's features.
+        head_units: width of the head's hidden layer; 0 for none.
+        head_dropout: dropout rate of the hidden layer.
         base_logit: initial logit of a network without the input "tabular": that of the prevalence. Otherwise ignored.
+        views: mirrored and turned views of each crop whose logits are averaged, 1 to 8.
     """
 
     image_size: int
     inputs: tuple[str, ...] = ("crop", "tabular")
     tabular_mean: float = 0.0
     tabular_std: float = 1.0
+    backbone: str = RESNET50
+    feature_dropout: float = 0.0
     head_units: int = 64
     head_dropout: float = 0.2
     base_logit: float = 0.0
+    views: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON keeps it."""
@@ -1642,9 +1788,12 @@ class NetworkConfig:
     def from_dict(cls, settings: dict[str, Any]) -> NetworkConfig:
         """From what ``to_dict`` gave; raises InputError if it is anything else."""
         try:
-            return cls(**settings | {"inputs": tuple(settings.get("inputs", cls.inputs))})
+            config = cls(**settings | {"inputs": tuple(settings.get("inputs", cls.inputs))})
+            if config.backbone not in BACKBONES or config.views not in range(1, MOST_VIEWS + 1):
+                raise TypeError(f"backbone {config.backbone!r}, views {config.views!r}")
         except TypeError as error:
             raise InputError(f"the network settings {settings} are not of this version ({error}); train again.") from error
+        return config
 
 
 def build_network(config: NetworkConfig, backbone_weights: str | None = None) -> keras.Model:
@@ -1652,7 +1801,7 @@ def build_network(config: NetworkConfig, backbone_weights: str | None = None) ->
 
     Args:
         config: what to build.
-        backbone_weights: None for random weights, "imagenet", or the path of a ResNet50 weights file without its top.
+        backbone_weights: None for random weights, "imagenet" (ResNet50 only), or the path of a weights file without its top.
 
     Returns:
         A model from {"crop": uint8 (batch, image_size, image_size, 3), "tabular": float32 (batch, 1)} to logits,
@@ -1665,24 +1814,18 @@ def build_network(config: NetworkConfig, backbone_weights: str | None = None) ->
     from keras import layers
 
     if config.image_size < SMALLEST_IMAGE:
-        raise InputError(f"image size {config.image_size} is too small for ResNet50; use at least {SMALLEST_IMAGE}.")
+        raise InputError(
+            f"image size {config.image_size} is too small for {config.backbone}; use at least {SMALLEST_IMAGE}."
+        )
     inputs, features = {}, []
     if "crop" in config.inputs:
         shape = (config.image_size, config.image_size, 3)
         inputs["crop"] = keras.Input(shape, name="crop", dtype="uint8")
         pixels = layers.Rescaling(1.0, name="float_pixels", dtype="float32")(inputs["crop"])
-        bgr = keras.ops.flip(pixels, axis=-1)
-        mean = [-level for level in IMAGENET_MEAN_BGR]
-        centred = layers.Rescaling(1.0, offset=mean, name="less_imagenet_mean", dtype="float32")(bgr)
-        backbone = keras.applications.ResNet50(
-            include_top=False,
-            weights=backbone_weights,
-            # Named here: Keras would count its inputs, and weights files keep the name.
-            input_tensor=keras.Input(shape, name="centred_pixels"),
-            pooling="avg",
-            name="resnet50",
-        )
-        features.append(backbone(centred))
+        pooled = backbone_features(config.backbone, pixels, backbone_weights)
+        if config.feature_dropout:
+            pooled = layers.Dropout(config.feature_dropout, name="feature_dropout", dtype="float32")(pooled)
+        features.append(pooled)
     if "tabular" in config.inputs:
         inputs["tabular"] = keras.Input((1,), name="tabular", dtype="float32")
         scale, offset = 1.0 / config.tabular_std, -config.tabular_mean / config.tabular_std
@@ -1691,8 +1834,10 @@ def build_network(config: NetworkConfig, backbone_weights: str | None = None) ->
     # The head computes in float32 whatever the backbone does: its small corrections would drown in half precision.
     join = layers.Concatenate(name="crop_and_tabular_logit", dtype="float32")
     joined = join(features) if len(features) > 1 else features[0]
-    hidden = layers.Dense(config.head_units, activation="relu", name="head", dtype="float32")(joined)
-    hidden = layers.Dropout(config.head_dropout, name="head_dropout", dtype="float32")(hidden)
+    hidden = joined
+    if config.head_units:
+        hidden = layers.Dense(config.head_units, activation="relu", name="head", dtype="float32")(hidden)
+        hidden = layers.Dropout(config.head_dropout, name="head_dropout", dtype="float32")(hidden)
     bias = keras.initializers.Constant(0.0 if "tabular" in config.inputs else config.base_logit)
     last = layers.Dense(1, kernel_initializer="zeros", bias_initializer=bias, name="correction", dtype="float32")
     correction = last(hidden)
@@ -1735,6 +1880,15 @@ def _variables(network: keras.Model) -> tuple[list, list]:
     return network.trainable_variables, network.non_trainable_variables
 
 
+def view(crops, number: int):
+    """One of a square's eight symmetries, by the bits of ``number``; 0 leaves crops, (batch, size, size, 3), as they are."""
+    import tensorflow as tf
+
+    crops = tf.reverse(crops, [2]) if number & 1 else crops
+    crops = tf.reverse(crops, [1]) if number & 2 else crops
+    return tf.transpose(crops, (0, 2, 1, 3)) if number & 4 else crops
+
+
 def devices() -> list[str]:
     """The accelerators of this machine by their logical names, or its CPU."""
     import tensorflow as tf
@@ -1752,6 +1906,7 @@ class Ensemble:
         states: the weights of each fold, as ``load_state`` gives them; the network's own, if not given.
         places: logical devices that share a batch.
         note: called, as ``Run.fall_back`` is, when memory does not suffice: reason, count and a sentence.
+        views: of each crop whose logits are averaged, the first ones of ``view``.
     """
 
     def __init__(
@@ -1760,10 +1915,11 @@ class Ensemble:
         states: Sequence[State] | None = None,
         places: Sequence[str] = (CPU,),
         note: Callable[[str, int, str], None] = lambda reason, count, text: None,
+        views: int = 1,
     ) -> None:
         import tensorflow as tf
 
-        self._network, self._note = network, note
+        self._network, self._note, self._views = network, note, views
         self._at_once: int | None = None  # crops that fit into memory, once they did not
         self._names = [tensor.name for tensor in network.inputs]
         size = {tensor.name: tensor.shape[1:] for tensor in network.inputs}.get("crop", (None, None, 3))
@@ -1776,8 +1932,13 @@ class Ensemble:
         self.functions = {place: self._function_on(place) for place in places}
 
     def _logits_of_one(self, crops, tabular, state: State):
-        batch = {name: {"crop": crops, "tabular": tabular}[name] for name in self._names}
-        return self._network.stateless_call(*state, batch, training=False)[0]
+        import tensorflow as tf
+
+        logits = []
+        for number in range(self._views if "crop" in self._names else 1):
+            batch = {name: {"crop": view(crops, number), "tabular": tabular}[name] for name in self._names}
+            logits.append(self._network.stateless_call(*state, batch, training=False)[0])
+        return tf.add_n(logits) / len(logits)
 
     def _function_on(self, place: str) -> Callable:
         """The mean of all folds' logits of (crops, tabular) on a device; what it returns may not be computed yet."""
@@ -2146,7 +2307,8 @@ def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> Ensembl
     places = devices()
     run.log("building the network")
     with tf.device(CPU):
-        network, states = build_network(NetworkConfig.from_dict(manifest["network"]["settings"])), []
+        config = NetworkConfig.from_dict(manifest["network"]["settings"])
+        network, states = build_network(config), []
         for name in manifest["network"]["weights"]:
             try:
                 states.append(load_state(network, checked_file(artifacts, manifest, name)))
@@ -2156,7 +2318,7 @@ def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> Ensembl
         raise InputError("no fold network is usable")
     run.log(f"{len(states)} fold networks loaded, on {', '.join(places)}")
     run.facts["fold_networks"] = len(states)
-    return Ensemble(network, states, places, run.fall_back)
+    return Ensemble(network, states, places, run.fall_back, config.views)
 
 
 # ===========================================================================================================================

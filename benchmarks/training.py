@@ -1,31 +1,36 @@
 """Measures the fitting of the network: whether the input pipeline keeps the accelerator busy.
 
-    python -m benchmarks.training --data data/isic-2024-challenge --image-size 128
+    python -m benchmarks.training --data data/isic-2024-challenge --image-size 128 --backbone efficientnet-lite0
 
-Without --data it makes a synthetic dataset. The same training steps are fed from the image file and from memory; they take
-turns in one process, so that a busy machine slows both. Prints one JSON line, the median of the rounds.
+Without --data it makes a synthetic dataset. The same training steps are fed from the image file, from the cache of decoded
+crops and from memory; they take turns in one process, so that a busy machine slows all. Prints JSON lines, medians of the
+rounds: images per second, and the share of the steps' time in which they wait for a batch, a feed's start included.
 """
 
 from __future__ import annotations
 
 import tempfile
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.report import progress, report, take_turns
+from benchmarks.report import progress, report, take_turns, timed
+from inference.backbones import BACKBONES, RESNET50
 from inference.network import NetworkConfig
 from inference.options import Parser, add_seed_option, count, crop_count, existing_folder, image_size
 from inference.schema import ID, TARGET, read_metadata
 from train.lesions import open_images
 from train.network.batches import TrainingData
+from train.network.config import TrainingConfig
 from train.network.fit import Phase, Plan, batches_for, compiled_model, corrected_loss
 from train.network.known_images import KnownImages, image_digests
 from train.network.model import precision, starting_network
 from train.synthetic.dataset import DatasetConfig, write_dataset
 from utils import run_command, set_seed
 
-FEED_TARGET = 0.95
+FEED_TARGET, WAIT_TARGET = 0.95, 0.05
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--data", type=existing_folder, metavar="DIR", help="competition folder (default: a synthetic dataset)"
     )
+    parser.add_argument("--backbone", choices=BACKBONES, default=RESNET50, help="(default: %(default)s)")
     parser.add_argument("--image-size", type=image_size, default=64, help="pixels (default: %(default)s)")
     parser.add_argument("--batch-size", type=crop_count, default=64, help="crops per step (default: %(default)s)")
     parser.add_argument("--steps", type=count(), default=10, help="of every measurement (default: %(default)s)")
@@ -46,17 +52,17 @@ def main(arguments: list[str] | None = None) -> int:
             progress("making a synthetic dataset")
             write_dataset(data, DatasetConfig(8, lesions, 0.1, options.seed))
         epoch = training_data(data, options.steps, options.image_size, options.batch_size, options.seed)
-        measure(epoch, options.rounds)
+        measure(replace(epoch, cache=Path(folder) / "cache"), options.backbone, options.rounds)
     return 0
 
 
 def training_data(data: Path, steps: int, image_size: int, batch_size: int, seed: int) -> TrainingData:
-    """One epoch of ``steps`` batches of the lesions of a competition folder, shuffled, repeated where they are too few."""
+    """All lesions of a competition folder, shuffled, repeated where they are too few for ``steps`` batches."""
     metadata, store = read_metadata(data / "train-metadata.csv", labelled=True), open_images(data)
     digests = image_digests(store, metadata[ID].to_numpy())
     images = KnownImages(store, metadata[ID], digests)
     metadata = metadata[digests != 0]
-    count = steps * batch_size
+    count = max(steps * batch_size, len(metadata))
     order = np.resize(np.random.default_rng(seed).permutation(len(metadata)), count)
     return TrainingData(
         images=images,
@@ -71,27 +77,42 @@ def training_data(data: Path, steps: int, image_size: int, batch_size: int, seed
     )
 
 
-def measure(data: TrainingData, rounds: int) -> None:
-    """Images per second of ``fit``, fed from the file and from memory."""
+def measure(data: TrainingData, backbone: str, rounds: int) -> None:
+    """Images per second and waiting of ``data.steps`` steps, fed from the file, from ``data.cache`` and from memory."""
     import tensorflow as tf
 
     set_seed(data.seed)
-    plan = Plan("benchmark", (Phase("stages", "all", 0, 2 * rounds + 1, 1e-4),), corrected_loss(0.0), from_scratch=True)
+    config = TrainingConfig(weights="none")
+    plan = Plan("benchmark", (Phase("stages", "all", 0, 3 * rounds + 1, 1e-4),), corrected_loss(0.0), config)
     with precision("auto"):
-        network = starting_network(NetworkConfig(data.image_size), "none")
+        network = starting_network(NetworkConfig(data.image_size, backbone=backbone), "none")
         model = compiled_model(network, data, plan, plan.phases[0])
-    file = batches_for(model, data, 0).repeat()
+    file = batches_for(model, replace(data, cache=None), 0)
+    seconds, cache = timed(lambda: batches_for(model, data, 0))
+    progress(f"decoded {len(set(data.isic_ids)):,} crops into the cache in {seconds:.1f} s")
     memory = tf.data.Dataset.from_tensors(next(iter(file))).repeat().prefetch(2)
+    feeds = {"memory": memory, "file": file, "cache": cache}
+    waits: dict[str, list[float]] = {name: [] for name in feeds}
 
-    def fit(batches) -> int:
-        model.fit(batches, steps_per_epoch=data.steps, verbose=0)
-        return len(data.isic_ids)
+    def fit(name: str) -> int:
+        began, waited = time.perf_counter(), 0.0
+        batches = iter(feeds[name])
+        for _ in range(data.steps):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            model.train_on_batch(*batch)
+        waits[name].append(waited / (time.perf_counter() - began))
+        return data.steps * data.batch_size
 
     progress("tracing")
-    fit(memory)
-    found = take_turns({"memory": lambda: fit(memory), "file": lambda: fit(file)}, rounds)
-    beside = ("the same step fed from memory", found["memory"])
-    report("training feed", found["file"], "images/s", len(set(data.isic_ids)), beside, FEED_TARGET)
+    model.train_on_batch(*next(iter(memory)))
+    found = take_turns({name: lambda name=name: fit(name) for name in feeds}, rounds)
+    lesions, beside = len(set(data.isic_ids)), ("the same step fed from memory", found["memory"])
+    for name in ("file", "cache"):
+        report(f"training feed, {name}", found[name], "images/s", lesions, beside, FEED_TARGET)
+        wait = float(np.median(waits[name]))
+        report(f"training wait, {name}", wait, "of the time", lesions, ("the whole step", 1.0), WAIT_TARGET)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from inference.artifacts import OOF_FUSION, Manifest, checked_file, load_manifest
+from inference.backbones import PREPROCESSED, RESNET50, backbone_of
 from inference.files import write_csv
 from inference.images import ImageStore, image_batches
 from inference.network import NetworkConfig, load_network
@@ -34,8 +35,8 @@ from utils import InputError, log, run_command
 if TYPE_CHECKING:
     import keras
 
-#: ResNet50's stages, the last first: its feature maps mean most, those of the first are finest.
-STAGES = ("conv5_block3_out", "conv4_block6_out", "conv3_block4_out", "conv2_block3_out")
+#: A backbone's stages, the last first: its feature maps mean most, those of the first are finest.
+STAGES = ("conv5", "conv4", "conv3", "conv2")
 #: With fewer cells across, a heat map does not separate a lesion from the skin around it.
 FEWEST_CELLS = 4
 #: Crops that go through the network at once.
@@ -57,32 +58,38 @@ COLUMNS = 3
 # Grad-CAM of one network
 
 
-def backbone_of(network: keras.Model) -> keras.Model:
-    """The network's ResNet50. Raises InputError where it has none because it takes no crop."""
+def present_backbone(network: keras.Model) -> keras.Model:
+    """The network's backbone. Raises InputError where it has none because it takes no crop."""
     inputs = [tensor.name for tensor in network.inputs]
     if "crop" not in inputs:
         raise InputError(f"network {network.name!r} has the inputs {', '.join(inputs)} and no crop; choose one that has.")
-    return network.get_layer("resnet50")
+    return backbone_of(network)
+
+
+def stage_layers(backbone: keras.Model) -> dict[str, keras.Layer]:
+    """The last layer of each of ``STAGES``."""
+    last = {layer.name.split("_")[0]: layer for layer in backbone.layers if len(layer.output.shape) == 4}
+    return {stage: last[stage] for stage in STAGES if stage in last}
 
 
 def default_layer(network: keras.Model) -> str:
-    """The last stage of the network's ResNet50 whose feature maps have at least 4 x 4 cells.
+    """The last layer of the last stage of the network's backbone whose feature maps have at least 4 x 4 cells.
 
     That is conv5 for crops of 97 pixels and more, conv4 from 49 pixels on, and conv3 below.
 
     Raises:
         InputError: the network takes no crop.
     """
-    backbone = backbone_of(network)
-    return next(stage for stage in STAGES if min(backbone.get_layer(stage).output.shape[1:3]) >= FEWEST_CELLS)
+    layers = stage_layers(present_backbone(network)).values()
+    return next(layer.name for layer in layers if min(layer.output.shape[1:3]) >= FEWEST_CELLS)
 
 
 def tapped(network: keras.Model, layer: str) -> Callable:
-    """The network as a function that also returns feature maps from inside its ResNet50.
+    """The network as a function that also returns feature maps from inside its backbone.
 
     Args:
         network: fusion or image only, of ``inference.network.build_network``.
-        layer: a layer of its ResNet50.
+        layer: a layer of its backbone.
 
     Returns:
         A function of crops, uint8 (rows, size, size, 3), and tabular logits, float32 (rows, 1), which the image-only network
@@ -90,24 +97,25 @@ def tapped(network: keras.Model, layer: str) -> Callable:
         logit by them, same shape; and the logits, float32 (rows, 1).
 
     Raises:
-        InputError: the network takes no crop, or its ResNet50 has no feature maps of that name.
+        InputError: the network takes no crop, or its backbone has no feature maps of that name.
     """
     import keras
     import tensorflow as tf
 
-    backbone, inputs = backbone_of(network), {tensor.name: tensor for tensor in network.inputs}
+    backbone, inputs = present_backbone(network), {tensor.name: tensor for tensor in network.inputs}
     maps = next((each.output for each in backbone.layers if each.name == layer), None)
     if maps is None or len(maps.shape) != 4:
-        raise InputError(f"the network's ResNet50 has no feature maps {layer!r}; choose one of {', '.join(STAGES)}.")
-    # Layers inside the nested ResNet50 are no tensors of the network, so the network is run in parts around it.
-    centre = keras.Model(inputs["crop"], network.get_layer("less_imagenet_mean").output)
+        names = ", ".join(each.name for each in stage_layers(backbone).values())
+        raise InputError(f"the network's backbone has no feature maps {layer!r}; choose one of {names}.")
+    # Layers inside the nested backbone are no tensors of the network, so the network is run in parts around it.
+    centre = keras.Model(inputs["crop"], network.get_layer(PREPROCESSED).output)
     with_maps = keras.Model(backbone.input, [maps, backbone.output])
     named = {each.name: each for each in network.layers}
 
     def head(features, tabular):
         if "tabular" in inputs:
             features = named["crop_and_tabular_logit"]([features, named["standardised_tabular_logit"](tabular)])
-        correction = named["correction"](named["head_dropout"](named["head"](features), training=False))
+        correction = named["correction"](named["head"](features) if "head" in named else features)
         return named["final_logits"]([tabular, correction]) if "tabular" in inputs else correction
 
     def run(crops, tabular):
@@ -121,23 +129,25 @@ def tapped(network: keras.Model, layer: str) -> Callable:
     return run
 
 
-def spread(cells: np.ndarray, size: int) -> np.ndarray:
+def spread(cells: np.ndarray, size: int, *, last_of_two: bool = False) -> np.ndarray:
     """Feature maps over the crop, bilinear between the centres of their cells' receptive fields.
 
     Cell i of Keras's ResNet50 is centred on pixel i * stride, because each of its strides takes the first of two. That is
     the corner of the cell's share of the crop: a plain resize, which puts the cell in the middle of its share, would shift
-    the heat down and right by half a cell.
+    the heat down and right by half a cell. With TensorFlow's "same" padding a stride takes the last of two, where the number
+    of pixels is even: EfficientNet-Lite's cells are centred on the other corner.
 
     Args:
         cells: shape (rows, n, n).
         size: of the crop, pixels; the stride is the power of two that makes n cells of it.
+        last_of_two: which pixel the strides take.
 
     Returns:
-        Shape (rows, size, size); constant below and right of the last cells' centres.
+        Shape (rows, size, size); constant beyond the centres of the first and the last cells.
     """
     count = cells.shape[1]
     stride = 2 ** math.ceil(math.log2(size / count))
-    at = np.minimum(np.arange(size) / stride, count - 1)
+    at = np.clip((np.arange(size) - (stride - 1) * last_of_two) / stride, 0, count - 1)
     share = np.maximum(0.0, 1.0 - np.abs(at[:, None] - np.arange(count))).astype(cells.dtype)
     return share @ cells @ share.T
 
@@ -160,7 +170,7 @@ def class_activation(
         network: fusion or image only, of ``inference.network.build_network``.
         crops: of ``inference.images.image_batches``, uint8 of shape (rows, size, size, 3).
         tabular: tabular logits, shape (rows,); None for the image-only network.
-        layer: where in ResNet50 the feature maps are taken; None for ``default_layer``.
+        layer: where in the backbone the feature maps are taken; None for ``default_layer``.
 
     Returns:
         float32 of shape (rows, size, size), as ``scaled`` returns it: maps of two crops do not compare, and a crop of which
@@ -172,6 +182,7 @@ def class_activation(
     import tensorflow as tf
 
     run = tapped(network, layer or default_layer(network))
+    last_of_two = backbone_of(network).name != RESNET50
     inputs = {tensor.name: tensor for tensor in network.inputs}
     size = tuple(inputs["crop"].shape[1:])
     if crops.shape[1:] != size:
@@ -185,7 +196,7 @@ def class_activation(
         found = run(tf.constant(crops[rows]), tf.constant(tabular[rows, None], tf.float32))
         maps, derivative = (tensor.numpy().astype("float32") for tensor in found[:2])
         weights = derivative.mean(axis=(1, 2))
-        heat[rows] = spread(np.maximum(np.einsum("rc,rijc->rij", weights, maps), 0), size[0])
+        heat[rows] = spread(np.maximum(np.einsum("rc,rijc->rij", weights, maps), 0), size[0], last_of_two=last_of_two)
     return scaled(heat)
 
 
@@ -257,8 +268,8 @@ def heat_maps(chosen: pd.DataFrame, crops: np.ndarray, artifacts: Path, manifest
         manifest: its manifest.
 
     Returns:
-        As ``class_activation``, the mean of several networks' scaled again; and where in ResNet50 they were taken: the layer
-        and its cells, in words.
+        As ``class_activation``, the mean of several networks' scaled again; and where in the backbone they were taken: the
+        layer and its cells, in words.
 
     Raises:
         InputError: there is no network of a fold, or its file is not what training wrote.

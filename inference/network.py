@@ -1,4 +1,4 @@
-"""The fusion network: ResNet50 on the crop, beside the tabular logit.
+"""The fusion network: a backbone, ResNet50 by default, on the crop, beside the tabular logit.
 
     final logit = tabular logit + correction(crop, tabular logit)
 
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inference.backbones import BACKBONES, RESNET50, backbone_features
 from utils import InputError
 
 if TYPE_CHECKING:
@@ -33,9 +34,9 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 # Each fold's network is traced anew, by design; TensorFlow would warn of it.
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
-#: ResNet50 was trained on BGR pixels less the ImageNet mean (keras.applications, "caffe" mode).
-IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
 SMALLEST_IMAGE = 32
+#: The symmetries of a square.
+MOST_VIEWS = 8
 CPU = "/device:CPU:0"
 #: Values of a network's trainable and other variables, each in the network's order.
 State = tuple[list, list]
@@ -50,18 +51,24 @@ class NetworkConfig:
         inputs: ("crop", "tabular") for the fusion; ("crop",) for the image alone; ("tabular",) for the tabular logit alone.
         tabular_mean: mean of the tabular logits in training; the head gets standardised ones.
         tabular_std: their standard deviation.
-        head_units: width of the head.
-        head_dropout: dropout rate of the head.
+        backbone: of ``inference.backbones.BACKBONES``.
+        feature_dropout: dropout rate of the backbone's features.
+        head_units: width of the head's hidden layer; 0 for none.
+        head_dropout: dropout rate of the hidden layer.
         base_logit: initial logit of a network without the input "tabular": that of the prevalence. Otherwise ignored.
+        views: mirrored and turned views of each crop whose logits are averaged, 1 to 8.
     """
 
     image_size: int
     inputs: tuple[str, ...] = ("crop", "tabular")
     tabular_mean: float = 0.0
     tabular_std: float = 1.0
+    backbone: str = RESNET50
+    feature_dropout: float = 0.0
     head_units: int = 64
     head_dropout: float = 0.2
     base_logit: float = 0.0
+    views: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON keeps it."""
@@ -71,9 +78,12 @@ class NetworkConfig:
     def from_dict(cls, settings: dict[str, Any]) -> NetworkConfig:
         """From what ``to_dict`` gave; raises InputError if it is anything else."""
         try:
-            return cls(**settings | {"inputs": tuple(settings.get("inputs", cls.inputs))})
+            config = cls(**settings | {"inputs": tuple(settings.get("inputs", cls.inputs))})
+            if config.backbone not in BACKBONES or config.views not in range(1, MOST_VIEWS + 1):
+                raise TypeError(f"backbone {config.backbone!r}, views {config.views!r}")
         except TypeError as error:
             raise InputError(f"the network settings {settings} are not of this version ({error}); train again.") from error
+        return config
 
 
 def build_network(config: NetworkConfig, backbone_weights: str | None = None) -> keras.Model:
@@ -81,7 +91,7 @@ def build_network(config: NetworkConfig, backbone_weights: str | None = None) ->
 
     Args:
         config: what to build.
-        backbone_weights: None for random weights, "imagenet", or the path of a ResNet50 weights file without its top.
+        backbone_weights: None for random weights, "imagenet" (ResNet50 only), or the path of a weights file without its top.
 
     Returns:
         A model from {"crop": uint8 (batch, image_size, image_size, 3), "tabular": float32 (batch, 1)} to logits,
@@ -94,24 +104,18 @@ def build_network(config: NetworkConfig, backbone_weights: str | None = None) ->
     from keras import layers
 
     if config.image_size < SMALLEST_IMAGE:
-        raise InputError(f"image size {config.image_size} is too small for ResNet50; use at least {SMALLEST_IMAGE}.")
+        raise InputError(
+            f"image size {config.image_size} is too small for {config.backbone}; use at least {SMALLEST_IMAGE}."
+        )
     inputs, features = {}, []
     if "crop" in config.inputs:
         shape = (config.image_size, config.image_size, 3)
         inputs["crop"] = keras.Input(shape, name="crop", dtype="uint8")
         pixels = layers.Rescaling(1.0, name="float_pixels", dtype="float32")(inputs["crop"])
-        bgr = keras.ops.flip(pixels, axis=-1)
-        mean = [-level for level in IMAGENET_MEAN_BGR]
-        centred = layers.Rescaling(1.0, offset=mean, name="less_imagenet_mean", dtype="float32")(bgr)
-        backbone = keras.applications.ResNet50(
-            include_top=False,
-            weights=backbone_weights,
-            # Named here: Keras would count its inputs, and weights files keep the name.
-            input_tensor=keras.Input(shape, name="centred_pixels"),
-            pooling="avg",
-            name="resnet50",
-        )
-        features.append(backbone(centred))
+        pooled = backbone_features(config.backbone, pixels, backbone_weights)
+        if config.feature_dropout:
+            pooled = layers.Dropout(config.feature_dropout, name="feature_dropout", dtype="float32")(pooled)
+        features.append(pooled)
     if "tabular" in config.inputs:
         inputs["tabular"] = keras.Input((1,), name="tabular", dtype="float32")
         scale, offset = 1.0 / config.tabular_std, -config.tabular_mean / config.tabular_std
@@ -120,8 +124,10 @@ def build_network(config: NetworkConfig, backbone_weights: str | None = None) ->
     # The head computes in float32 whatever the backbone does: its small corrections would drown in half precision.
     join = layers.Concatenate(name="crop_and_tabular_logit", dtype="float32")
     joined = join(features) if len(features) > 1 else features[0]
-    hidden = layers.Dense(config.head_units, activation="relu", name="head", dtype="float32")(joined)
-    hidden = layers.Dropout(config.head_dropout, name="head_dropout", dtype="float32")(hidden)
+    hidden = joined
+    if config.head_units:
+        hidden = layers.Dense(config.head_units, activation="relu", name="head", dtype="float32")(hidden)
+        hidden = layers.Dropout(config.head_dropout, name="head_dropout", dtype="float32")(hidden)
     bias = keras.initializers.Constant(0.0 if "tabular" in config.inputs else config.base_logit)
     last = layers.Dense(1, kernel_initializer="zeros", bias_initializer=bias, name="correction", dtype="float32")
     correction = last(hidden)
@@ -175,6 +181,15 @@ def _variables(network: keras.Model) -> tuple[list, list]:
     return network.trainable_variables, network.non_trainable_variables
 
 
+def view(crops, number: int):
+    """One of a square's eight symmetries, by the bits of ``number``; 0 leaves crops, (batch, size, size, 3), as they are."""
+    import tensorflow as tf
+
+    crops = tf.reverse(crops, [2]) if number & 1 else crops
+    crops = tf.reverse(crops, [1]) if number & 2 else crops
+    return tf.transpose(crops, (0, 2, 1, 3)) if number & 4 else crops
+
+
 def devices() -> list[str]:
     """The accelerators of this machine by their logical names, or its CPU."""
     import tensorflow as tf
@@ -192,6 +207,7 @@ class Ensemble:
         states: the weights of each fold, as ``load_state`` gives them; the network's own, if not given.
         places: logical devices that share a batch.
         note: called, as ``Run.fall_back`` is, when memory does not suffice: reason, count and a sentence.
+        views: of each crop whose logits are averaged, the first ones of ``view``.
     """
 
     def __init__(
@@ -200,10 +216,11 @@ class Ensemble:
         states: Sequence[State] | None = None,
         places: Sequence[str] = (CPU,),
         note: Callable[[str, int, str], None] = lambda reason, count, text: None,
+        views: int = 1,
     ) -> None:
         import tensorflow as tf
 
-        self._network, self._note = network, note
+        self._network, self._note, self._views = network, note, views
         self._at_once: int | None = None  # crops that fit into memory, once they did not
         self._names = [tensor.name for tensor in network.inputs]
         size = {tensor.name: tensor.shape[1:] for tensor in network.inputs}.get("crop", (None, None, 3))
@@ -216,8 +233,13 @@ class Ensemble:
         self.functions = {place: self._function_on(place) for place in places}
 
     def _logits_of_one(self, crops, tabular, state: State):
-        batch = {name: {"crop": crops, "tabular": tabular}[name] for name in self._names}
-        return self._network.stateless_call(*state, batch, training=False)[0]
+        import tensorflow as tf
+
+        logits = []
+        for number in range(self._views if "crop" in self._names else 1):
+            batch = {name: {"crop": view(crops, number), "tabular": tabular}[name] for name in self._names}
+            logits.append(self._network.stateless_call(*state, batch, training=False)[0])
+        return tf.add_n(logits) / len(logits)
 
     def _function_on(self, place: str) -> Callable:
         """The mean of all folds' logits of (crops, tabular) on a device; what it returns may not be computed yet."""

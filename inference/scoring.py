@@ -176,7 +176,8 @@ def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> Ensembl
     places = devices()
     run.log("building the network")
     with tf.device(CPU):
-        network, states = build_network(NetworkConfig.from_dict(manifest["network"]["settings"])), []
+        config = NetworkConfig.from_dict(manifest["network"]["settings"])
+        network, states = build_network(config), []
         for name in manifest["network"]["weights"]:
             try:
                 states.append(load_state(network, checked_file(artifacts, manifest, name)))
@@ -186,4 +187,4 @@ def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> Ensembl
         raise InputError("no fold network is usable")
     run.log(f"{len(states)} fold networks loaded, on {', '.join(places)}")
     run.facts["fold_networks"] = len(states)
-    return Ensemble(network, states, places, run.fall_back)
+    return Ensemble(network, states, places, run.fall_back, config.views)

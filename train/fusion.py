@@ -27,6 +27,7 @@ from train.lesions import Lesions, open_images, read_lesions
 from train.manifest import stage
 from train.network.config import INPUTS, RunConfig, TrainingConfig, flag, parse_fusion_options
 from train.network.fold import LOGS, PRETRAINED, FoldFiles, Training, train_backbone, train_fold
+from train.network.imagenet_weights import initial_weights_file
 from train.network.model import be_deterministic, leave_gpus_to_tasks
 from train.network.pretraining import read_archive
 from train.network.results import (
@@ -91,12 +92,17 @@ def read_training(run: RunConfig, config: TrainingConfig) -> Training:
     tabular, prevalence = lesions.tabular[lesions.in_folds], lesions.labels[lesions.in_folds].mean()
     network = NetworkConfig(
         image_size=config.image_size,
+        backbone=config.backbone,
+        feature_dropout=config.dropout,
+        head_units=config.head_units,
+        views=config.views,
         inputs=INPUTS[config.inputs],
         tabular_mean=float(tabular.mean()),
         tabular_std=float(tabular.std()) if np.ptp(tabular) else 1.0,  # rounding gives equal logits a deviation
         base_logit=float(np.log(prevalence / (1 - prevalence))),
     )
-    return Training(config, network, lesions, images.path, run.logs.resolve(), archive, cache=run.cache)
+    initial = initial_weights_file(config.backbone, config.weights)
+    return Training(config, network, initial, lesions, images.path, run.logs.resolve(), archive, cache=run.cache)
 
 
 def unfinished_folder(run: RunConfig, training: Training) -> Path:

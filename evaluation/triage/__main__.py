@@ -57,7 +57,7 @@ class Lesions:
         features: of the listed ones, shape (rows, features).
         shap: their SHAP values, logits, same shape.
         maps: isic_id -> heat map.
-        layer: where in ResNet50 the heat maps were taken, in words; "" where there are none.
+        layer: where in the backbone the heat maps were taken, in words; "" where there are none.
     """
 
     all: pd.DataFrame

@@ -9,7 +9,6 @@ from PIL import Image
 
 from evaluation import grad_cam
 from evaluation.grad_cam import (
-    STAGES,
     caption,
     choose_lesions,
     class_activation,
@@ -23,6 +22,7 @@ from evaluation.grad_cam import (
     tapped,
 )
 from inference.artifacts import FORMAT
+from inference.backbones import PREPROCESSED, efficientnet_lite
 from inference.images import ImageStore, decode_crop
 from inference.network import NetworkConfig, build_network
 from inference.schema import ID, read_metadata
@@ -32,14 +32,18 @@ from utils import InputError
 
 pytestmark = pytest.mark.integration
 
+#: The last layers of ResNet50's stages, the last stage first.
+STAGES = ("conv5_block3_out", "conv4_block6_out", "conv3_block4_out", "conv2_block3_out")
 TABULAR = np.array([-6.0, -0.5, 2.0])
 
 
-def moved(image_size, inputs=("crop", "tabular")):
+def moved(image_size, inputs=("crop", "tabular"), **config):
     """A network that has moved away from where it starts: its correction and its head let some units pass and some rest."""
     tf.keras.utils.set_random_seed(0)
-    network = build_network(NetworkConfig(image_size, inputs=inputs, head_units=8, tabular_mean=-4.0, tabular_std=2.0))
-    network.get_layer("correction").set_weights([np.linspace(-0.3, 0.5, 8)[:, None], np.array([0.2])])
+    config = {"head_units": 8, "tabular_mean": -4.0, "tabular_std": 2.0} | config
+    network = build_network(NetworkConfig(image_size, inputs=inputs, **config))
+    width = network.get_layer("correction").kernel.shape[0]
+    network.get_layer("correction").set_weights([np.linspace(-0.3, 0.5, width)[:, None], np.array([0.2])])
     return network
 
 
@@ -126,7 +130,7 @@ def red_minus_blue():
     maps = layers.Conv2D(2, 1, strides=8, use_bias=False, name="conv3_block4_out")(centred)
     backbone = tf.keras.Model(centred, layers.GlobalAveragePooling2D()(maps), name="resnet50")
     crop = tf.keras.Input((32, 32, 3), name="crop", dtype="uint8")
-    features = backbone(layers.Rescaling(1 / 255, name="less_imagenet_mean")(crop))
+    features = backbone(layers.Rescaling(1 / 255, name=PREPROCESSED)(crop))
     hidden = layers.Dropout(0.0, name="head_dropout")(layers.Dense(2, activation="relu", name="head")(features))
     network = tf.keras.Model({"crop": crop}, layers.Dense(1, name="correction")(hidden))
     backbone.get_layer("conv3_block4_out").set_weights([np.array([[1.0, 0], [0, 0], [0, 1]]).reshape(1, 1, 3, 2)])
@@ -182,16 +186,32 @@ def test_cells_are_spread_over_the_pixels_that_they_look_at(size, count, stride)
     np.testing.assert_allclose(found, np.minimum([rows, columns], last), atol=1e-4)
 
 
-def test_a_cell_of_resnet50_looks_at_the_corner_of_its_share(wide):
-    backbone = wide.get_layer("resnet50")
-    maps = tf.keras.Model(backbone.input, backbone.get_layer("conv2_block3_out").output)
+def test_the_tapped_network_may_have_another_backbone_and_no_hidden_layer():
+    network, crops = moved(32, backbone="efficientnet-lite0", head_units=0, feature_dropout=0.5), crops_of(32)
+    assert default_layer(network) == "conv3_block4_add"
+    maps, _, logits = tapped(network, "conv3_block4_add")(tf.constant(crops), tf.constant(TABULAR[:, None], tf.float32))
+    assert maps.shape == (3, 4, 4, 40)
+    expected = network({"crop": crops, "tabular": TABULAR[:, None].astype("float32")}, training=False)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "efficientnet-lite0"])
+def test_a_cell_looks_at_the_corner_of_its_share(wide, name):
+    backbone = wide.get_layer("resnet50") if name == "resnet50" else efficientnet_lite(name, (64, 64, 3))
+    layer = "conv2_block3_out" if name == "resnet50" else "conv2_block2_add"
+    maps = tf.keras.Model(backbone.input, backbone.get_layer(layer).output)
     crops = tf.constant(crops_of(64) - 128.0, tf.float32)
     with tf.GradientTape() as tape:
         tape.watch(crops)
         cell = tf.reduce_sum(maps(crops, training=False)[:, 8, 8] ** 2)
     share = np.abs(tape.gradient(cell, crops)).sum(axis=(0, 3))
     centre = [share.sum(axis=axis) @ np.arange(64) / share.sum() for axis in (0, 1)]
-    np.testing.assert_allclose(centre, 8 * 4, atol=0.7)  # and not 33.5, the middle of pixels 32 to 35
+    corner = 8 * 4 if name == "resnet50" else 8 * 4 + 3
+    np.testing.assert_allclose(centre, corner, atol=0.7)  # and not 33.5, the middle of pixels 32 to 35
+    cells = np.zeros((1, 16, 16), "float32")
+    cells[0, 8, 8] = 1
+    heat = spread(cells, 64, last_of_two=name != "resnet50")
+    assert heat[0, corner, corner] == 1
 
 
 def test_a_crop_stands_beside_its_heat():

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 from small_network import small_backbone
 
+from inference.backbones import PREPROCESSED
 from inference.network import CPU, Ensemble, NetworkConfig, build_network, load_network, load_state, network_logits
 from utils import InputError
 
@@ -94,7 +95,7 @@ def test_a_network_that_has_moved_looks_at_crop_and_tabular_logit(moved, crops, 
 def test_pixels_go_in_as_resnet50_was_trained_on_them(fusion, crops):
     from keras.applications.resnet50 import preprocess_input
 
-    centred = tf.keras.Model(fusion.inputs[0], fusion.get_layer("less_imagenet_mean").output)
+    centred = tf.keras.Model(fusion.inputs[0], fusion.get_layer(PREPROCESSED).output)
     np.testing.assert_allclose(centred(crops), preprocess_input(crops.astype("float32")), atol=1e-4)
 
 

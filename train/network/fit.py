@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from inference.backbones import backbone_of
 from train.network.batches import TrainingData, training_batches
 from train.network.checkpoint import Checkpoint
 from train.network.config import TrainingConfig
@@ -19,7 +20,6 @@ from train.network.model import augmented, input_names, unfreeze, with_source
 from utils import InputError, log
 
 WARM_UP = 0.1  # share of the steps
-WEIGHT_DECAY = 1e-4
 #: A mean loss that moves by no more than this share of itself, times the number of steps, is constant: that is rounding.
 LOSS_ROUNDING = 1e-7
 UNSTABLE = (
@@ -56,17 +56,13 @@ class Plan:
         name: heads the progress bar.
         phases: one after another.
         loss: from labels and logits, as Keras takes it.
-        from_scratch: as ``unfreeze`` takes it.
-        ema: momentum of averaged weights; 0 for none.
-        seed: of the dropout.
+        config: of the training; the phases and the loss are made from it.
     """
 
     name: str
     phases: Sequence[Phase]
     loss: Callable
-    from_scratch: bool
-    ema: float = 0.0
-    seed: int = 0
+    config: TrainingConfig
 
 
 def fit(
@@ -118,11 +114,14 @@ def compiled_model(network, data: TrainingData, plan: Plan, phase: Phase):
     """The model that is fitted in a phase: ``network`` behind its augmentation, compiled."""
     strategy = network.distribute_strategy
     with strategy.scope():
-        unfreeze(network, phase.unfreeze, plan.from_scratch, strategy.num_replicas_in_sync)
-        model = augmented(network)
+        config = plan.config
+        unfreeze(network, phase.unfreeze, config.from_scratch, config.batch_norm, strategy.num_replicas_in_sync)
+        model = augmented(network, config.augmentation)
         if "archive" in data.inputs:
             model = with_source(model)
-        optimizer = adamw(data.steps * (phase.last - phase.first), phase.learning_rate, plan.ema)
+        backbone = backbone_of(network)
+        slow = backbone.trainable_variables if backbone and config.backbone_rate != 1 else []
+        optimizer = adamw(data.steps * (phase.last - phase.first), phase.learning_rate, config, slow)
         optimizer.build(model.trainable_variables)  # made in the first step, it would have that step traced twice
         model.compile(optimizer=optimizer, loss=plan.loss, jit_compile=False)
     return model
@@ -145,7 +144,7 @@ def each_epoch(network, data: TrainingData, plan: Plan, phase: Phase, bar: tqdm,
             # Dropout counts its draws; from here it draws the same whether or not the training was interrupted before.
             for layer in network.layers:
                 if hasattr(layer, "seed_generator"):
-                    layer.seed_generator.state.assign([plan.seed, epoch << 16])
+                    layer.seed_generator.state.assign([plan.config.seed, epoch << 16])
 
         def on_train_batch_end(self, batch, logs=None):
             self.losses.append(float(logs["loss"]))
@@ -242,19 +241,31 @@ def corrected_loss(prior_correction: float, label_smoothing: float = 0.0, gamma:
     return loss
 
 
-def adamw(steps: int, learning_rate: float, ema: float = 0.0):
+def adamw(steps: int, learning_rate: float, config: TrainingConfig, slow: Sequence = ()):
     """AdamW whose learning rate warms up over a tenth of the steps and then decays to zero along a cosine.
 
     Args:
         steps: of the phase.
         learning_rate: its peak.
-        ema: momentum of the weights' moving average, which replaces them at the end; 0 for none.
+        config: weight decay, clipping of the gradients' norm, and momentum of the weights' moving average, which replaces
+            them at the end.
+        slow: variables whose learning rate is ``config.backbone_rate`` of the others'.
     """
     import keras
+
+    slow = {variable.path for variable in slow}
+
+    class AdamW(keras.optimizers.AdamW):
+        def update_step(self, gradient, variable, learning_rate):
+            path = self._trainable_variables[self._get_variable_index(variable)].path
+            rate = learning_rate * config.backbone_rate if path in slow else learning_rate
+            super().update_step(gradient, variable, rate)
 
     warm_up = round(WARM_UP * steps)
     schedule = keras.optimizers.schedules.CosineDecay(
         learning_rate / 100, max(1, steps - warm_up), warmup_target=learning_rate, warmup_steps=warm_up
     )
-    average = {"use_ema": True, "ema_momentum": ema} if ema else {}
-    return keras.optimizers.AdamW(schedule, weight_decay=WEIGHT_DECAY, **average)
+    average = {"use_ema": True, "ema_momentum": config.ema} if config.ema else {}
+    clip = {"global_clipnorm": config.clip_norm} if config.clip_norm else {}
+    kind = AdamW if slow else keras.optimizers.AdamW
+    return kind(schedule, weight_decay=config.weight_decay, **average, **clip)

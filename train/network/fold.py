@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from inference.backbones import backbone_of
 from inference.files import replacing, write_csv
 from inference.images import ImageStore, image_batches
 from inference.network import Ensemble, NetworkConfig, devices, load_network, network_logits
@@ -24,7 +25,7 @@ from train.network.checkpoint import Checkpoint, save_weights
 from train.network.config import TrainingConfig
 from train.network.fit import Plan, corrected_loss, fit, phases_of
 from train.network.known_images import KnownImages, as_input_errors
-from train.network.model import BACKBONE, be_deterministic, distribution, precision, starting_network
+from train.network.model import be_deterministic, distribution, precision, starting_network
 from train.network.pretraining import Archive, draw_epoch, join_archive, pretrain_backbone
 from utils import InputError, log, set_seed
 
@@ -42,6 +43,7 @@ class Training:
         config: all that decides the training besides its data.
         network: what each fold's network is built from.
         lesions: all of them; ``lesions.fold`` assigns them to folds.
+        initial: weights, as ``train.network.model.starting_network`` takes them.
         images: of the lesions, as ``ImageStore`` takes it.
         logs: folder for TensorBoard.
         archive: lesions of the ISIC archives, if any are used.
@@ -51,6 +53,7 @@ class Training:
 
     config: TrainingConfig
     network: NetworkConfig
+    initial: str
     lesions: Lesions
     images: Path
     logs: Path
@@ -61,7 +64,7 @@ class Training:
     @property
     def reads(self) -> list[Path]:
         """The files that a fold's training reads."""
-        weights = [] if self.config.weights in ("imagenet", "none") else [Path(self.config.weights)]
+        weights = [] if self.initial in ("imagenet", "none") else [Path(self.initial)]
         return [self.images, *weights, *filter(None, [self.archive and self.archive.images, self.backbone])]
 
     @property
@@ -72,10 +75,10 @@ class Training:
 
     def where(self, files: Files) -> Training:
         """The same with the paths of the machine where ``files`` lie."""
-        weights = Path(self.config.weights)
+        weights = Path(self.initial)
         return replace(
             self,
-            config=replace(self.config, weights=str(files[weights])) if weights in files.places else self.config,
+            initial=str(files[weights]) if weights in files.places else self.initial,
             images=files[self.images],
             logs=files.folder / LOGS if files.elsewhere else self.logs,
             archive=self.archive and replace(self.archive, images=files[self.archive.images]),
@@ -101,7 +104,8 @@ def train_backbone(files: Files, training: Training) -> None:
     be_deterministic(config.deterministic)
     set_seed(config.seed)
     with replacing(files.folder / PRETRAINED) as weights, precision(config.precision), distribution().scope():
-        pretrain_backbone(training.archive, weights, config, training.cache)
+        start = training.network, training.initial
+        pretrain_backbone(training.archive, weights, config, start, training.cache)
 
 
 def train_fold(files: Files, fold: int, training: Training) -> None:
@@ -119,9 +123,9 @@ def train_fold(files: Files, fold: int, training: Training) -> None:
     with precision(config.precision):
         with distribution().scope():
             set_seed(config.seed + fold)
-            network = starting_network(training.network, "none" if training.backbone else config.weights)
+            network = starting_network(training.network, "none" if training.backbone else training.initial)
             if training.backbone:
-                network.get_layer(BACKBONE).load_weights(training.backbone)
+                backbone_of(network).load_weights(training.backbone)
         data = training_data(training, fold, rows.train, images)
         logs = training.logs / "tensorboard" / f"{config.inputs}-fold{fold}"
         history = fit(network, data, plan_of(config, fold, labels), Checkpoint(own.checkpoint), logs)
@@ -215,7 +219,7 @@ def plan_of(config: TrainingConfig, fold: int, labels: np.ndarray) -> Plan:
     """How a fold's network is fitted; ``labels`` of the training rows decide the prior correction."""
     correction = config.sampling.prior_correction(labels)
     loss = corrected_loss(correction, config.label_smoothing, config.sampling.focal_exponent())
-    return Plan(f"fold {fold}", phases_of(config), loss, config.from_scratch, config.ema, config.seed)
+    return Plan(f"fold {fold}", phases_of(config), loss, config)
 
 
 def score_rows(network, lesions: Lesions, rows: np.ndarray, images: KnownImages, config: TrainingConfig) -> np.ndarray:
@@ -226,8 +230,9 @@ def score_rows(network, lesions: Lesions, rows: np.ndarray, images: KnownImages,
     """
     logits = np.full(len(rows), np.nan)
     batches = image_batches(images, lesions.isic_ids[rows].tolist(), config.image_size, config.batch_size)
+    ensemble = Ensemble(network, places=devices()[:1], views=config.views)
     with as_input_errors(images):
-        for positions, scores in network_logits(Ensemble(network, places=devices()[:1]), batches, lesions.tabular[rows]):
+        for positions, scores in network_logits(ensemble, batches, lesions.tabular[rows]):
             logits[positions] = scores
     images.refuse_changes()
     broken = ~np.isfinite(logits)

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from inference.backbones import RESNET50, backbone_of
 from inference.network import NetworkConfig, build_network
-from train.network.augmentation import DRAWS, augment
+from train.network.augmentation import AUGMENTATIONS, DRAWS, augment
 from train.network.config import UNFREEZE
+from train.network.imagenet_weights import package_of
 from utils import InputError
-
-BACKBONE = "resnet50"
 
 
 def starting_network(config: NetworkConfig, weights: str):
@@ -19,12 +19,18 @@ def starting_network(config: NetworkConfig, weights: str):
 
     Args:
         config: what to build.
-        weights: "imagenet", "none" (random), or the path of a ResNet50 weights file without its top.
+        weights: "imagenet" (ResNet50 only), "none" (random), or the path of a weights file of the backbone, as
+            ``initial_weights_file`` gives it.
 
     Raises:
         InputError: the weights cannot be fetched or read, or do not fit.
     """
-    choices = "--weights PATH (resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5) or --weights none"
+    known = (
+        "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
+        if config.backbone == RESNET50
+        else package_of(config.backbone)
+    )
+    choices = f"--weights PATH ({known}) or --weights none"
     if weights not in ("imagenet", "none") and not Path(weights).is_file():
         raise InputError(f"--weights {weights!r} is no file; give {choices}, or --weights imagenet to download it.")
     try:
@@ -35,22 +41,25 @@ def starting_network(config: NetworkConfig, weights: str):
         if weights == "none":
             raise
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"ResNet50 weights {weights!r} cannot be loaded ({reason}); give {choices}.") from error
+        raise InputError(f"{config.backbone} weights {weights!r} cannot be loaded ({reason}); give {choices}.") from error
 
 
-def unfreeze(network, choice: str, from_scratch: bool, replicas: int = 1) -> None:
+def unfreeze(network, choice: str, from_scratch: bool, batch_norm: str = "trainable", replicas: int = 1) -> None:
     """Makes the head and the chosen stages trainable; the rest is frozen, batch norms included.
 
     Args:
         network: of ``starting_network``, changed in place.
         choice: a key of ``UNFREEZE``.
+        batch_norm: of ``BATCH_NORMS``, for the batch norms of the chosen stages.
         from_scratch: whether the backbone started from random weights. Then its batch norms follow the batches faster: in a
             short training Keras's default statistics, a mean over a hundred steps, lag behind the weights.
         replicas: devices that share a batch; with several, batch norms use the statistics of the whole batch.
     """
-    for layer in network.get_layer(BACKBONE).layers if "crop" in input_names(network) else ():
+    backbone = backbone_of(network)
+    for layer in backbone.layers if backbone else ():
         layer.trainable = layer.name.startswith(UNFREEZE[choice])
         if hasattr(layer, "momentum"):
+            layer.trainable &= batch_norm == "trainable"
             layer.synchronized = replicas > 1
             if from_scratch:
                 layer.momentum = 0.9
@@ -61,8 +70,8 @@ def input_names(model) -> list[str]:
     return [tensor.name for tensor in model.inputs]
 
 
-def augmented(network):
-    """``network`` behind its augmentation, on the accelerator.
+def augmented(network, augmentation: str = "light"):
+    """``network`` behind its augmentation, a key of ``AUGMENTATIONS``, on the accelerator.
 
     Returns:
         A model of the same inputs, "draws" beside them (``train.network.augmentation``), and the same output. It
@@ -74,7 +83,8 @@ def augmented(network):
     if "crop" not in inputs:
         return keras.Model(inputs, network(inputs))
     draws = keras.Input((DRAWS,), name="draws", dtype="float32")
-    return keras.Model(inputs | {"draws": draws}, network(inputs | {"crop": augment(inputs["crop"], draws)}))
+    crops = augment(inputs["crop"], draws, AUGMENTATIONS[augmentation])
+    return keras.Model(inputs | {"draws": draws}, network(inputs | {"crop": crops}))
 
 
 def with_source(model):

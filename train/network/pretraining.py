@@ -7,11 +7,12 @@ how their selection changes the odds (``train.network.model.with_source``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from inference.backbones import backbone_of
 from inference.files import sha256_of
 from inference.images import ImageStore
 from inference.network import NetworkConfig
@@ -24,7 +25,7 @@ from train.network.checkpoint import save_weights
 from train.network.config import TrainingConfig
 from train.network.fit import Phase, Plan, fit
 from train.network.known_images import JoinedImages, KnownImages, image_digests
-from train.network.model import BACKBONE, starting_network
+from train.network.model import starting_network
 from train.network.sampling import Imbalance
 from utils import InputError, log
 
@@ -76,13 +77,16 @@ def read_archive(folder: Path, lesions: Lesions) -> Archive:
     return Archive(metadata[ID].to_numpy()[usable], labels, np.array(classes), store.path, sha256_of(path), digests[usable])
 
 
-def pretrain_backbone(archive: Archive, weights: Path, config: TrainingConfig, cache: Path | None = None) -> None:
+def pretrain_backbone(
+    archive: Archive, weights: Path, config: TrainingConfig, start: tuple[NetworkConfig, str], cache: Path | None = None
+) -> None:
     """Trains a backbone on the archive and writes its weights.
 
     Args:
         archive: its lesions are trained on.
         weights: the file to write, ``*.weights.h5``.
         config: of the training that follows; epochs and targets are those of its ``archives_...``.
+        start: the network of the training that follows, and its initial weights as ``starting_network`` takes them.
         cache: folder of decoded crops, if they are kept.
 
     Raises:
@@ -96,9 +100,9 @@ def pretrain_backbone(archive: Archive, weights: Path, config: TrainingConfig, c
         raise InputError("--archives-labels classes needs lesions of two classes or more; use --archives-labels malignant.")
     labels = archive.labels[rows]
     base_logit = float(np.log(labels.mean() / (1 - labels.mean())))
-    network = starting_network(NetworkConfig(config.image_size, ("crop",), base_logit=base_logit), config.weights)
+    network = starting_network(replace(start[0], inputs=("crop",), base_logit=base_logit), start[1])
     if by_class:
-        hidden = network.get_layer("head_dropout").output
+        hidden = network.get_layer("correction").input
         network = keras.Model(network.input, keras.layers.Dense(len(CLASSES) - 1, name="classes")(hidden))
         targets, loss = archive.classes[rows], keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     else:
@@ -120,8 +124,8 @@ def pretrain_backbone(archive: Archive, weights: Path, config: TrainingConfig, c
         cache=cache,
     )
     phases = [Phase("stages", "all", 0, config.archives_epochs, config.learning_rate)]
-    fit(network, data, Plan("archives", phases, loss, config.from_scratch, seed=config.seed))
-    save_weights(network.get_layer(BACKBONE), weights)
+    fit(network, data, Plan("archives", phases, loss, replace(config, ema=0.0, backbone_rate=1.0)))
+    save_weights(backbone_of(network), weights)
 
 
 @dataclass(frozen=True)

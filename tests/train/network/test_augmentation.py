@@ -3,23 +3,37 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.network.augmentation import BRIGHTNESS, CUTOUT, DRAWS, augment
+from train.network.augmentation import AUGMENTATIONS, DRAWS, Augmentation, augment
 
 pytestmark = pytest.mark.integration
 SIZE = 12
+LIGHT = AUGMENTATIONS["light"]
 CROPS = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
 
 
-def augmented(crops, **draws):
+def augmented(crops, how=LIGHT, **draws):
     """The augmented crops; draws by their number as "d0", all others in the middle."""
     drawn = np.full((len(crops), DRAWS), 0.5, "float32")
     for name, value in draws.items():
         drawn[:, int(name[1:])] = value
-    return augment(crops, drawn).numpy()
+    return augment(crops, drawn, how).numpy()
 
 
-def test_draws_in_the_middle_leave_the_crop_as_it_is():
-    np.testing.assert_array_equal(augmented(CROPS), CROPS)
+@pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
+def test_draws_in_the_middle_leave_the_crop_as_it_is(name):
+    np.testing.assert_array_equal(augmented(CROPS, AUGMENTATIONS[name]), CROPS)
+
+
+def test_without_augmentation_no_draw_changes_the_crop():
+    draws = np.random.default_rng(1).random((len(CROPS), DRAWS)).astype("float32")
+    np.testing.assert_array_equal(augment(CROPS, draws, AUGMENTATIONS["none"]).numpy(), CROPS)
+
+
+def test_a_shift_moves_the_crop_by_a_share_of_its_width():
+    crop = np.zeros((1, 20, 20, 3), "uint8")
+    crop[:, 10, 10] = 200
+    assert augmented(crop, Augmentation(shift=0.2), d5=1.0)[0, 10, 6, 0] == 200
+    assert augmented(crop, Augmentation(shift=0.2), d6=0.0)[0, 14, 10, 0] == 200
 
 
 def test_flips_and_quarter_turns_are_the_eight_symmetries_of_the_square_to_the_pixel():
@@ -51,20 +65,20 @@ def test_a_small_turn_and_zoom_leave_the_centre_where_it_is():
 
 def test_light_changes_by_a_little():
     grey = np.full((1, SIZE, SIZE, 3), 100, "uint8")
-    assert augmented(grey, d5=1.0).mean() == pytest.approx(100 + 255 * BRIGHTNESS, abs=0.5)
-    assert augmented(grey, d5=0.0).mean() == pytest.approx(100 - 255 * BRIGHTNESS, abs=0.5)
-    np.testing.assert_array_equal(augmented(grey, d6=1.0, d7=0.0), grey)  # nothing to contrast with, no colour to saturate
-    reddish = augmented(grey, d8=1.0)[0, 0, 0]
+    assert augmented(grey, d7=1.0).mean() == pytest.approx(100 + 255 * LIGHT.brightness, abs=0.5)
+    assert augmented(grey, d7=0.0).mean() == pytest.approx(100 - 255 * LIGHT.brightness, abs=0.5)
+    np.testing.assert_array_equal(augmented(grey, d8=1.0, d9=0.0), grey)  # nothing to contrast with, no colour to saturate
+    reddish = augmented(grey, d10=1.0)[0, 0, 0]
     assert reddish[0] > reddish[1] == reddish[2] == 100
-    assert augmented(CROPS, d6=1.0).std() > CROPS.std() > augmented(CROPS, d6=0.0).std()
+    assert augmented(CROPS, d8=1.0).std() > CROPS.std() > augmented(CROPS, d8=0.0).std()
 
 
 def test_half_of_the_crops_have_a_square_cut_out():
     crop = np.zeros((1, 40, 40, 3), "uint8")
     crop[:, ::2] = 200
-    np.testing.assert_array_equal(augmented(crop, d11=0.5, d12=0.5, d13=1.0, d14=0.4), crop)
-    cut = (augmented(crop, d11=0.5, d12=0.5, d13=1.0, d14=0.9) != crop).all(axis=3)[0]
-    assert cut.sum() == (CUTOUT * 40) ** 2
+    np.testing.assert_array_equal(augmented(crop, d13=0.5, d14=0.5, d15=1.0, d16=0.4), crop)
+    cut = (augmented(crop, d13=0.5, d14=0.5, d15=1.0, d16=0.9) != crop).all(axis=3)[0]
+    assert cut.sum() == (LIGHT.cutout * 40) ** 2
     assert cut[14:26, 14:26].all()
 
 
@@ -72,8 +86,9 @@ def test_half_of_the_crops_have_a_square_cut_out():
 @given(st.lists(st.floats(0, 1, width=32), min_size=2 * DRAWS, max_size=2 * DRAWS))
 def test_what_a_crop_becomes_depends_on_its_own_draws_only(numbers):
     draws = np.array(numbers, "float32").reshape(2, DRAWS)
-    together = augment(CROPS[:2], draws).numpy()
+    together = augment(CROPS[:2], draws, AUGMENTATIONS["strong-cutout"]).numpy()
     assert together.dtype == np.uint8
     assert together.shape == CROPS[:2].shape
     for row in range(2):
-        np.testing.assert_array_equal(augment(CROPS[row : row + 1], draws[row : row + 1]).numpy()[0], together[row])
+        alone = augment(CROPS[row : row + 1], draws[row : row + 1], AUGMENTATIONS["strong-cutout"]).numpy()
+        np.testing.assert_array_equal(alone[0], together[row])

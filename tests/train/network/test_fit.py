@@ -10,7 +10,6 @@ from train.network.checkpoint import Checkpoint
 from train.network.config import TrainingConfig
 from train.network.fit import (
     WARM_UP,
-    WEIGHT_DECAY,
     Phase,
     Plan,
     adamw,
@@ -52,6 +51,9 @@ def test_the_focal_loss_weighs_hard_lesions_more():
 # The optimizer
 
 
+CONFIG = TrainingConfig(weight_decay=0.02)
+
+
 def small_model():
     import keras
 
@@ -62,7 +64,7 @@ def small_model():
 def test_the_optimizer_is_adamw_of_loshchilov_and_hutter():
     rng = np.random.default_rng(1)
     inputs, targets = rng.normal(size=(80, 5)).astype("float32"), rng.normal(size=(80, 1)).astype("float32")
-    model, optimizer = small_model(), adamw(10, 0.05)
+    model, optimizer = small_model(), adamw(10, 0.05, CONFIG)
     rates = [float(optimizer._learning_rate(step)) for step in range(10)]
     weights = model.get_weights()
     first, second = ([np.zeros_like(weight) for weight in weights] for _ in range(2))
@@ -74,10 +76,10 @@ def test_the_optimizer_is_adamw_of_loshchilov_and_hutter():
             first[i] = 0.9 * first[i] + 0.1 * gradient
             second[i] = 0.999 * second[i] + 0.001 * gradient**2
             mean, square = first[i] / (1 - 0.9 ** (step + 1)), second[i] / (1 - 0.999 ** (step + 1))
-            weights[i] = weights[i] - rate * WEIGHT_DECAY * weights[i] - rate * mean / (np.sqrt(square) + 1e-7)
+            weights[i] = weights[i] - rate * CONFIG.weight_decay * weights[i] - rate * mean / (np.sqrt(square) + 1e-7)
         model.set_weights(weights)  # gradients of the next step are taken there
     start = small_model()
-    start.compile(optimizer=adamw(10, 0.05), loss="mse")
+    start.compile(optimizer=adamw(10, 0.05, CONFIG), loss="mse")
     start.fit(inputs, targets, batch_size=8, epochs=1, shuffle=False, verbose=0)
     for found, expected in zip(start.get_weights(), weights, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
@@ -96,12 +98,29 @@ def gradients_of(model, weights, inputs, targets):
 def test_the_rate_warms_up_and_decays_to_zero():
     import keras
 
-    schedule = adamw(200, 0.01)._learning_rate
+    schedule = adamw(200, 0.01, CONFIG)._learning_rate
     rates = [float(keras.ops.convert_to_numpy(schedule(step))) for step in range(201)]
     assert int(np.argmax(rates)) == WARM_UP * 200
     assert max(rates) == pytest.approx(0.01)
     assert rates[0] == pytest.approx(0.0001)
     assert rates[200] == pytest.approx(0, abs=1e-8)
+
+
+def test_the_backbone_learns_at_a_share_of_the_rate_and_gradients_are_clipped_together():
+    rng = np.random.default_rng(1)
+    inputs, targets = rng.normal(size=(8, 5)).astype("float32"), 1000 * rng.normal(size=(8, 1)).astype("float32")
+    moved = {}
+    for share in (1.0, 0.25):
+        model = small_model()
+        before = model.get_weights()
+        config = TrainingConfig(backbone_rate=share, weight_decay=0.0, clip_norm=1.0)
+        model.compile(optimizer=adamw(10, 0.05, config, model.layers[0].trainable_variables), loss="mse")
+        model.fit(inputs, targets, batch_size=8, epochs=1, verbose=0)
+        moved[share] = [new - old for new, old in zip(model.get_weights(), before, strict=True)]
+        norm = np.sqrt(sum(np.sum((value.numpy() / 0.1) ** 2) for value in model.optimizer._momentums))
+        assert norm == pytest.approx(1.0, rel=1e-3)
+    for index, share in enumerate((0.25, 0.25, 1.0, 1.0)):
+        np.testing.assert_allclose(moved[0.25][index], share * moved[1.0][index], rtol=1e-3, atol=1e-7)
 
 
 def test_averaged_weights_replace_the_last_ones_at_the_end():
@@ -117,7 +136,7 @@ def test_averaged_weights_replace_the_last_ones_at_the_end():
 
     watch, model = Weights(), small_model()
     rng = np.random.default_rng(1)
-    model.compile(optimizer=adamw(10, 0.05, ema=0.9), loss="mse")
+    model.compile(optimizer=adamw(10, 0.05, TrainingConfig(ema=0.9)), loss="mse")
     model.fit(rng.normal(size=(40, 5)), rng.normal(size=(40, 1)), batch_size=8, epochs=2, verbose=0, callbacks=[watch])
     average = watch.after[0]
     for weights in watch.after[1:]:
@@ -161,8 +180,8 @@ def first_epochs():
 DATA = TrainingData(UnchangedImages(), None, {}, None, None, steps=2, image_size=32, batch_size=4)
 
 
-def a_plan(phases, ema=0.0):
-    return Plan("test", phases, corrected_loss(0.0), from_scratch=False, ema=ema)
+def a_plan(phases, **config):
+    return Plan("test", phases, corrected_loss(0.0), TrainingConfig(**config))
 
 
 def test_the_head_is_trained_before_the_stages():
@@ -181,8 +200,8 @@ def test_a_phase_has_its_steps_and_leaves_frozen_stages_unchanged(first_epochs, 
     before = {layer.name: layer.get_weights() for layer in network.get_layer("resnet50").layers}
     head = network.get_layer("correction").get_weights()
 
-    def watched(inner):
-        models.append(augmented(inner))
+    def watched(inner, augmentation):
+        models.append(augmented(inner, augmentation))
         at_start.append(inner.get_layer("resnet50").get_layer("conv5_conv").get_weights())
         return models[-1]
 

@@ -55,6 +55,9 @@ def test_frozen_batch_norms_keep_their_statistics():
     unfreeze(network, "conv5", from_scratch=False)
     network(inputs, training=True)
     assert np.abs(norm.moving_mean.numpy() - before).max() > 0
+    unfreeze(network, "conv5", from_scratch=False, batch_norm="frozen")
+    assert not norm.trainable
+    assert network.get_layer("resnet50").get_layer("conv5_conv").trainable
 
 
 def test_over_several_devices_batch_norms_use_the_whole_batch(resnet):
@@ -119,6 +122,7 @@ from small_network import UnchangedImages, a_network
 from train.network import fit
 from train.network.augmentation import DRAWS
 from train.network.batches import TrainingData
+from train.network.config import TrainingConfig
 from train.network.model import distribution
 rng = np.random.default_rng(0)
 inputs = {"crop": rng.integers(0, 256, (16, 32, 32, 3), dtype=np.uint8), "draws": rng.random((16, DRAWS)).astype("f4")}
@@ -126,7 +130,8 @@ inputs["tabular"] = rng.normal(-2, 1, (16, 1)).astype("f4")
 labels = (rng.random((16, 1)) < 0.5).astype("f4")
 fit.training_batches = lambda *_: tf.data.Dataset.from_tensor_slices((inputs, labels, np.ones(16, "f4"))).batch(8)
 data = TrainingData(UnchangedImages(), None, {}, None, None, steps=2, image_size=32, batch_size=8)
-plan = fit.Plan("test", [fit.Phase("stages", "all", 0, 2, 1e-2)], fit.corrected_loss(0.3), from_scratch=True, ema=0.5)
+config = TrainingConfig(weights="none", ema=0.5, augmentation="light", mixup=0.0)
+plan = fit.Plan("test", [fit.Phase("stages", "all", 0, 2, 1e-2)], fit.corrected_loss(0.3), config)
 for devices in (None, ["CPU:0", "CPU:1"]):
     strategy = distribution(devices)
     with strategy.scope():
