@@ -118,7 +118,7 @@ def find_release(found: Survey, work: Path) -> Release:
     if len(names) > 1:
         log(f"{SLICE3D}: both releases are there; {names[0]}, which holds the other, is read")
     name = names[0]
-    # metadata.csv is a common name: its columns tell, then the folder.
+    # metadata.csv is a common name: its columns decide, then the folder.
     named = [path for path in tables.get(METADATA, ()) if ID in next(csv_chunks(path, Reading(str), 1))]
     beside = [path for path in named if path.parent.name.lower().startswith(f"{name}_Input".lower())]
     tables[METADATA] = beside or named
