@@ -9,7 +9,7 @@ q   = $(if $(value $(1)),'$(subst ','\'',$(value $(1))$(2))',$(error $(1) is emp
 RUN = $(call q,VENV,/bin/python)
 
 .PHONY: demo test test-fast test-all lint fuzz skew kernel data publish push submit score train-on-kaggle bench scale \
-  archives-study imbalance-study explore clean .installed
+  archives-study imbalance-study real-crops explore clean .installed
 
 # A virtual environment with the pinned packages; made again when the pins change. (venv refuses a link, pip does not.)
 STAMP = $(call q,VENV,/installed)
@@ -134,6 +134,15 @@ archives-study: .installed
 imbalance-study: .installed
 	$(RUN) -m evaluation.studies.imbalance --data=$(call q,DATA) --artifacts=$(call q,ARTIFACTS) --out=$(call q,STUDY) \
 	  $(value STUDY_NETWORK)
+
+# The recipe for real crops, trained on the official permissive release in REAL/isic-2024-permissive, and what it adds to the
+# columns of REAL/isic-2024-challenge; OPTIONS="--factors size start" compares the variants of these factors. Hours on a CPU.
+REAL       ?= data
+REAL_STUDY ?= real-crops-study
+real-crops: .installed
+	$(RUN) -m evaluation.studies.real_crops --root=$(call q,REAL,/isic-2024-permissive) \
+	  --competition=$(call q,REAL,/isic-2024-challenge) --archives=$(call q,REAL,/isic-archives) \
+	  --out=$(call q,REAL_STUDY) $(value OPTIONS)
 
 # One page about the folder DATA: counts, missing values, shifts, rates, the strongest columns, crops, warnings.
 OUT ?= exploration

@@ -18,7 +18,7 @@ from project_commands import PACKAGES, ROOT, commands, entry_of
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 #: Studies that pass what they do not know on to another command.
-PASSED_ON = {"evaluation.studies.imbalance": "train.fusion", "evaluation.studies.archives": "train.fusion"}
+PASSED_ON = dict.fromkeys((f"evaluation.studies.{name}" for name in ("archives", "imbalance", "real_crops")), "train.fusion")
 #: Of other projects: options of their commands, files and names.
 FOREIGN_OPTIONS = {"--nthreads", "--logdir"}
 FOREIGN_NAMES = {"former.json", "imgs_part_1", "max_ctr_complexity"}

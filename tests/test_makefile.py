@@ -82,6 +82,12 @@ def test_every_step_with_kaggle_is_one_target_with_a_dry_run(words, command):
         ),
         ("archives-study", "ARCHIVES", {"--root={}"}),
         ("imbalance-study", "STUDY", {"--out={}"}),
+        ("real-crops", "REAL_STUDY", {"--out={}"}),
+        (
+            "real-crops",
+            "REAL",
+            {"--root={}/isic-2024-permissive", "--competition={}/isic-2024-challenge", "--archives={}/isic-archives"},
+        ),
         ("clean", "DEMO", {"{}"}),
         ("clean", "VENV", {"{}"}),
         ("explore", "VENV", {"{}/bin/python"}),

@@ -1,0 +1,288 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_release import make_release
+from small_network import small_backbone
+
+from evaluation.studies import real_crops
+from evaluation.studies.real_crops import (
+    FIXED,
+    RECIPE,
+    Request,
+    last_value,
+    main,
+    make_folders,
+    make_stages,
+    trainings_of,
+    with_sources,
+)
+from evaluation.studies.real_recipe import ARCHIVES, FACTORS, PRETRAIN, UNLABELLED, UNLABELLED_IMAGENET
+from inference.artifacts import checked_file
+from inference.images import ImageStore
+from inference.schema import ID, PATIENT, TARGET
+from train.manifest import read_manifest, record_stage
+from train.network.config import parse_fusion_options
+from utils import InputError, bootstrap_scores
+
+SMALL = ["--backbone", "resnet50", "--weights", "none", "--image-size", "32", "--epochs", "1", "--batch-size", "16"]
+
+
+@pytest.fixture(scope="session")
+def made_release(synthetic_data, shared_folder):
+    """The release of 50 lesions of ``synthetic_data``; its other ten have a crop there only."""
+    return shared_folder("release", lambda folder: make_release(synthetic_data, folder / "root", 50)) / "root"
+
+
+@pytest.fixture(autouse=True)
+def tabular(monkeypatch):
+    """Replaces train.tabular: a constant logit where the features are the hospital, else the label and noise."""
+
+    def stand_in(arguments):
+        folder = Path(arguments[arguments.index("--artifacts") + 1])
+        manifest = read_manifest(folder)
+        if "tabular" in manifest:
+            return
+        rows = pd.read_csv(folder / "folds.csv")
+        noise = np.random.default_rng(0).normal(scale=3, size=len(rows)) + rows[TARGET]
+        logits = -1.5 if manifest["folds"]["features"]["columns"] else noise
+        rows[[ID, TARGET, "fold"]].assign(tabular=logits).to_csv(folder / "oof_tabular.csv", index=False)
+        record_stage(folder, "tabular", {}, ["oof_tabular.csv"])
+
+    monkeypatch.setattr(real_crops, "train_tabular", stand_in)
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """The commands of train.fusion, which is replaced: its logits are the better the later it is called."""
+    commands = []
+
+    def train(arguments):
+        commands.append(arguments)
+        folder = Path(last_value(arguments, "--artifacts"))
+        oof = pd.read_csv(folder / "oof_tabular.csv")
+        noise = np.random.default_rng(len(commands)).normal(size=len(oof))
+        oof.assign(network=noise + oof[TARGET] * len(commands)).to_csv(folder / "oof_image_only.csv", index=False)
+
+    monkeypatch.setattr("evaluation.studies.compare.train_fusion", train)
+    return commands
+
+
+@pytest.fixture
+def command(made_release, tmp_path):
+    return ["--root", str(made_release), "--out", str(tmp_path / "out")]
+
+
+def cells_of(text):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")][2:]
+
+
+def trained_with(arguments):
+    """The options of a training behind those of the recipe and of the folders."""
+    return arguments[4 + len(RECIPE) : arguments.index("--cache")]
+
+
+# The folders
+
+
+def test_the_folders_have_all_crops_and_those_of_train(made_release, tmp_path):
+    out = tmp_path / "out"
+    make_folders(made_release, out, with_train=True)
+    split = pd.read_csv(made_release / "split.csv")
+    tables = {name: pd.read_csv(out / name / "train-metadata.csv", dtype=str) for name in ("all", "train")}
+    assert len(tables["all"]) == 50
+    assert list(tables["train"][ID]) == list(split.loc[split["split"] == "train", ID])
+    assert tables["train"].equals(tables["all"][tables["all"][ID].isin(tables["train"][ID])].reset_index(drop=True))
+    assert all(isic_id in ImageStore(out / "train" / "train-image.hdf5") for isic_id in tables["train"][ID])
+    assert sorted(path.name for path in out.iterdir()) == ["all", "train"]
+
+
+def test_folders_are_kept_and_another_split_is_refused(made_release, tmp_path):
+    root, out = shutil.copytree(made_release, tmp_path / "root"), tmp_path / "out"
+    make_folders(root, out, with_train=True)
+    files = [out / name / file for name in ("all", "train") for file in ("train-metadata.csv", "train-image.hdf5")]
+    before = [(path.stat().st_ino, path.stat().st_mtime_ns) for path in files]
+    make_folders(root, out, with_train=True)
+    assert [(path.stat().st_ino, path.stat().st_mtime_ns) for path in files] == before
+    split = pd.read_csv(root / "split.csv")
+    split.iloc[1:].to_csv(root / "split.csv", index=False)
+    with pytest.raises(InputError, match=r"made with another split\.csv"):
+        make_folders(root, out, with_train=True)
+    split.assign(split="val").to_csv(root / "split.csv", index=False)
+    with pytest.raises(InputError, match="assigns no crop"):
+        make_folders(root, out, with_train=True)
+
+
+def test_only_the_factors_need_the_split(made_release, tmp_path):
+    root = shutil.copytree(made_release, tmp_path / "root", ignore=shutil.ignore_patterns("split.csv"))
+    make_folders(root, tmp_path / "out", with_train=False)
+    with pytest.raises(InputError, match=r"split\.csv"):
+        make_folders(root, tmp_path / "out", with_train=True)
+
+
+def test_known_patients_stay_together_and_the_features_see_the_hospital_alone(made_release, tmp_path):
+    make_folders(made_release, tmp_path, with_train=True)
+    make_stages(tmp_path, "train")
+    folds = pd.read_csv(tmp_path / "train-artifacts" / "folds.csv")
+    assert set(folds["fold"]) == {0, 1, 2}
+    assert folds[PATIENT].duplicated().any()
+    assert folds.groupby(PATIENT)["fold"].nunique().eq(1).all()
+    features = read_manifest(tmp_path / "train-artifacts")["folds"]["features"]
+    assert (features["patients"], features["columns"]) == ("own", ["attribution"])
+
+
+# The variants
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_the_options_of_every_variant_are_those_of_train_fusion(name, tmp_path):
+    (tmp_path / "weights").touch()
+    paths = {ARCHIVES: str(tmp_path), UNLABELLED: str(tmp_path / "weights"), UNLABELLED_IMAGENET: str(tmp_path / "weights")}
+    found = {}
+    for trained in trainings_of(Request(tmp_path, tmp_path), name, []):
+        words = [paths.get(word, word) for word in trained.variant.options]
+        found[trained.name] = parse_fusion_options(["--data", str(tmp_path), "--artifacts", str(tmp_path / "a"), *words])
+    assert list(found) == list(FACTORS[name].variants)
+    if not FACTORS[name].views:
+        assert len({repr(each) for each in found.values()}) == len(found)
+        assert all(training.inputs == "image" for _, training in found.values())
+
+
+def test_equal_options_have_one_folder_in_all_factors(tmp_path):
+    trainings = [each for name in FACTORS for each in trainings_of(Request(tmp_path, tmp_path, seeds=2), name, [])]
+    options = {}
+    for trained in trainings:
+        options.setdefault(trained.variant.name, set()).add(trained.variant.options)
+    assert all(len(found) == 1 for found in options.values())
+    assert len(options) == len({trained.variant.options for trained in trainings})
+
+
+def test_paths_in_the_options_are_made_when_they_are_needed(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(real_crops, "write_archives", lambda config, out: made.append((config.years, out)) or "")
+    monkeypatch.setattr(real_crops, "pretrain_without_labels", lambda words: made.append(words))
+    request = Request(tmp_path, tmp_path / "out", archives=tmp_path / "archives")
+    found = {each.name: each for each in trainings_of(request, "start", [])}
+    words = with_sources(request, found["HAM10000 from ImageNet"]).variant.options
+    assert last_value(words, "--archives") == str(tmp_path / "out" / "ham10000")
+    assert made == [(["2018"], tmp_path / "out" / "ham10000")]
+    weights = Path(last_value(with_sources(request, found["self-supervised"]).variant.options, "--weights"))
+    assert [last_value(made[1], option) for option in ("--out", "--weights")] == [str(weights), "none"]
+    backbone = last_value(RECIPE, "--backbone")
+    assert last_value(made[1], "--backbone") == backbone
+    (tmp_path / "out").mkdir()
+    weights.touch()
+    with_sources(request, found["self-supervised"])
+    assert len(made) == 2
+    with pytest.raises(InputError, match="--archives is missing"):
+        with_sources(Request(tmp_path, tmp_path), found["HAM10000 from random"])
+    assert PRETRAIN[1] in found["HAM10000 from random"].variant.request["options"]  # the same wherever the folder lies
+
+
+# The tables
+
+
+def test_a_factor_is_trained_with_every_seed_and_compared(command, commands, tmp_path):
+    assert main([*command, "--factors", "size", "--variants", "64", "160", "--seeds", "2", *SMALL]) == 0
+    words = [["--image-size", "64"], ["--image-size", "160"]]
+    runs = [[], [], words[0], words[0], words[1], words[1]]
+    expected = [[*SMALL, *own, "--inputs", "image", "--seed", seed] for own, seed in zip(runs, "010101", strict=True)]
+    assert [trained_with(each) for each in commands] == expected
+    assert {last_value(each, "--data") for each in commands} == {str(tmp_path / "out" / "train")}
+    rows = cells_of((tmp_path / "out" / "size.md").read_text(encoding="utf-8"))
+    assert [row[:2] for row in rows] == [["96, the recipe's", ""], *([own[1], " ".join(own)] for own in words)]
+    folds = pd.read_csv(tmp_path / "out" / "train-artifacts" / "folds.csv")
+    networks = tmp_path / "out" / "networks"
+    logits = {str(s): pd.read_csv(networks / f"image-size-64-seed{s}" / "oof_image_only.csv")["network"] for s in (0, 1)}
+    table = bootstrap_scores(folds[TARGET], folds[PATIENT], logits)
+    paucs, aucs = ([getattr(table.scores[s], name).value for s in "01"] for name in ("pauc", "auc"))
+    assert rows[1][2].split()[0] == f"{np.mean(paucs):.4f}"
+    assert rows[1][3] == f"{paucs[0]:.4f}, {paucs[1]:.4f}"
+    assert rows[1][4] == f"{np.mean(aucs):.4f}"
+    assert rows[0][5] == ""
+    assert rows[1][5].startswith(f"{np.mean(paucs) - float(rows[0][2].split()[0]):+.3f}")
+
+
+def test_what_is_trained_is_kept_for_all_factors(command, commands, tmp_path):
+    main([*command, "--factors", "size", *SMALL])
+    assert len(commands) == 4
+    main([*command, "--factors", "size", "average", "seeds", *SMALL])
+    assert len(commands) == 7  # their base is the recipe too
+    assert [len(cells_of((tmp_path / "out" / f"{name}.md").read_text())) for name in ("size", "average", "seeds")] == [
+        4,
+        4,
+        1,
+    ]
+    with pytest.raises(InputError, match="training with other options"):
+        main([*command, "--factors", "size", *SMALL, "--epochs", "2"])
+
+
+@pytest.mark.parametrize("option", FIXED)
+def test_what_the_study_sets_cannot_be_given(option, command, commands, tmp_path):
+    with pytest.raises(InputError, match=f"'{option}' cannot be given"):
+        main([*command, "--factors", "size", option, "3"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_variant_that_no_factor_has_is_refused(command, commands):
+    with pytest.raises(InputError, match="'65' is none of the --factors"):
+        main([*command, "--factors", "size", "average", "--variants", "64", "65"])
+    with pytest.raises(InputError, match="--archives is missing"):
+        main([*command, "--factors", "start", "--variants", "HAM10000 from random", *SMALL])
+    assert commands == []
+
+
+# The final run, with networks
+
+
+@pytest.mark.integration
+def test_the_final_run_leaves_tables_and_artifacts_and_is_kept(command, synthetic_data, tmp_path, monkeypatch):
+    monkeypatch.setattr("keras.applications.ResNet50", small_backbone)
+    command += ["--competition", str(synthetic_data), *SMALL]
+    out, artifacts = tmp_path / "out", tmp_path / "out" / "artifacts"
+    assert main(command) == 0
+    texts = {name: (out / name).read_text(encoding="utf-8") for name in ("final.md", "rows.md")}
+    manifest = read_manifest(artifacts)
+    assert manifest["network"]["weights"] == [f"fusion_fold{fold}.weights.h5" for fold in range(3)]
+    assert all(checked_file(artifacts, manifest, name) for name in manifest["files"])
+    oof, folds = (pd.read_csv(artifacts / name) for name in ("oof_fusion.csv", "folds.csv"))
+    score = bootstrap_scores(oof[TARGET], folds[PATIENT], {"network": oof["network"]}).scores["network"]
+    assert len(oof) == 50
+    assert cells_of(texts["final.md"]) == [
+        [
+            "network, the crop alone",
+            f"{score.pauc.value:.4f}",
+            f"{score.pauc.low:.4f} to {score.pauc.high:.4f}",
+            f"{score.auc.value:.4f}",
+            f"{score.auc.low:.4f} to {score.auc.high:.4f}",
+        ]
+    ]
+    rows = cells_of(texts["rows.md"])
+    assert [row[1] for row in rows[:3]] == ["tabular", "network", "tabular and network"]
+    assert [row[0].split(",")[0] for row in rows[::3]] == [
+        "all: 60 rows",
+        "crops of the release: 50 rows",
+        "other crops: 10 rows",
+    ]
+    seconds = json.loads((artifacts / "seconds.json").read_text())["seconds"]
+    main(command)
+    assert json.loads((artifacts / "seconds.json").read_text())["seconds"] == seconds
+    assert {name: (out / name).read_text(encoding="utf-8") for name in texts} == texts
+
+
+@pytest.mark.integration
+def test_views_are_scored_with_the_networks_of_one_training(command, tmp_path, monkeypatch):
+    monkeypatch.setattr("keras.applications.ResNet50", small_backbone)
+    main([*command, "--factors", "views", "--variants", "2", *SMALL])
+    assert [row[:2] for row in cells_of((tmp_path / "out" / "views.md").read_text())] == [
+        ["1", "--views 1"],
+        ["2", "--views 2"],
+    ]
+    (folder,) = (path for path in (tmp_path / "out" / "networks").iterdir() if "logs" not in path.name)
+    oof = pd.read_csv(folder / "oof_fusion.csv").set_index(ID)["network"]
+    one, two = (pd.read_csv(folder / f"views-{number}.csv").set_index(ID)["network"] for number in (1, 2))
+    assert one.loc[oof.index].to_numpy() == pytest.approx(oof.to_numpy(), abs=1e-5)
+    assert (one != two).any()
