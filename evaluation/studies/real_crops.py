@@ -37,7 +37,15 @@ from evaluation.studies.compare import (
     write_text,
 )
 from evaluation.studies.real_fusion import Columns, compare_columns_and_crops, final_table, rescored
-from evaluation.studies.real_recipe import ARCHIVES, FACTORS, RECIPE, UNLABELLED, UNLABELLED_EPOCHS, UNLABELLED_IMAGENET
+from evaluation.studies.real_recipe import (
+    ARCHIVES,
+    FACTORS,
+    RECIPE,
+    SHORT,
+    UNLABELLED,
+    UNLABELLED_EPOCHS,
+    UNLABELLED_IMAGENET,
+)
 from inference.artifacts import FOLDS, OOF_IMAGE_ONLY, artifact_path
 from inference.files import write_csv
 from inference.options import Parser, count, existing_folder, output_folder, processes
@@ -155,7 +163,7 @@ def trainings_of(request: Request, name: str, chosen: Sequence[str]) -> list[Tra
             own = ("--inputs", "fusion") if factor.views else (*options, "--inputs", "image")
             text = "-".join(re.sub(r"[^\w.-]+", "-", word.strip("-")) for word in (own if factor.views else options))
             folder = f"{text or 'recipe'}-seed{seed}"
-            words = (*request.recipe, *own, "--seed", str(seed))
+            words = (*request.recipe, *SHORT, *own, "--seed", str(seed))
             found.append(Trained(variant, seed, Variant(folder, words, {"options": list(words)}), views))
     return found
 
@@ -317,7 +325,7 @@ def main(arguments: list[str] | None = None) -> int:
     if factors:
         make_stages(options.out, "train")
     for name in factors:
-        text = f"{compare_factor(request, name, chosen)}\n    the recipe: {' '.join(recipe)}\n"
+        text = f"{compare_factor(request, name, chosen)}\n    the recipe: {' '.join((*recipe, *SHORT))}\n"
         write_text(options.out / f"{name}.md", text)
         log(f"{name}:\n\n{text}")
     if options.final or not factors:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-#: The options of ``train.fusion`` that the factors vary.
+#: Options of ``train.fusion``.
 RECIPE = (
-    *("--backbone", "efficientnet-lite0", "--weights", "imagenet", "--image-size", "96", "--batch-norm", "frozen"),
-    *("--dropout", "0.5", "--head-units", "0", "--head-epochs", "0", "--epochs", "38", "--batch-size", "48"),
-    *("--learning-rate", "2e-4", "--weight-decay", "0.05", "--clip-norm", "1", "--augmentation", "strong"),
-    *("--mixup", "0.4", "--label-smoothing", "0.05", "--ema", "0.99", "--negatives-per-positive", "2"),
+    *("--backbone", "efficientnet-lite0", "--weights", "imagenet", "--image-size", "128", "--batch-norm", "frozen"),
+    *("--dropout", "0.5", "--head-units", "0", "--head-epochs", "0", "--epochs", "100", "--batch-size", "48"),
+    *("--learning-rate", "3e-4", "--weight-decay", "0.05", "--clip-norm", "1", "--augmentation", "strong"),
+    *("--mixup", "0.4", "--label-smoothing", "0.05", "--ema", "0.99", "--negatives-per-positive", "2", "--views", "8"),
 )
+#: Behind the recipe for the factors: a quarter of its time, so that all of them can be compared.
+SHORT = ("--image-size", "96", "--epochs", "40", "--ema", "0.97", "--views", "1")
 #: Stand for paths in the options of a variant: the earlier archives as a folder of ``train.archives``, and weights of the
 #: variant's backbone that were trained on the crops without labels, from random weights or those of ImageNet.
 ARCHIVES, UNLABELLED, UNLABELLED_IMAGENET = "ARCHIVES", "UNLABELLED-none", "UNLABELLED-imagenet"
@@ -35,8 +37,8 @@ class Factor:
 
 
 def _varied(option: str, base: str, *values: str) -> Factor:
-    """A factor of one option; ``base`` is the recipe's value."""
-    return Factor({f"{base}, the recipe's": ()} | {value: (option, value) for value in values})
+    """A factor of one option; ``base`` is its value in ``RECIPE`` and ``SHORT``."""
+    return Factor({base: ()} | {value: (option, value) for value in values})
 
 
 FACTORS = {
@@ -57,9 +59,9 @@ FACTORS = {
         | {"strong, no mixup": ("--mixup", "0")}
     ),
     "sampling": Factor(
-        {"2 benign, 38 epochs": ()}
+        {"2 benign, 40 epochs": ()}
         | {f"{ratio} benign": ("--negatives-per-positive", ratio) for ratio in ("1", "4", "8")}
-        | {f"{epochs} epochs": ("--epochs", epochs) for epochs in ("19", "76")}
+        | {f"{epochs} epochs": ("--epochs", epochs) for epochs in ("20", "80", "160")}
     ),
     "unfreeze": Factor(
         {
@@ -68,8 +70,8 @@ FACTORS = {
             "conv4 and conv5": ("--unfreeze", "conv4"),
             "head first": ("--head-epochs", "5"),
             "trainable batch norms": ("--batch-norm", "trainable"),
-            "backbone 0.3 of the rate": ("--backbone-rate", "0.3", "--learning-rate", "6e-4"),
-            "backbone 0.1 of the rate": ("--backbone-rate", "0.1", "--learning-rate", "2e-3"),
+            "backbone 0.3 of the rate": ("--backbone-rate", "0.3", "--learning-rate", "9e-4"),
+            "backbone 0.1 of the rate": ("--backbone-rate", "0.1", "--learning-rate", "3e-3"),
         }
     ),
     "regularisation": Factor(
@@ -82,7 +84,7 @@ FACTORS = {
             "weight decay 0.0001": ("--weight-decay", "1e-4"),
         }
     ),
-    "average": _varied("--ema", "0.99", "0", "0.9", "0.998"),
+    "average": _varied("--ema", "0.97", "0", "0.9", "0.99"),
     "views": Factor({number: ("--views", number) for number in ("1", "2", "4", "8")}, views=True),
     "backbone": Factor(
         {
