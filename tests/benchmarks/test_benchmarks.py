@@ -50,11 +50,14 @@ def test_the_growth_of_the_features_is_measured(figures, tmp_path, monkeypatch):
     assert -0.5 < found["value"] < 1.5
 
 
-def test_the_training_benchmark_compares_file_and_memory(eager, figures):
-    assert training.main(["--image-size", "32", "--batch-size", "2", "--steps", "1", "--rounds", "1"]) == 0
-    (found,) = figures()
-    assert (found["benchmark"], found["lesions"], found["target"]) == ("training feed", 2, 0.95)
-    assert found["value"] > 0 and found["ratio"] > 0
+def test_the_training_benchmark_compares_file_cache_and_memory(eager, figures):
+    small = ["--image-size", "32", "--batch-size", "2", "--steps", "1", "--rounds", "1"]
+    assert training.main([*small, "--backbone", "efficientnet-lite0"]) == 0
+    found = figures()
+    assert names(found) == [f"training {what}, {feed}" for feed in ("file", "cache") for what in ("feed", "wait")]
+    assert [figure["target"] for figure in found] == [0.95, 0.05, 0.95, 0.05]
+    assert all(figure["lesions"] == 60 and figure["value"] > 0 and figure["ratio"] > 0 for figure in found)
+    assert all(figure["value"] < 1 for figure in found[1::2])
 
 
 @pytest.mark.integration

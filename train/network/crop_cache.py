@@ -2,7 +2,7 @@
 
 The file holds one crop per distinct image, uint8 of shape (images, size, size, 3), and behind them a checksum of each. Its
 name is a digest of the images, the size and the decoder, so trainings of the same images share it and changed images get
-another file. It is sparse: only the crops that trainings use take room. A crop counts when its checksum, written after it,
+another file. It is sparse: only the crops that trainings use take space. A crop counts when its checksum, written after it,
 is right: a training that was killed leaves crops that the next one uses, and several may fill the file at once, as they
 write the same bytes. The folder may be deleted at any time; files of former images stay until then.
 """
@@ -36,7 +36,7 @@ def crop_batches(
 ):
     """``inference.images.image_batches`` of the same bytes, out of the folder ``cache`` unless it is None.
 
-    Crops that the folder does not hold are decoded and written first, on all cores. Where they have no room or cannot
+    Crops that the folder does not hold are decoded and written first, on all cores. Where they have no space or cannot
     be written, this is logged once and all are decoded as they are needed.
 
     Returns:
@@ -55,7 +55,7 @@ class CropCache:
 
     Args:
         folder: of the file; made if it is missing.
-        images: whose crops the file has room for; one or more.
+        images: whose crops the file has a place for; one or more.
         image_size: pixels.
 
     Raises:
@@ -80,7 +80,7 @@ class CropCache:
         """As ``image_batches``: a ``tf.data.Dataset`` of (positions, crops), without lesions that have no readable image.
 
         Raises:
-            OSError: crops are missing and have no room.
+            OSError: crops are missing and have no space.
         """
         import tensorflow as tf
 

@@ -149,9 +149,9 @@ def test_two_trainings_may_fill_it_at_once(folder, isic_ids, tmp_path):
     assert_same(crop_batches(CountingImages(folder, isic_ids), isic_ids, SIZE, 8, tmp_path / "cache"), expected)
 
 
-def too_little_room(monkeypatch, cache):
-    room = namedtuple("room", "free")(2 * COUNT * SIZE * SIZE * 3 - 1)
-    monkeypatch.setattr(crop_cache.shutil, "disk_usage", lambda _: room)
+def too_little_space(monkeypatch, cache):
+    space = namedtuple("space", "free")(2 * COUNT * SIZE * SIZE * 3 - 1)
+    monkeypatch.setattr(crop_cache.shutil, "disk_usage", lambda _: space)
 
 
 def disk_that_fills(monkeypatch, cache):
@@ -164,8 +164,8 @@ def disk_that_fills(monkeypatch, cache):
     monkeypatch.setattr(CropCache, "_write", full)
 
 
-@pytest.mark.parametrize("fault", [too_little_room, disk_that_fills, lambda _, cache: cache.write_text("a file")])
-def test_without_room_crops_are_decoded_as_they_are_needed(folder, isic_ids, tmp_path, monkeypatch, capsys, fault):
+@pytest.mark.parametrize("fault", [too_little_space, disk_that_fills, lambda _, cache: cache.write_text("a file")])
+def test_without_space_crops_are_decoded_as_they_are_needed(folder, isic_ids, tmp_path, monkeypatch, capsys, fault):
     cache, images = tmp_path / "cache", CountingImages(folder, isic_ids)
     log_once.cache_clear()
     fault(monkeypatch, cache)
