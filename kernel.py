@@ -18,9 +18,9 @@ Contents (line numbers):
      1411  inference/images.py
      1589  inference/backbones.py
      1727  inference/network.py
-     2013  inference/run_log.py
-     2149  inference/scoring.py
-     2325  inference/submission.py
+     2024  inference/run_log.py
+     2164  inference/scoring.py
+     2343  inference/submission.py
 """
 
 from __future__ import annotations
@@ -1917,25 +1917,36 @@ class Ensemble:
         note: Callable[[str, int, str], None] = lambda reason, count, text: None,
         views: int = 1,
     ) -> None:
-        import tensorflow as tf
-
-        self._network, self._note, self._views = network, note, views
+        self._network, self._note, self.views = network, note, views
         self._at_once: int | None = None  # crops that fit into memory, once they did not
         self._names = [tensor.name for tensor in network.inputs]
-        size = {tensor.name: tensor.shape[1:] for tensor in network.inputs}.get("crop", (None, None, 3))
-        # Of any number of crops, so that the last, smaller batch is not traced anew.
-        batch = tf.TensorSpec((None, *size), tf.uint8), tf.TensorSpec((None, 1), tf.float32)
-        state = tuple([tf.TensorSpec(value.shape, value.dtype) for value in group] for group in _variables(network))
-        # Traced once: calling a tf.function would compare hundreds of weights with its signature each time.
-        self._one = tf.function(self._logits_of_one).get_concrete_function(*batch, state)
+        self._one = self._traced()
         self._states = [_state_of(network)] if states is None else list(states)
         self.functions = {place: self._function_on(place) for place in places}
+
+    def _traced(self) -> Callable:
+        """``_logits_of_one``, traced once: calling a tf.function would compare hundreds of weights with its signature."""
+        import tensorflow as tf
+
+        size = {tensor.name: tensor.shape[1:] for tensor in self._network.inputs}.get("crop", (None, None, 3))
+        # Of any number of crops, so that the last, smaller batch is not traced anew.
+        batch = tf.TensorSpec((None, *size), tf.uint8), tf.TensorSpec((None, 1), tf.float32)
+        state = tuple([tf.TensorSpec(value.shape, value.dtype) for value in group] for group in _variables(self._network))
+        return tf.function(self._logits_of_one).get_concrete_function(*batch, state)
+
+    def halve_views(self) -> bool:
+        """From here on half as many views of each crop; False where there is one only."""
+        if self.views == 1:
+            return False
+        self.views //= 2
+        self._one = self._traced()
+        return True
 
     def _logits_of_one(self, crops, tabular, state: State):
         import tensorflow as tf
 
         logits = []
-        for number in range(self._views if "crop" in self._names else 1):
+        for number in range(self.views if "crop" in self._names else 1):
             batch = {name: {"crop": view(crops, number), "tabular": tabular}[name] for name in self._names}
             logits.append(self._network.stateless_call(*state, batch, training=False)[0])
         return tf.add_n(logits) / len(logits)
@@ -2091,15 +2102,18 @@ def stop_on_signal(run: Run) -> Iterator[None]:
 
 
 class Forecast:
-    """Logs how long the remaining images will take: after the first ``after`` images, and at every tenth of them."""
+    """Logs how long the remaining images will take: after the first ``after`` images, and at every tenth of them.
+
+    ``late``, after each of these: whether that is more than is left of the time budget.
+    """
 
     def __init__(self, run: Run, images: int, after: int = 2_000) -> None:
         self._run, self._images, self._next, self._done = run, images, min(after, max(1, images // 2)), 0
-        self._started = time.monotonic()
+        self._started, self.late = time.monotonic(), False
 
     def add(self, images: int) -> None:
         """Counts images that have been scored."""
-        self._done += images
+        self._done, self.late = self._done + images, False
         if self._done < self._next:
             return
         tenth = max(1, self._images // 10)
@@ -2107,6 +2121,7 @@ class Forecast:
         seconds = time.monotonic() - self._started
         left = seconds / self._done * max(0, self._images - self._done)
         budget = self._run.time_budget
+        self.late = left > budget - self._run.elapsed
         of = "" if budget == float("inf") else f" of {hours(max(0.0, budget - self._run.elapsed))}"
         self._run.log(f"{self._done:,} of {self._images:,} images, {self._done / seconds:.0f}/s: {minutes(left)} left{of}")
 
@@ -2256,6 +2271,9 @@ def correct_by_image(
                 left = len(rows) - reached
                 run.fall_back("images_not_reached", left, f"{run.reason_to_stop()}; no further image is read.")
                 break
+            if reached < len(rows) and forecast.late and ensemble.halve_views():
+                run.fall_back("views_reduced", 1, f"the time is short: {ensemble.views} view(s) of each further crop.")
+                forecast = Forecast(run, len(rows) - reached)
     # Whatever breaks here, a tabular submission is better than none.
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""

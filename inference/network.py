@@ -218,25 +218,36 @@ class Ensemble:
         note: Callable[[str, int, str], None] = lambda reason, count, text: None,
         views: int = 1,
     ) -> None:
-        import tensorflow as tf
-
-        self._network, self._note, self._views = network, note, views
+        self._network, self._note, self.views = network, note, views
         self._at_once: int | None = None  # crops that fit into memory, once they did not
         self._names = [tensor.name for tensor in network.inputs]
-        size = {tensor.name: tensor.shape[1:] for tensor in network.inputs}.get("crop", (None, None, 3))
-        # Of any number of crops, so that the last, smaller batch is not traced anew.
-        batch = tf.TensorSpec((None, *size), tf.uint8), tf.TensorSpec((None, 1), tf.float32)
-        state = tuple([tf.TensorSpec(value.shape, value.dtype) for value in group] for group in _variables(network))
-        # Traced once: calling a tf.function would compare hundreds of weights with its signature each time.
-        self._one = tf.function(self._logits_of_one).get_concrete_function(*batch, state)
+        self._one = self._traced()
         self._states = [_state_of(network)] if states is None else list(states)
         self.functions = {place: self._function_on(place) for place in places}
+
+    def _traced(self) -> Callable:
+        """``_logits_of_one``, traced once: calling a tf.function would compare hundreds of weights with its signature."""
+        import tensorflow as tf
+
+        size = {tensor.name: tensor.shape[1:] for tensor in self._network.inputs}.get("crop", (None, None, 3))
+        # Of any number of crops, so that the last, smaller batch is not traced anew.
+        batch = tf.TensorSpec((None, *size), tf.uint8), tf.TensorSpec((None, 1), tf.float32)
+        state = tuple([tf.TensorSpec(value.shape, value.dtype) for value in group] for group in _variables(self._network))
+        return tf.function(self._logits_of_one).get_concrete_function(*batch, state)
+
+    def halve_views(self) -> bool:
+        """From here on half as many views of each crop; False where there is one only."""
+        if self.views == 1:
+            return False
+        self.views //= 2
+        self._one = self._traced()
+        return True
 
     def _logits_of_one(self, crops, tabular, state: State):
         import tensorflow as tf
 
         logits = []
-        for number in range(self._views if "crop" in self._names else 1):
+        for number in range(self.views if "crop" in self._names else 1):
             batch = {name: {"crop": view(crops, number), "tabular": tabular}[name] for name in self._names}
             logits.append(self._network.stateless_call(*state, batch, training=False)[0])
         return tf.add_n(logits) / len(logits)

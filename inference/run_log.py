@@ -91,15 +91,18 @@ def stop_on_signal(run: Run) -> Iterator[None]:
 
 
 class Forecast:
-    """Logs how long the remaining images will take: after the first ``after`` images, and at every tenth of them."""
+    """Logs how long the remaining images will take: after the first ``after`` images, and at every tenth of them.
+
+    ``late``, after each of these: whether that is more than is left of the time budget.
+    """
 
     def __init__(self, run: Run, images: int, after: int = 2_000) -> None:
         self._run, self._images, self._next, self._done = run, images, min(after, max(1, images // 2)), 0
-        self._started = time.monotonic()
+        self._started, self.late = time.monotonic(), False
 
     def add(self, images: int) -> None:
         """Counts images that have been scored."""
-        self._done += images
+        self._done, self.late = self._done + images, False
         if self._done < self._next:
             return
         tenth = max(1, self._images // 10)
@@ -107,6 +110,7 @@ class Forecast:
         seconds = time.monotonic() - self._started
         left = seconds / self._done * max(0, self._images - self._done)
         budget = self._run.time_budget
+        self.late = left > budget - self._run.elapsed
         of = "" if budget == float("inf") else f" of {hours(max(0.0, budget - self._run.elapsed))}"
         self._run.log(f"{self._done:,} of {self._images:,} images, {self._done / seconds:.0f}/s: {minutes(left)} left{of}")
 

@@ -125,6 +125,9 @@ def correct_by_image(
                 left = len(rows) - reached
                 run.fall_back("images_not_reached", left, f"{run.reason_to_stop()}; no further image is read.")
                 break
+            if reached < len(rows) and forecast.late and ensemble.halve_views():
+                run.fall_back("views_reduced", 1, f"the time is short: {ensemble.views} view(s) of each further crop.")
+                forecast = Forecast(run, len(rows) - reached)
     # Whatever breaks here, a tabular submission is better than none.
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""

@@ -94,6 +94,10 @@ def test_views_are_the_eight_symmetries_and_their_logits_are_averaged():
     expected = np.mean([alone.logits(each, tabular) for each in views[:4]], axis=0)
     np.testing.assert_allclose(Ensemble(network, views=4).logits(crops, tabular), expected, atol=1e-4)
     assert np.abs(alone.logits(crops, tabular) - expected).max() > 1e-3
+    halved = Ensemble(network, views=8)
+    assert halved.halve_views() and halved.views == 4
+    np.testing.assert_allclose(halved.logits(crops, tabular), expected, atol=1e-4)
+    assert not alone.halve_views()
 
 
 def test_the_kernel_has_the_backbones():

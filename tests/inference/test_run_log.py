@@ -106,6 +106,17 @@ def test_the_forecast_is_renewed_at_every_tenth_and_not_more_often(capsys):
     assert logged[1].endswith("45 s left")
 
 
+@pytest.mark.parametrize(("budget", "late"), [(99, True), (101, False), (float("inf"), False)])
+def test_it_is_late_when_the_time_left_does_not_suffice(budget, late):
+    run = Run(time_budget=budget)
+    forecast = Forecast(run, 1000, 100)
+    for batch, expected in ((99, False), (1, late), (1, False)):
+        forecast._started -= 0.1 * batch
+        run.started -= 0.1 * batch
+        forecast.add(batch)
+        assert forecast.late == expected
+
+
 @pytest.mark.parametrize("total", [0, 1, 3])
 def test_a_few_images_need_no_forecast_to_be_scored(capsys, total):
     assert len(lines_of(capsys, total, [1] * total, seconds_each=1.0)) <= 2 * total

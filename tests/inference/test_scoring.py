@@ -19,7 +19,7 @@ MANIFEST = {"network": {"settings": {"image_size": 32}, "weights": ["a"], "combi
 def corrected(monkeypatch):
     """Calls `correct_by_image` with networks that give these batches: (positions, logits), or an exception to raise."""
 
-    def call(batches, run=None, manifest=MANIFEST):
+    def call(batches, run=None, manifest=MANIFEST, ensemble=None):
         def replayed(ensemble, images, tabular):
             for batch in batches:
                 if isinstance(batch, BaseException):
@@ -29,7 +29,7 @@ def corrected(monkeypatch):
         monkeypatch.setattr("inference.scoring.image_batches", lambda *_: None)
         monkeypatch.setattr("inference.scoring.network_logits", replayed)
         run = run or Run()
-        return *correct_by_image(ROWS, TABULAR, lambda: (None, None), manifest, 4, run), run
+        return *correct_by_image(ROWS, TABULAR, lambda: (ensemble, None), manifest, 4, run), run
 
     return call
 
@@ -68,6 +68,27 @@ def test_what_is_not_reached_in_time_keeps_its_tabular_score(corrected, budget, 
     assert final.tolist() == [1, 2, *TABULAR[2:]]
     assert run.fallbacks == {"images_not_reached": 8, "lesions_without_image_score": 8}
     assert reason in capsys.readouterr().out
+
+
+class Views:
+    """Stands for an ensemble that scores several views of a crop."""
+
+    def __init__(self, views):
+        self.views = views
+
+    def halve_views(self):
+        self.views = max(1, self.views // 2)
+        return True
+
+
+def test_with_little_time_further_crops_have_fewer_views(corrected, monkeypatch):
+    lateness, ensemble = iter([True, True, False, False, True]), Views(8)
+    monkeypatch.setattr("inference.run_log.Forecast.late", property(lambda _: next(lateness), lambda *_: None), raising=False)
+    batches = [([2 * step, 2 * step + 1], [1.0, 2.0]) for step in range(5)]
+    _, image_scored, run = corrected(batches, Run(time_budget=3600), ensemble=ensemble)
+    assert image_scored.all()
+    assert ensemble.views == 2
+    assert run.fallbacks == {"views_reduced": 2}
 
 
 def test_a_signal_before_the_first_image_starts_no_network(corrected, capsys):

