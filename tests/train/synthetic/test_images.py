@@ -38,14 +38,15 @@ def shown(look: dict, texture: float, seed: int) -> Image.Image:
     return image
 
 
-def furrow_contrast(image: Image.Image, side: int = 48) -> float:
-    """Log of the median local power at wavelengths around 2.7 mm, after shrinking the crop to ``side`` pixels."""
-    grey = np.asarray(image.resize((side, side), Image.BILINEAR), dtype=float).mean(axis=2)
-    mirrored = np.block([[grey, grey[:, ::-1]], [grey[::-1], grey[::-1, ::-1]]])
+def mottle_contrast(image: Image.Image, side: int = 48) -> float:
+    """Log of the median local power of red less green near wavelengths of 3.3 mm, at ``side`` pixels."""
+    pixels = np.asarray(image.resize((side, side), Image.BILINEAR), dtype=float)
+    redness = pixels[:, :, 0] - pixels[:, :, 1]
+    mirrored = np.block([[redness, redness[:, ::-1]], [redness[::-1], redness[::-1, ::-1]]])
     cycles = np.fft.fftfreq(2 * side) * side
     radius = np.hypot(cycles[:, None], cycles[None, :])
     spectrum = np.fft.fft2(mirrored - mirrored.mean())
-    power = np.fft.ifft2(spectrum / (1.0 + (np.abs(radius - 5.5) / 1.5) ** 8)).real[:side, :side] ** 2
+    power = np.fft.ifft2(spectrum / (1.0 + (np.abs(radius - 4.5) / 2.0) ** 8)).real[:side, :side] ** 2
     return float(np.log(np.median(power.reshape(4, 12, 4, 12).mean(axis=(1, 3)))))
 
 
@@ -82,7 +83,7 @@ def test_more_columns_than_needed_are_fine_and_fewer_are_not():
 @pytest.mark.parametrize("look", LOOKS)
 def test_texture_shows_in_every_lesion_after_shrinking(look):
     contrasts = [
-        [furrow_contrast(shown(LOOKS[look], texture, seed)) for seed in range(12)] for texture in (-2.5, -1.0, 0.0, 1.0, 2.5)
+        [mottle_contrast(shown(LOOKS[look], texture, seed)) for seed in range(12)] for texture in (-2.5, -1.0, 0.0, 1.0, 2.5)
     ]
     assert (np.diff(np.mean(contrasts, axis=1)) > 0.2).all()
 
@@ -99,10 +100,10 @@ def test_contrast_explains_the_texture():
         for _ in texture
     ]
     contrast = np.array(
-        [furrow_contrast(shown(look, t, seed)) for seed, (look, t) in enumerate(zip(looks, texture, strict=True))]
+        [mottle_contrast(shown(look, t, seed)) for seed, (look, t) in enumerate(zip(looks, texture, strict=True))]
     )
     fitted = np.polyval(np.polyfit(contrast, texture, 3), contrast)
-    assert 1.0 - np.var(texture - fitted) / np.var(texture) > 0.93
+    assert 1.0 - np.var(texture - fitted) / np.var(texture) > 0.88
 
 
 def test_lesion_has_its_size_and_contrast():
