@@ -108,7 +108,7 @@ def _spectrum(grey: Floats) -> dict[str, float]:
     inside = (frequency >= 1 / STRIPES_MM[0]) & (frequency < 1 / STRIPES_MM[1])
     direction = np.arctan2(cycles[:, None], cycles[None, :])[inside] % np.pi
     sector = np.minimum((direction / np.pi * SECTORS).astype(int), SECTORS - 1)
-    shares = np.bincount(sector, power[inside], SECTORS) / power[inside].sum()
+    shares = np.bincount(sector, power[inside], SECTORS) / max(power[inside].sum(), 1e-9)
     return found | {"stripes, share of the strongest direction": float(shares.max())}
 
 
