@@ -129,7 +129,7 @@ def train_backbone_on_views(plan: Plan, images: KnownImages, isic_ids: np.ndarra
         started = time.monotonic()
         with as_input_errors(images):
             batches = batches_of_views(
-                plan, crop_batches(images, order, plan.image_size, plan.batch_size, cache), epoch * steps
+                plan, crop_batches(images, order.tolist(), plan.image_size, plan.batch_size, cache), epoch * steps
             )
             logs = model.fit(batches, epochs=1, steps_per_epoch=steps, verbose=0).history
         images.refuse_changes()

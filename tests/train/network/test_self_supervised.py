@@ -6,6 +6,7 @@ from small_network import small_backbone
 from inference.backbones import backbone_of
 from inference.network import NetworkConfig, build_network
 from train.network import self_supervised
+from train.network.checkpoint import Checkpoint
 from train.network.self_supervised import PROJECTION, pretrain_without_labels, spread, unlikeness
 from utils import InputError
 
@@ -39,14 +40,22 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(command, tmp_path,
     backbone.load_weights(path)  # as train.fusion --weights does
     assert any(np.array_equal(backbone.get_weights()[0], array) for array in whole.values())
     path.unlink()
+    save = Checkpoint.save
+
+    def save_and_stop(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("train.network.self_supervised.save_weights", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Checkpoint, "save", save_and_stop)
         pretrain_without_labels(command)
     assert not path.exists()
     capsys.readouterr()
     pretrain_without_labels([*command, "--cache", str(tmp_path / "cache")])
     assert equal(weights_of(path), whole)
-    assert "epoch 2 of 2" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "epoch 1 of 2" not in printed
+    assert "epoch 2 of 2" in printed
 
 
 @pytest.mark.integration
