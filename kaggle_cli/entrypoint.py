@@ -35,6 +35,7 @@ from train.folds import make_folds
 from train.fusion import train_fusion
 from train.manifest import read_manifest
 from train.network.config import parse_fusion_options
+from train.network.imagenet_weights import IMAGENET_FILES
 from train.tabular import train_tabular
 from utils import InputError, log, run_command
 
@@ -44,8 +45,6 @@ TRACEBACK = "traceback.log"
 TRAIN_METADATA = "train-metadata.csv"
 #: Where folds of an unfinished training wait for the next part. No dot before the name: Kaggle may not keep hidden folders.
 WAITING = "unfinished"
-#: ResNet50 without its top, as keras.applications names it; when it is attached, nothing is downloaded.
-BACKBONE_WEIGHTS = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
 #: Mounts are at most this deep: notebooks/OWNER/SLUG. The competition's folder of 401,059 crops is deeper.
 DEPTH = 3
 
@@ -169,12 +168,11 @@ def set_aside(working: Path) -> None:
         hidden.rename(working / WAITING / hidden.name.removeprefix("."))
 
 
-def attached_weights(root: Path) -> list[str]:
+def attached_weights(root: Path, backbone: str) -> list[str]:
     """The option for attached ImageNet weights, with a path that is the same in every part; empty if none are attached."""
-    folder = only_folder_with(BACKBONE_WEIGHTS, root)
-    if folder is None:
-        return []
-    return ["--weights", str(shutil.copy(folder / BACKBONE_WEIGHTS, tempfile.gettempdir()))]
+    name = IMAGENET_FILES[backbone]
+    folder = only_folder_with(name, root)
+    return ["--weights", str(shutil.copy(folder / name, tempfile.gettempdir()))] if folder else []
 
 
 def main(settings: dict[str, list[str]], hours: float, arguments: list[str] | None = None) -> int:
@@ -200,9 +198,9 @@ def main(settings: dict[str, list[str]], hours: float, arguments: list[str] | No
         raise InputError(f"{TRAIN_METADATA} is in no folder below {root}; attach the competition.")
     if before:
         take_over(before, working, settings)
-    with_weights = settings | {"fusion": [*settings["fusion"], *attached_weights(root)]}
     # A wrong option of the last stage is an error now, not after an hour of CatBoost.
-    parse_fusion_options(["--data", str(data), "--artifacts", str(working), *with_weights["fusion"]])
+    _, training = parse_fusion_options(["--data", str(data), "--artifacts", str(working), *settings["fusion"]])
+    with_weights = settings | {"fusion": [*settings["fusion"], *attached_weights(root, training.backbone)]}
     packages = ", ".join(f"{name} {version}" for name, version in versions().items())
     log(f"competition {data}, {hours:g} hours, {packages}")
     trouble = ""

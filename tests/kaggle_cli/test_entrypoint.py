@@ -16,8 +16,9 @@ from inference.artifacts import checked_file
 from inference.build_kernel import build_training
 from inference.network import NetworkConfig, load_network
 from kaggle_cli import entrypoint
-from kaggle_cli.entrypoint import BACKBONE_WEIGHTS, REPORT, OutOfTime, read_report, time_limit
+from kaggle_cli.entrypoint import REPORT, OutOfTime, read_report, time_limit
 from train.manifest import record_stage
+from train.network.imagenet_weights import IMAGENET_FILES
 from utils import InputError
 
 NO_OPTIONS = {"folds": [], "tabular": [], "fusion": []}
@@ -242,14 +243,17 @@ def test_missing_and_duplicate_inputs_are_refused(part):
         part()
 
 
-def test_attached_weights_are_used_from_a_path_that_stays(part, monkeypatch):
+@pytest.mark.parametrize("backbone", ["resnet50", "efficientnet-lite0"])
+def test_attached_weights_are_used_from_a_path_that_stays(part, monkeypatch, backbone):
     (part.root / "weights").mkdir()
-    (part.root / "weights" / BACKBONE_WEIGHTS).write_text("weights")
+    for name in IMAGENET_FILES.values():
+        (part.root / "weights" / name).write_text("weights")
     given = []
     monkeypatch.setattr(entrypoint, "train_fusion", given.extend)
-    part()
+    part(NO_OPTIONS | {"fusion": ["--backbone", backbone]})
     path = Path(given[given.index("--weights") + 1])
     assert path.read_text() == "weights"
+    assert path.name == IMAGENET_FILES[backbone]
     assert part.root not in path.parents
     path.unlink()
 

@@ -106,8 +106,8 @@ class TrainingConfig:
 
 
 #: Defaults with ``--weights none``: docs/fusion.md. Those of the other starts, the recipe of docs/real-crops.md, differ.
-FROM_RANDOM = TrainingConfig()
-PRETRAINED = {
+RANDOM_DEFAULTS = TrainingConfig()
+PRETRAINED_DEFAULTS = {
     "batch_norm": "frozen",
     "dropout": 0.5,
     "head_units": 0,
@@ -131,7 +131,7 @@ def flag(name: str) -> str:
 
 def default_of(name: str) -> str:
     """Both defaults of a field, in words: for pretrained weights, and for random ones."""
-    return f"default: {PRETRAINED[name]}, {getattr(FROM_RANDOM, name)}"
+    return f"default: {PRETRAINED_DEFAULTS[name]}, {getattr(RANDOM_DEFAULTS, name)}"
 
 
 def initial_weights(text: str) -> str:
@@ -154,9 +154,9 @@ def parse_fusion_options(arguments: list[str] | None) -> tuple[RunConfig, Traini
         raise InputError(f"--archives and --archives-mode go together; give both or none (modes: {modes}).")
     if options["archives"] and "crop" not in INPUTS[options["inputs"]]:
         raise InputError("--archives holds images, and --inputs tabular uses none; leave one out.")
-    for name, pretrained in PRETRAINED.items():
+    for name, pretrained in PRETRAINED_DEFAULTS.items():
         if options[name] is None:
-            options[name] = getattr(FROM_RANDOM, name) if options["weights"] == "none" else pretrained
+            options[name] = getattr(RANDOM_DEFAULTS, name) if options["weights"] == "none" else pretrained
     artifacts = options["artifacts"]
     artifacts = artifacts.resolve() if artifacts.name in ("", "..") else artifacts  # "." has no name to add to
     options["logs"] = options["logs"] or artifacts.with_name(f"{artifacts.name}-logs")
@@ -267,5 +267,5 @@ def fusion_parser() -> Parser:
         "--archives-epochs", type=count(high=MOST_EPOCHS), help="of the pretraining (default: %(default)s)"
     )
     add_worker_options(parser)
-    parser.set_defaults(**asdict(FROM_RANDOM) | dict.fromkeys(PRETRAINED))
+    parser.set_defaults(**asdict(RANDOM_DEFAULTS) | dict.fromkeys(PRETRAINED_DEFAULTS))
     return parser

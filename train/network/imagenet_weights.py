@@ -31,6 +31,13 @@ KNOWN = {
     "efficientnet-lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
     "efficientnet-lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
 }
+#: Files of ImageNet weights, as keras.applications and the packages name them.
+IMAGENET_FILES = {
+    RESNET50: "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
+    "efficientnet-lite0": "efficientnet-lite0-57934424.pth",
+    "efficientnet-lite1": "efficientnet-lite1-77cc7160.pth",
+    "efficientnet-lite2": "efficientnet-lite2-9656183e.pth",
+}
 #: Crops of any size have the same weights.
 ANY_SIZE = (224, 224, 3)
 

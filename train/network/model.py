@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from inference.backbones import RESNET50, backbone_of
+from inference.backbones import backbone_of
 from inference.network import NetworkConfig, build_network
 from train.network.augmentation import AUGMENTATIONS, DRAWS, augment
 from train.network.config import UNFREEZE
-from train.network.imagenet_weights import package_of
+from train.network.imagenet_weights import IMAGENET_FILES
 from utils import InputError
 
 
@@ -25,12 +25,7 @@ def starting_network(config: NetworkConfig, weights: str):
     Raises:
         InputError: the weights cannot be fetched or read, or do not fit.
     """
-    known = (
-        "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
-        if config.backbone == RESNET50
-        else package_of(config.backbone)
-    )
-    choices = f"--weights PATH ({known}) or --weights none"
+    choices = f"--weights PATH ({IMAGENET_FILES[config.backbone]}) or --weights none"
     if weights not in ("imagenet", "none") and not Path(weights).is_file():
         raise InputError(f"--weights {weights!r} is no file; give {choices}, or --weights imagenet to download it.")
     try:
