@@ -4,7 +4,7 @@
 
 No patient is on both sides of a fold, and malignant lesions are spread evenly over the folds (scikit-learn's
 StratifiedGroupKFold). Holdout rows have fold -1: no stage trains on them, the dry run scores them. Rows whose missing
-values and counts tell the label are refused (``train.leaks``); what the features may use instead is chosen here, recorded
+values and counts predict the label are refused (``train.leaks``); what the features may use instead is chosen here, recorded
 in the manifest, and kept to by later stages.
 """
 

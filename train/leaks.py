@@ -1,8 +1,8 @@
-"""Leaks of how the rows were collected: what missing values and counts alone tell of the label.
+"""Leaks of how the rows were collected: what missing values and counts alone predict of the label.
 
 Where known patients and filled rows are mostly those of biopsies, a model learns who was biopsied and fails on new lesions.
-``measure_leaks`` fits small trees on such tells alone. ``train.folds`` and ``train.tabular`` refuse rows whose label they
-tell; ``ColumnChoice`` is the way out: it hides patients or columns from the features.
+``measure_leaks`` fits small trees on such predictors alone. ``train.folds`` and ``train.tabular`` refuse rows whose label
+they predict; ``ColumnChoice`` is the way out: it hides patients or columns from the features.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from inference.options import Parser
 from inference.schema import HOSPITAL, ID, PATIENT, TARGET, TEST_COLUMNS
 from utils import InputError, auc, log
 
-#: Tells that reach more are a leak. The competition's own rows reach 0.5.
+#: Predictors that reach more are a leak. The competition's own rows reach 0.5.
 LEAK_AUC = 0.75
 HAS_ROW, GAPS, HAS_PATIENT, LESIONS = (
     "has a row of metadata",
@@ -40,7 +40,7 @@ class ColumnChoice:
     Args:
         patients: "known", or "own": each lesion is a patient of its own, which leaves no feature of the patient's lesions.
         columns: names, or None for all. Without patient_id among them, patients are "own".
-        accept_leak: train even if missing values and counts tell the label.
+        accept_leak: train even if missing values and counts predict the label.
     """
 
     patients: str = "known"
@@ -86,18 +86,18 @@ def add_column_options(parser: Parser) -> None:
         help="columns that the tabular model may use, patient_id for features of the patient's lesions (default: all)",
     )
     parser.add_argument(
-        "--accept-leak", action="store_true", help="train although missing values and counts alone tell the label"
+        "--accept-leak", action="store_true", help="train although missing values and counts alone predict the label"
     )
 
 
 @dataclass(frozen=True)
 class Leaks:
-    """How well missing values and counts tell the label, out of fold.
+    """How well missing values and counts predict the label, out of fold.
 
     Args:
-        aucs: tell -> AUC, strongest first; 0.5 and below is nothing.
-        together: AUC of all tells together.
-        complete: columns without a gap, which tell nothing.
+        aucs: predictor -> AUC, strongest first; 0.5 and below is nothing.
+        together: AUC of all predictors together.
+        complete: columns without a gap, which predict nothing.
     """
 
     aucs: dict[str, float]
@@ -106,18 +106,18 @@ class Leaks:
 
     @property
     def found(self) -> bool:
-        """Whether a tell, or all together, reach more than ``LEAK_AUC``."""
+        """Whether a predictor, or all together, reach more than ``LEAK_AUC``."""
         return max([self.together, *self.aucs.values()]) > LEAK_AUC
 
     @property
     def text(self) -> str:
-        """The tells and their AUC, strongest first."""
+        """The predictors and their AUC, strongest first."""
         parts = [f"{name!r} {value:.3f}" for name, value in self.aucs.items()]
         return f"{', '.join([*parts, f'all together {self.together:.3f}'])}"
 
     @property
     def ways_out(self) -> str:
-        """The options that hide the tells."""
+        """The options that hide the predictors."""
         strong = [name for name, value in self.aucs.items() if value > LEAK_AUC] or list(self.aucs)
         ways = []
         if {HAS_PATIENT, LESIONS} & set(strong):
@@ -129,7 +129,7 @@ class Leaks:
 
 
 def measure_leaks(rows: pd.DataFrame, columns: Collection[str], seed: int = 0) -> Leaks:
-    """How well missing values and counts tell the label: trees on them alone, cross-validated by patient.
+    """How well missing values and counts predict the label: trees on them alone, cross-validated by patient.
 
     Args:
         rows: with isic_id, patient_id and target. A patient_id that is missing, begins with "alone:" or is the isic_id is
@@ -142,10 +142,10 @@ def measure_leaks(rows: pd.DataFrame, columns: Collection[str], seed: int = 0) -
     codes = pd.factorize(patients.where(known, "alone:" + rows[ID].astype(str)))[0]
     filled = rows[[name for name in columns if name != PATIENT]].notna()
     own = filled[[name for name in filled if name not in GIVEN_FOR_ALL]]
-    tells = {HAS_ROW: own.any(axis=1).to_numpy(), GAPS: filled.to_numpy()}
+    predictors = {HAS_ROW: own.any(axis=1).to_numpy(), GAPS: filled.to_numpy()}
     if PATIENT in columns:
-        tells |= {HAS_PATIENT: known.to_numpy(), LESIONS: np.bincount(codes)[codes]}
-    tables = {name: values.reshape(len(rows), -1).astype("float32") for name, values in tells.items()}
+        predictors |= {HAS_PATIENT: known.to_numpy(), LESIONS: np.bincount(codes)[codes]}
+    tables = {name: values.reshape(len(rows), -1).astype("float32") for name, values in predictors.items()}
     part = np.random.default_rng(seed).permutation(codes.max() + 1)[codes] % TREE_PARTS
     aucs = {name: tree_auc(table, labels, part) for name, table in tables.items()}
     together = tree_auc(np.concatenate(list(tables.values()), axis=1), labels, part)
@@ -177,13 +177,13 @@ def check_leaks(metadata: pd.DataFrame, choice: ColumnChoice) -> Leaks:
     """Measures the leaks of the columns that features may use, and logs them.
 
     Raises:
-        InputError: they tell the label, and ``choice`` does not accept that.
+        InputError: they predict the label, and ``choice`` does not accept that.
     """
     leaks = measure_leaks(metadata, choice.of(metadata))
     if leaks.found and not choice.accept_leak:
         first, value = next(iter(leaks.aucs.items()))
         raise InputError(
-            f"train-metadata.csv: {first!r} alone tells the label with AUC {value:.3f}, above {LEAK_AUC} ({leaks.text}), so "
+            f"train-metadata.csv: {first!r} alone predicts the label with AUC {value:.3f}, above {LEAK_AUC} ({leaks.text}); "
             f"models would learn how the rows were collected; give train.folds {leaks.ways_out}."
         )
     verdict = "WARNING: a leak, accepted by --accept-leak" if leaks.found else f"no leak (that begins above {LEAK_AUC})"

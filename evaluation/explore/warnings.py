@@ -88,14 +88,14 @@ def leaks(folder: Folder, single: pd.DataFrame) -> Iterator[Finding]:
 
 
 def collection_leaks(train: pd.DataFrame) -> Iterator[Finding]:
-    """Missing values and counts that tell the label, as ``train.folds`` measures them."""
+    """Missing values and counts that predict the label, as ``train.folds`` measures them."""
     found = measure_leaks(train, ColumnChoice().of(train))
     if found.found:
         text = (
             f"AUC of a small tree, cross-validated by patient: {found.text}. Models would learn how rows were collected: "
             f"training refuses more than {LEAK_AUC}. Give train.folds {found.ways_out}."
         )
-        yield Finding("Missing values and counts tell the label", text)
+        yield Finding("Missing values and counts predict the label", text)
 
 
 def repeated_ids(folder: Folder) -> Iterator[Finding]:

@@ -83,7 +83,9 @@ class Views:
 
 def test_with_little_time_further_crops_have_fewer_views(corrected, monkeypatch):
     lateness, ensemble = iter([True, True, False, False, True]), Views(8)
-    monkeypatch.setattr("inference.run_log.Forecast.late", property(lambda _: next(lateness), lambda *_: None), raising=False)
+    monkeypatch.setattr(
+        "inference.run_log.Forecast.late", property(lambda _: next(lateness), lambda *_: None), raising=False
+    )
     batches = [([2 * step, 2 * step + 1], [1.0, 2.0]) for step in range(5)]
     _, image_scored, run = corrected(batches, Run(time_budget=3600), ensemble=ensemble)
     assert image_scored.all()

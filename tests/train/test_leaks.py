@@ -13,7 +13,7 @@ from train.tabular import train_tabular
 from utils import InputError
 
 ROWS = 600
-#: What tells the label -> its tell.
+#: What predicts the label -> its predictor.
 LEAKS = {"row": HAS_ROW, "patient": HAS_PATIENT, "count": LESIONS, "gap": GAPS}
 
 
@@ -61,7 +61,7 @@ def all_columns(table):
 # Measuring
 
 
-def test_rows_of_one_collection_tell_nothing():
+def test_rows_of_one_collection_predict_nothing():
     leaks = measure_leaks(made(), all_columns(made()))
     assert not leaks.found
     assert set(leaks.aucs) == set(LEAKS.values())
@@ -71,17 +71,17 @@ def test_rows_of_one_collection_tell_nothing():
 
 
 @pytest.mark.parametrize("leak", LEAKS)
-def test_each_tell_is_found_by_itself(leak):
+def test_each_predictor_is_found_by_itself(leak):
     leaks = measure_leaks(made(leak), all_columns(made(leak)))
     assert leaks.found
     assert leaks.aucs[LEAKS[leak]] == max(leaks.aucs.values()) > 0.98
     assert leaks.together > 0.98
     others = set(LEAKS.values()) - {LEAKS[leak]} - ({GAPS} if leak == "row" else set())
-    assert all(leaks.aucs[tell] < 0.6 for tell in others)
+    assert all(leaks.aucs[name] < 0.6 for name in others)
 
 
 @pytest.mark.parametrize("leak", LEAKS)
-def test_a_tell_that_features_cannot_see_is_none(leak):
+def test_a_predictor_that_features_cannot_see_is_none(leak):
     choice = ColumnChoice(columns=("sex", SITE, HOSPITAL), patients="own")
     if leak == "row":
         choice = ColumnChoice(columns=(PATIENT, HOSPITAL))

