@@ -21,6 +21,7 @@ import pandas as pd
 from PIL import Image
 
 from benchmarks.report import add_networks, growth_exponent, progress, report, run_kernel, take_turns, train_small
+from inference.backbones import BACKBONES, RESNET50
 from inference.images import ImageStore, cores, decode_crop, image_batches
 from inference.network import Ensemble, NetworkConfig, build_network, devices, network_logits
 from inference.options import Parser, add_seed_option, count, image_size
@@ -47,8 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--networks", type=count(), default=5, help="folds, at the start (default: %(default)s)")
     parser.add_argument("--rounds", type=count(), default=3, help="in which the ways take turns (default: %(default)s)")
     parser.add_argument("--growth", action="store_true", help=f"also time {GROWTH[0]:,} to {GROWTH[-1]:,} images")
+    parser.add_argument("--backbones", action="store_true", help="time the backbones and nothing else")
     add_seed_option(parser)
     options = parser.parse_args(arguments)
+    if options.backbones:
+        measure_backbones(options.images, options.image_size, options.rounds)
+        return 0
     with tempfile.TemporaryDirectory() as name:
         data, artifacts, few_trees = (Path(name) / each for each in ("data", "artifacts", "few_trees.json"))
         progress("making a synthetic dataset")
@@ -129,6 +134,25 @@ def measure_images(store: ImageStore, ids: list[str], size: int, rounds: int) ->
     found = take_turns(ways, rounds)
     beside = ("its network's bare forward pass", found["bare"])
     report("inference image stage", found["stage"], "images/s", len(ids), beside, TARGETS["image stage"])
+
+
+def measure_backbones(images: int, size: int, rounds: int) -> None:
+    """Images per second of one network with each backbone, on crops in memory, beside ResNet50; the bytes of its weights."""
+    crops = np.random.default_rng(0).integers(0, 256, (BATCH, size, size, 3), dtype="uint8")
+    tabular, ways, megabytes = np.zeros((BATCH, 1), "float32"), {}, {}
+    for name in BACKBONES:
+        progress(f"tracing {name}")
+        network = build_network(NetworkConfig(size, backbone=name))
+        ensemble = Ensemble(network, places=devices()[:1])
+        ensemble.logits(crops, tabular)
+        megabytes[name] = 4e-6 * network.count_params()
+        ways[name] = lambda ensemble=ensemble: sum(
+            len(ensemble.logits(crops, tabular)) for _ in range(max(1, images // BATCH))
+        )
+    found = take_turns(ways, rounds)
+    for name in BACKBONES:
+        beside = (f"{RESNET50}", found[RESNET50])
+        report(f"inference {name}, {megabytes[name]:.0f} MB", found[name], "images/s", images, beside)
 
 
 def score(store: ImageStore, artifacts: Path, rows: int, images: int | None = None) -> dict:

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import inference, report, scale, tabular, training
 from benchmarks.report import growth_exponent, run_kernel, take_turns
+from inference.backbones import BACKBONES
 from inference.images import ImageStore
 from inference.schema import read_scores
 from utils import InputError
@@ -58,6 +59,14 @@ def test_the_training_benchmark_compares_file_cache_and_memory(eager, figures):
     assert [figure["target"] for figure in found] == [0.95, 0.05, 0.95, 0.05]
     assert all(figure["lesions"] == 60 and figure["value"] > 0 and figure["ratio"] > 0 for figure in found)
     assert all(figure["value"] < 1 for figure in found[1::2])
+
+
+@pytest.mark.slow
+def test_the_backbones_are_compared_with_resnet50(figures):
+    assert inference.main(["--backbones", "--images", "64", "--image-size", "32", "--rounds", "1"]) == 0
+    found = figures()
+    assert [name.split(",")[0] for name in names(found)] == [f"inference {name}" for name in BACKBONES]
+    assert names(found)[0].endswith("95 MB") and found[0]["ratio"] == 1.0
 
 
 @pytest.mark.integration
