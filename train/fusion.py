@@ -23,7 +23,7 @@ from inference.files import write_json
 from inference.images import find_images
 from inference.network import NetworkConfig
 from scale.parallel import Files, Progress, in_own_process, run_tasks, workers
-from train.lesions import Lesions, open_images, read_lesions
+from train.lesions import open_images, read_lesions
 from train.manifest import stage
 from train.network.config import INPUTS, RunConfig, TrainingConfig, flag, parse_fusion_options
 from train.network.fold import LOGS, PRETRAINED, FoldFiles, Training, train_backbone, train_fold
@@ -33,7 +33,8 @@ from train.network.pretraining import read_archive
 from train.network.results import (
     SINGLE_INPUT,
     OutOfFold,
-    choose_combination,
+    Scale,
+    common_scales,
     record_fusion,
     record_single_input,
     write_history,
@@ -55,11 +56,11 @@ def train_fusion(arguments: list[str] | None = None) -> int:
         training = read_training(run, config)
         folder = unfinished_folder(run, training)
         train_folds(training, folder)
-        rows = gather_out_of_fold(training.lesions, folder)
+        rows, scales = gather_out_of_fold(training, folder)
         write_history(folder, run.logs, config.inputs)
         if config.inputs == "fusion":
             rows = rows.where(training.lesions.in_folds)
-            record_fusion(current, training, rows, choose_combination(rows), folder)
+            record_fusion(current, training, rows, folder, scales)
         else:
             record_single_input(current, training, rows)
         shutil.rmtree(folder)
@@ -156,17 +157,27 @@ def train_folds(training: Training, folder: Path) -> None:
             log(f"{training.logs} has not all files for TensorBoard ({error})")
 
 
-def gather_out_of_fold(lesions: Lesions, folder: Path) -> OutOfFold:
-    """All lesions with the logits that the folds left: each lesion's own fold's, in the holdout the mean of all folds'."""
+def gather_out_of_fold(training: Training, folder: Path) -> tuple[OutOfFold, list[Scale]]:
+    """All lesions with the logits that the folds left: each lesion's own fold's, in the holdout the mean of all folds'.
+
+    Returns:
+        The lesions, and the scale of each fold's network, which their logits have already.
+    """
+    lesions = training.lesions
+    start = lesions.tabular if "tabular" in training.network.inputs else np.zeros(len(lesions.fold))
+    scores = [pd.read_csv(FoldFiles(folder, fold).scores, index_col="row")["network"] for fold in lesions.folds]
+    corrections = [logits - start[logits.index] for logits in scores]
+    own = [each[lesions.fold[each.index] == fold] for fold, each in zip(lesions.folds, corrections, strict=True)]
+    scales = common_scales(own)
     total, count = np.zeros(len(lesions.fold)), np.zeros(len(lesions.fold))
-    for fold in lesions.folds:
-        scores = pd.read_csv(FoldFiles(folder, fold).scores, index_col="row")["network"]
-        total[scores.index] += scores.to_numpy()
-        count[scores.index] += 1
+    for each, scale in zip(corrections, scales, strict=True):
+        total[each.index] += start[each.index] + scale.of(each.to_numpy())
+        count[each.index] += 1
     network = np.where(count > 0, total / np.maximum(count, 1), lesions.tabular)
-    return OutOfFold(
+    rows = OutOfFold(
         lesions.isic_ids, lesions.patients, lesions.labels, lesions.fold, lesions.tabular, network, image_scored=count > 0
     )
+    return rows, scales
 
 
 if __name__ == "__main__":

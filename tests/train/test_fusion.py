@@ -19,6 +19,7 @@ from inference.images import ImageStore, image_batches
 from inference.network import Ensemble, NetworkConfig, build_network, load_network, network_logits
 from inference.schema import ID, TARGET, read_metadata
 from train.fusion import train_fusion
+from train.network import fold
 from train.network.checkpoint import Checkpoint
 from utils import InputError, bootstrap_scores
 
@@ -126,6 +127,14 @@ def test_the_scores_are_those_of_the_weights_in_the_folder(trained):
     np.testing.assert_allclose(found, oof["network"], atol=1e-5)
 
 
+def test_the_corrections_of_all_networks_are_on_one_scale(trained):
+    oof = pd.read_csv(trained.artifacts / "oof_fusion.csv")
+    corrections = (oof["network"] - oof["tabular"]).groupby(oof["fold"])
+    np.testing.assert_allclose(corrections.mean(), corrections.mean().mean(), atol=1e-6)
+    np.testing.assert_allclose(corrections.std(ddof=0), corrections.std(ddof=0).mean(), atol=1e-6)
+    assert corrections.std().min() > 0
+
+
 # Interruption
 
 #: Two phases, averaged weights and mixup: all that a checkpoint has to restore.
@@ -155,12 +164,14 @@ def test_an_interrupted_training_continues_and_ends_with_the_same_bytes(trained,
             path.unlink()
     assert train_fusion(command(trained.data, folders["whole"], *RICH)) == 0
 
-    unfinished = stop_training(folders["interrupted"], trained.data, monkeypatch, epochs=3)  # within the second fold
+    unfinished, trained_folds = stop_training(folders["interrupted"], trained.data, monkeypatch, epochs=3), []
     assert not (folders["interrupted"] / "fusion_fold0.weights.h5").exists()
     assert (unfinished / "checkpoint1.weights.h5").is_file()
-    first = (unfinished / "fold0.weights.h5").stat().st_mtime_ns
+    assert (unfinished / "fold0.weights.h5").is_file()
+    fit = fold.fit
+    monkeypatch.setattr(fold, "fit", lambda *arguments: trained_folds.append(1) or fit(*arguments))
     assert train_fusion(command(trained.data, folders["interrupted"], *RICH)) == 0
-    assert (folders["interrupted"] / "fusion_fold0.weights.h5").stat().st_mtime_ns == first  # not trained again
+    assert len(trained_folds) == 1  # it was stopped within the second fold
     for name in ("fusion_fold0.weights.h5", "fusion_fold1.weights.h5", "oof_fusion.csv"):
         assert sha256_of(folders["interrupted"] / name) == sha256_of(folders["whole"] / name)
     assert not unfinished.exists()

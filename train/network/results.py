@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,18 @@ from sklearn.linear_model import LogisticRegression
 
 from inference.artifacts import OOF_FUSION, OOF_IMAGE_ONLY, OOF_TABULAR_ONLY, checked_file, fold_network_file, load_manifest
 from inference.files import write_csv
+from inference.network import NetworkConfig, load_network
 from inference.schema import ID, TARGET, read_scores
 from inference.scoring import AS_THEY_ARE, BLEND, COMBINATIONS, NETWORK_ALONE, RANK_AVERAGE, combine
 from train.charts import clean_axes, new_figure, save_png
 from train.folds import HOLDOUT
-from train.manifest import Stage, link_or_copy
+from train.manifest import Stage
+from train.network.checkpoint import save_weights
 from train.network.fold import FoldFiles, Training
 from utils import InputError, ScoreTable, bootstrap_scores, format_table, log, partial_auc
 
+#: Corrections that differ by less are the same but for rounding.
+SMALLEST_DEVIATION = 1e-6
 #: The score of the nested choice: its combination, too, was chosen without the fold that it is measured on.
 FINAL = "final"
 #: Of a network with one input: its section of the manifest, its file, and its name in tables.
@@ -60,6 +65,47 @@ class OutOfFold:
     def combined(self, how: dict[str, Any]) -> np.ndarray:
         """Final logits as the kernel computes them, shape (rows,)."""
         return combine(how, self.tabular, self.network, self.image_scored)
+
+
+# One scale for all networks
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What is done to a network's correction: ``factor`` times it, plus ``offset``."""
+
+    factor: float = 1.0
+    offset: float = 0.0
+
+    def of(self, corrections: np.ndarray) -> np.ndarray:
+        """The scaled corrections, in the shape of ``corrections``."""
+        return self.factor * corrections + self.offset
+
+
+def common_scales(corrections: Sequence[np.ndarray]) -> list[Scale]:
+    """Scales by which all networks' corrections get one mean and one standard deviation: the mean of the networks' own.
+
+    Networks that stop at different points of a training differ in the mean and the spread of their logits. That harms the
+    ranking where their scores are pooled, and lets one outweigh the others where they are averaged. No label is used.
+
+    Args:
+        corrections: of each network, out of fold: the network logit less the tabular logit, if it has one; shape (rows,).
+    """
+    means, deviations = ([float(summary(each)) for each in corrections] for summary in (np.mean, np.std))
+    if min(deviations) < SMALLEST_DEVIATION:
+        return [Scale() for _ in corrections]
+    factors = [float(np.mean(deviations)) / deviation for deviation in deviations]
+    middle = float(np.mean(means))
+    return [Scale(factor, middle - factor * mean) for factor, mean in zip(factors, means, strict=True)]
+
+
+def save_scaled(config: NetworkConfig, source: Path, target: Path, scale: Scale) -> None:
+    """Writes the weights of a network whose corrections are scaled: its last layer does it."""
+    network = load_network(config, source)
+    last = network.get_layer("correction")
+    kernel, bias = last.get_weights()
+    last.set_weights([scale.factor * kernel, scale.of(bias)])
+    save_weights(network, target)
 
 
 # The combination of tabular and network logits
@@ -145,16 +191,17 @@ def regression(rows: OutOfFold, names: tuple[str, ...]) -> dict[str, float]:
 # The artifact folder
 
 
-def record_fusion(stage: Stage, training: Training, rows: OutOfFold, combination: Combination, folder: Path) -> None:
+def record_fusion(stage: Stage, training: Training, rows: OutOfFold, folder: Path, scales: Sequence[Scale]) -> None:
     """Puts the fold networks into the artifact folder and records them, with the combination for the kernel.
 
     Args:
         stage: of the artifact folder.
         training: what all folds shared.
         rows: all lesions outside the holdout.
-        combination: how the kernel combines their logits.
         folder: of the unfinished training, with the networks.
+        scales: of the networks.
     """
+    combination = choose_combination(rows)
     folds = training.lesions.folds
     names = [fold_network_file(fold) for fold in folds]
     table = pd.DataFrame({ID: rows.isic_ids, TARGET: rows.y_true, "fold": rows.fold, "tabular": rows.tabular})
@@ -170,8 +217,8 @@ def record_fusion(stage: Stage, training: Training, rows: OutOfFold, combination
         "trained_on": {"lesions": len(rows.y_true), "images": int(with_image.sum())},
         "scores": scores_section(results),
     }
-    for fold, name in zip(folds, names, strict=True):
-        link_or_copy(FoldFiles(folder, fold).weights, stage.folder / name)  # stays there too, until it is recorded
+    for fold, name, scale in zip(folds, names, scales, strict=True):
+        save_scaled(training.network, FoldFiles(folder, fold).weights, stage.folder / name, scale)
     stage.record(section)
     log(format_table(results))
     log(f"combination for the kernel: {combination.settings['kind']} ({combination.settings['reason']})")

@@ -6,14 +6,18 @@ import pytest
 from PIL import Image
 from scipy.special import expit
 
+from inference.network import NetworkConfig, build_network, load_network
 from inference.scoring import COMBINATIONS
 from train.network.results import (
     FINAL,
     OutOfFold,
+    Scale,
     choose_combination,
+    common_scales,
     draw_history,
     fit_combination,
     nested_scores,
+    save_scaled,
     write_history,
 )
 from utils import InputError, partial_auc
@@ -205,3 +209,36 @@ def test_folds_without_an_epoch_leave_no_history(tmp_path):
     pd.DataFrame(columns=["fold"]).to_csv(tmp_path / "history0.csv", index=False)
     write_history(tmp_path, tmp_path / "logs", "fusion")
     assert not (tmp_path / "logs").exists()
+
+
+# One scale for all networks
+
+
+def test_scaled_corrections_have_one_mean_and_spread_and_keep_their_order():
+    rng = np.random.default_rng(0)
+    corrections = [rng.normal(mean, spread, 50) for mean, spread in ((-5.0, 1.0), (-6.0, 2.0), (-5.5, 1.5))]
+    scales = common_scales(corrections)
+    scaled = [scale.of(each) for scale, each in zip(scales, corrections, strict=True)]
+    np.testing.assert_allclose([each.mean() for each in scaled], np.mean([each.mean() for each in corrections]))
+    np.testing.assert_allclose([each.std() for each in scaled], np.mean([each.std() for each in corrections]))
+    for before, after in zip(corrections, scaled, strict=True):
+        np.testing.assert_array_equal(np.argsort(before), np.argsort(after))
+    assert common_scales([corrections[0]])[0].of(corrections[0]) == pytest.approx(corrections[0])
+
+
+def test_networks_that_have_learned_nothing_are_left_alone():
+    assert common_scales([np.zeros(5), np.arange(5.0)]) == [Scale(), Scale()]
+
+
+@pytest.mark.integration
+def test_the_last_layer_scales_the_corrections(tmp_path):
+    config, rng = NetworkConfig(32, ("tabular",), head_units=4), np.random.default_rng(0)
+    network = build_network(config)
+    network.get_layer("correction").set_weights([rng.normal(size=(4, 1)), np.array([0.3])])
+    network.save_weights(tmp_path / "one.weights.h5")
+    tabular = rng.normal(-5, 2, (6, 1)).astype("float32")
+    save_scaled(config, tmp_path / "one.weights.h5", tmp_path / "two.weights.h5", Scale(1.5, -0.2))
+    found = load_network(config, tmp_path / "two.weights.h5")({"tabular": tabular}).numpy() - tabular
+    expected = network({"tabular": tabular}).numpy() - tabular
+    assert expected.std() > 0
+    np.testing.assert_allclose(found, 1.5 * expected - 0.2, atol=1e-5)
