@@ -74,7 +74,7 @@ class Request:
     Args:
         root: the release.
         out: all that is made.
-        recipe: options of ``train.fusion`` that all trainings share.
+        more: options of ``train.fusion`` behind those of the recipe.
         archives: the files of the earlier archives, if the variants need them.
         seeds: of each variant.
         jobs: trainings at a time.
@@ -82,10 +82,20 @@ class Request:
 
     root: Path
     out: Path
-    recipe: tuple[str, ...] = RECIPE
+    more: tuple[str, ...] = ()
     archives: Path | None = None
     seeds: int = 1
     jobs: int = 1
+
+    @property
+    def recipe(self) -> tuple[str, ...]:
+        """The options of the final run."""
+        return (*RECIPE, *self.more)
+
+    @property
+    def short_recipe(self) -> tuple[str, ...]:
+        """The options that the variants of all factors share."""
+        return (*RECIPE, *SHORT, *self.more)
 
     @property
     def cache(self) -> tuple[str, ...]:
@@ -163,7 +173,7 @@ def trainings_of(request: Request, name: str, chosen: Sequence[str]) -> list[Tra
             own = ("--inputs", "fusion") if factor.views else (*options, "--inputs", "image")
             text = "-".join(re.sub(r"[^\w.-]+", "-", word.strip("-")) for word in (own if factor.views else options))
             folder = f"{text or 'recipe'}-seed{seed}"
-            words = (*request.recipe, *SHORT, *own, "--seed", str(seed))
+            words = (*request.short_recipe, *own, "--seed", str(seed))
             found.append(Trained(variant, seed, Variant(folder, words, {"options": list(words)}), views))
     return found
 
@@ -318,14 +328,13 @@ def main(arguments: list[str] | None = None) -> int:
         if not any(variant in FACTORS[name].variants for name in factors):
             known = [each for name in factors for each in FACTORS[name].variants]
             raise InputError(f"--variants {variant!r} is none of the --factors; give one of: {'; '.join(known)}.")
-    recipe = (*RECIPE, *more)
-    request = Request(options.root, options.out, recipe, options.archives, options.seeds, options.jobs)
-    parse_fusion_options(["--data", str(options.root), "--artifacts", str(options.out), *recipe])
+    request = Request(options.root, options.out, tuple(more), options.archives, options.seeds, options.jobs)
+    parse_fusion_options(["--data", str(options.root), "--artifacts", str(options.out), *request.recipe])
     make_folders(options.root, options.out, with_train=bool(factors))
     if factors:
         make_stages(options.out, "train")
     for name in factors:
-        text = f"{compare_factor(request, name, chosen)}\n    the recipe: {' '.join((*recipe, *SHORT))}\n"
+        text = f"{compare_factor(request, name, chosen)}\n    the recipe: {' '.join(request.short_recipe)}\n"
         write_text(options.out / f"{name}.md", text)
         log(f"{name}:\n\n{text}")
     if options.final or not factors:

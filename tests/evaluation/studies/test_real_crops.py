@@ -20,7 +20,8 @@ from evaluation.studies.real_crops import (
     trainings_of,
     with_sources,
 )
-from evaluation.studies.real_recipe import ARCHIVES, FACTORS, PRETRAIN, UNLABELLED, UNLABELLED_IMAGENET
+from evaluation.studies.real_fusion import rescored
+from evaluation.studies.real_recipe import ARCHIVES, FACTORS, PRETRAIN, SHORT, UNLABELLED, UNLABELLED_IMAGENET
 from inference.artifacts import checked_file
 from inference.images import ImageStore
 from inference.schema import ID, PATIENT, TARGET
@@ -29,12 +30,13 @@ from train.network.config import parse_fusion_options
 from utils import InputError, bootstrap_scores
 
 SMALL = ["--backbone", "resnet50", "--weights", "none", "--image-size", "32", "--epochs", "1", "--batch-size", "16"]
+RELEASED, OTHERS = 45, 15
 
 
 @pytest.fixture(scope="session")
 def made_release(synthetic_data, shared_folder):
-    """The release of 50 lesions of ``synthetic_data``; its other ten have a crop there only."""
-    return shared_folder("release", lambda folder: make_release(synthetic_data, folder / "root", 50)) / "root"
+    """The release of some lesions of ``synthetic_data``; the others have a crop there only."""
+    return shared_folder("release", lambda folder: make_release(synthetic_data, folder / "root", RELEASED)) / "root"
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +84,7 @@ def cells_of(text):
 
 def trained_with(arguments):
     """The options of a training behind those of the recipe and of the folders."""
-    return arguments[4 + len(RECIPE) : arguments.index("--cache")]
+    return arguments[4 + len((*RECIPE, *SHORT)) : arguments.index("--cache")]
 
 
 # The folders
@@ -93,7 +95,7 @@ def test_the_folders_have_all_crops_and_those_of_train(made_release, tmp_path):
     make_folders(made_release, out, with_train=True)
     split = pd.read_csv(made_release / "split.csv")
     tables = {name: pd.read_csv(out / name / "train-metadata.csv", dtype=str) for name in ("all", "train")}
-    assert len(tables["all"]) == 50
+    assert len(tables["all"]) == RELEASED
     assert list(tables["train"][ID]) == list(split.loc[split["split"] == "train", ID])
     assert tables["train"].equals(tables["all"][tables["all"][ID].isin(tables["train"][ID])].reset_index(drop=True))
     assert all(isic_id in ImageStore(out / "train" / "train-image.hdf5") for isic_id in tables["train"][ID])
@@ -193,7 +195,7 @@ def test_a_factor_is_trained_with_every_seed_and_compared(command, commands, tmp
     assert [trained_with(each) for each in commands] == expected
     assert {last_value(each, "--data") for each in commands} == {str(tmp_path / "out" / "train")}
     rows = cells_of((tmp_path / "out" / "size.md").read_text(encoding="utf-8"))
-    assert [row[:2] for row in rows] == [["96, the recipe's", ""], *([own[1], " ".join(own)] for own in words)]
+    assert [row[:2] for row in rows] == [["96", ""], *([own[1], " ".join(own)] for own in words)]
     folds = pd.read_csv(tmp_path / "out" / "train-artifacts" / "folds.csv")
     networks = tmp_path / "out" / "networks"
     logits = {str(s): pd.read_csv(networks / f"image-size-64-seed{s}" / "oof_image_only.csv")["network"] for s in (0, 1)}
@@ -236,13 +238,31 @@ def test_a_variant_that_no_factor_has_is_refused(command, commands):
     assert commands == []
 
 
+def test_views_are_scored_with_the_networks_of_one_training(command, commands, tmp_path, monkeypatch):
+    scored = []
+
+    def stand_in(data, folder, views):
+        scored.append((folder.name, views))
+        oof = pd.read_csv(folder / "oof_image_only.csv").set_index(ID)
+        return oof["network"] + views * oof[TARGET], 60.0 * views
+
+    monkeypatch.setattr(real_crops, "rescored", stand_in)
+    main([*command, "--factors", "views", "--variants", "2", *SMALL])
+    (folder,) = {name for name, _ in scored}
+    assert [views for _, views in scored] == [1, 2]
+    assert [(last_value(each, "--inputs"), Path(last_value(each, "--artifacts")).name) for each in commands] == [
+        ("fusion", folder)
+    ]
+    rows = cells_of((tmp_path / "out" / "views.md").read_text(encoding="utf-8"))
+    assert [[row[0], row[1], row[-1]] for row in rows] == [["1", "--views 1", "1.0"], ["2", "--views 2", "2.0"]]
+
+
 # The final run, with networks
 
 
-@pytest.mark.integration
-def test_the_final_run_leaves_tables_and_artifacts_and_is_kept(command, synthetic_data, tmp_path, monkeypatch):
+def test_the_final_run_leaves_tables_and_artifacts_and_is_kept(command, synthetic_data, eager, tmp_path, monkeypatch):
     monkeypatch.setattr("keras.applications.ResNet50", small_backbone)
-    command += ["--competition", str(synthetic_data), *SMALL]
+    command += ["--competition", str(synthetic_data), *SMALL, "--views", "1"]
     out, artifacts = tmp_path / "out", tmp_path / "out" / "artifacts"
     assert main(command) == 0
     texts = {name: (out / name).read_text(encoding="utf-8") for name in ("final.md", "rows.md")}
@@ -251,7 +271,7 @@ def test_the_final_run_leaves_tables_and_artifacts_and_is_kept(command, syntheti
     assert all(checked_file(artifacts, manifest, name) for name in manifest["files"])
     oof, folds = (pd.read_csv(artifacts / name) for name in ("oof_fusion.csv", "folds.csv"))
     score = bootstrap_scores(oof[TARGET], folds[PATIENT], {"network": oof["network"]}).scores["network"]
-    assert len(oof) == 50
+    assert len(oof) == RELEASED
     assert cells_of(texts["final.md"]) == [
         [
             "network, the crop alone",
@@ -263,27 +283,12 @@ def test_the_final_run_leaves_tables_and_artifacts_and_is_kept(command, syntheti
     ]
     rows = cells_of(texts["rows.md"])
     assert [row[1] for row in rows[:3]] == ["tabular", "network", "tabular and network"]
-    assert [row[0].split(",")[0] for row in rows[::3]] == [
-        "all: 60 rows",
-        "crops of the release: 50 rows",
-        "other crops: 10 rows",
-    ]
+    sizes = [f"all: {RELEASED + OTHERS} rows", f"crops of the release: {RELEASED} rows", f"other crops: {OTHERS} rows"]
+    assert [row[0].split(",")[0] for row in rows[::3]] == sizes
+    scores, _ = rescored(out / "all", artifacts, 1)
+    assert scores[oof[ID]].to_numpy() == pytest.approx(oof["network"].to_numpy(), abs=1e-5)
+    assert (rescored(out / "all", artifacts, 2)[0] != scores).any()
     seconds = json.loads((artifacts / "seconds.json").read_text())["seconds"]
     main(command)
     assert json.loads((artifacts / "seconds.json").read_text())["seconds"] == seconds
     assert {name: (out / name).read_text(encoding="utf-8") for name in texts} == texts
-
-
-@pytest.mark.integration
-def test_views_are_scored_with_the_networks_of_one_training(command, tmp_path, monkeypatch):
-    monkeypatch.setattr("keras.applications.ResNet50", small_backbone)
-    main([*command, "--factors", "views", "--variants", "2", *SMALL])
-    assert [row[:2] for row in cells_of((tmp_path / "out" / "views.md").read_text())] == [
-        ["1", "--views 1"],
-        ["2", "--views 2"],
-    ]
-    (folder,) = (path for path in (tmp_path / "out" / "networks").iterdir() if "logs" not in path.name)
-    oof = pd.read_csv(folder / "oof_fusion.csv").set_index(ID)["network"]
-    one, two = (pd.read_csv(folder / f"views-{number}.csv").set_index(ID)["network"] for number in (1, 2))
-    assert one.loc[oof.index].to_numpy() == pytest.approx(oof.to_numpy(), abs=1e-5)
-    assert (one != two).any()

@@ -30,8 +30,7 @@ def equal(one, other):
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.integration
-def test_an_interrupted_training_ends_as_an_uninterrupted_one(command, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(command, eager, tmp_path, monkeypatch, capsys):
     path = tmp_path / "own.weights.h5"
     pretrain_without_labels(command)
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
@@ -58,8 +57,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(command, tmp_path,
     assert "epoch 2 of 2" in printed
 
 
-@pytest.mark.integration
-def test_equal_projections_end_the_training(command, monkeypatch):
+def test_equal_projections_end_the_training(command, eager, monkeypatch):
     monkeypatch.setattr(self_supervised, "COLLAPSED", 2)
     with pytest.raises(InputError, match="all crops have the same projection"):
         pretrain_without_labels(command)
