@@ -66,6 +66,17 @@ def test_partial_auc_is_the_official_metric(rows):
     assert utils.auc(labels, scores) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
 
 
+def test_the_metric_is_none_of_the_wrong_formulas_in_circulation():
+    """The example and the values of docs/metric.md."""
+    labels = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 1])
+    scores = np.array([0.05, 0.1, 0.2, 0.3, 0.4, 0.7, 0.25, 0.6, 0.8, 0.9])
+    unswapped = roc_auc_score(labels, scores, max_fpr=0.2)
+    standardised = roc_auc_score(1 - labels, -scores, max_fpr=0.2)
+    values = [utils.partial_auc(labels, scores), unswapped, standardised, (1 + unswapped) / 2 * 0.2]
+    assert values == pytest.approx([0.1, 0.7454, 0.7222, 0.1745], abs=5e-5)
+    assert utils.partial_auc(labels, scores) == pytest.approx(scikit_learn(labels, scores), abs=1e-12)
+
+
 def test_partial_auc_on_as_many_rows_as_a_hospital_has():
     rng = np.random.default_rng(0)
     labels = rng.random(20_000) < 0.01
