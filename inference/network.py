@@ -246,11 +246,11 @@ class Ensemble:
     def _logits_of_one(self, crops, tabular, state: State):
         import tensorflow as tf
 
-        logits = []
-        for number in range(self.views if "crop" in self._names else 1):
-            batch = {name: {"crop": view(crops, number), "tabular": tabular}[name] for name in self._names}
-            logits.append(self._network.stateless_call(*state, batch, training=False)[0])
-        return tf.add_n(logits) / len(logits)
+        # All views as one batch: the network is traced once, whatever their number.
+        crops = tf.concat([view(crops, number) for number in range(self.views)], axis=0)
+        inputs = {"crop": crops, "tabular": tf.tile(tabular, (self.views, 1))}
+        logits = self._network.stateless_call(*state, {name: inputs[name] for name in self._names}, training=False)[0]
+        return tf.reduce_mean(tf.reshape(logits, (self.views, -1, 1)), axis=0)
 
     def _function_on(self, place: str) -> Callable:
         """The mean of all folds' logits of (crops, tabular) on a device; what it returns may not be computed yet."""
