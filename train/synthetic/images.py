@@ -30,7 +30,7 @@ JPEG_QUALITY = 75  # gives the quantisation tables of the competition's files
 #: Red-brown mottles with wavelengths of 2 to 5 mm, of which 32 pixels show enough: knots across the crop, and standard
 #: deviation in grey levels of green, exactly MOTTLE_CONTRAST * exp(MOTTLE_GROWTH * texture). The skew makes
 #: dark ones stand out.
-MOTTLE_KNOTS, MOTTLE_CONTRAST, MOTTLE_GROWTH, MOTTLE_SKEW = 9, 4.2, 0.6, 0.4
+MOTTLE_KNOTS, MOTTLE_CONTRAST, MOTTLE_GROWTH, MOTTLE_SKEW = 9, 5.5, 0.9, 0.4
 COLOUR_LIMITS = (24.0, 230.0)  # grey levels of skin and lesion
 BLOTCH_KNOTS, BORDER_KNOTS, PATCH_KNOTS = 4, 10, 24
 #: What one grey level of a layer adds to red, green and blue.
