@@ -18,7 +18,7 @@ from project_commands import PACKAGES, ROOT, commands, entry_of
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 #: Beside the README; held to the same rules.
-BESIDE = [ROOT / "CONTRIBUTING.md"]
+BESIDE = [ROOT / "CONTRIBUTING.md", ROOT / "MODEL_CARD.md"]
 #: Studies that pass what they do not know on to another command.
 PASSED_ON = dict.fromkeys((f"evaluation.studies.{name}" for name in ("archives", "imbalance", "real_crops")), "train.fusion")
 #: Of other projects: options of their commands, files and names.
