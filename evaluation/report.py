@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from evaluation.curves import REGION, calibration_charts, class_charts, roc_charts
 from evaluation.groups import divide, group_section, measure_groups
 from evaluation.html import Section, write_page
-from evaluation.measures import BEST, FINAL, SENSITIVITIES, calibration, operating_points
+from evaluation.measures import BEST, FINAL, SENSITIVITIES, Calibration, calibration, operating_points
 from inference.schema import PATIENT, TARGET
 from inference.scoring import RANK_AVERAGE
 from utils import TOP_K, ScoreTable
@@ -98,13 +98,18 @@ def score_sections(table: ScoreTable, scored: Scored) -> list[Section]:
     return sections
 
 
-def _calibration_section(scored: Scored, samples: int) -> list[Section]:
-    """The section on every score that is logits; none where there is no such score."""
+def measured_calibrations(scored: Scored, samples: int) -> tuple[dict[str, Calibration], str]:
+    """Score -> its calibration, of every score that is logits; and a sentence on the submission where it is none."""
     logits, note = {name: values for name, values in scored.logits.items() if name != BEST}, ""
     if scored.combination == RANK_AVERAGE and logits.pop(FINAL, None) is not None:
         note = "The submission is an average of ranks, which is no probability: it is left out."
     labels, patients = scored.rows[TARGET].to_numpy(), scored.rows[PATIENT].to_numpy()
-    measured = {name: calibration(labels, patients, values, samples) for name, values in logits.items()}
+    return {name: calibration(labels, patients, values, samples) for name, values in logits.items()}, note
+
+
+def _calibration_section(scored: Scored, samples: int) -> list[Section]:
+    """The section on calibration; none where no score is logits."""
+    measured, note = measured_calibrations(scored, samples)
     if not measured:
         return []
     context = {"calibrations": measured, "charts": calibration_charts(measured), "note": note}

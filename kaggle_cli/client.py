@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import json
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from inference.options import Number, Parser
 from utils import InputError, log
@@ -36,6 +38,8 @@ PRINTED = (
     ),
     (r"not valid tags .*", "remove the tag from the metadata"),
     (r"title does not resolve to the specified id", "make title and id the same words"),
+    (r"Kernel push error: Maximum weekly .*quota.*", "it is reset once a week (make status shows when); then push again"),
+    (r"Kernel push error: Maximum batch .*session.*", "wait until another run of yours has ended, then push again"),
     (r"Kernel push error: .*", "correct that and push again"),
     (r"Dataset (?:version )?creation error: .*", "correct that and publish again"),
     (r"Upload unsuccessful: .*", "run the same command again; files that arrived are not sent twice"),
@@ -82,10 +86,25 @@ def call(*arguments: str | Path, show: bool = True) -> str:
     words = [str(argument) for argument in arguments]
     if show:
         log(f"$ {command_line(*words)}")
+    return _run(["-m", "kaggle", "-W", *words], show)
+
+
+def ask(*arguments: str) -> dict[str, Any]:
+    """What the CLI does not print, by ``api.py``, which says what the arguments and the answer are.
+
+    Raises:
+        KaggleError: Kaggle refused, or was not reached.
+    """
+    output = _run(["-P", str(Path(__file__).with_name("api.py")), *arguments], show=False)
+    return json.loads(output.splitlines()[-1])
+
+
+def _run(words: list[str], show: bool) -> str:
+    """Runs Python with these arguments; returns its output, or raises the failure in it."""
     # With VERBOSE the CLI would print the header that holds the token.
     environment = {name: value for name, value in os.environ.items() if name not in ("VERBOSE", "VERBOSE_OUTPUT")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "kaggle", "-W", *words],
+        [sys.executable, *words],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

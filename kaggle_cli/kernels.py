@@ -10,13 +10,13 @@ from pathlib import Path
 
 from inference.build_kernel import ROOT
 from kaggle_cli import client as cli
+from kaggle_cli.failures import explain
 from utils import InputError, log
 
 METADATA = "kernel-metadata.json"
 #: States of a run (the CLI's ``KernelWorkerStatus``); in any other it has not ended.
 DONE = "complete"
 FAILED = ("error", "cancel_requested", "cancel_acknowledged")
-LOG_LINES = 25
 
 
 @dataclass(frozen=True)
@@ -121,38 +121,17 @@ def wait_until_run(kernel: str, wait: cli.Wait, next_step: str) -> None:
     """Waits until the kernel's latest run has succeeded.
 
     Raises:
-        InputError: it failed, after the end of its log was shown; or the wait was too short.
+        InputError: it failed, after the end of its log and the likely reasons were shown; or the wait was too short.
     """
 
     def look() -> str | None:
         state, message = state_of(kernel)
         if state in FAILED:
-            show_log(kernel)
-            reason = f" ({message})" if message else ""
-            raise InputError(f"{kernel} ended with {state!r}{reason}; its log is above, correct it and push again.")
+            reason = explain(kernel, message, "" if state == "error" else state)
+            raise InputError(f"{kernel} ended with {state!r} ({reason}); its log is above, correct it and push again.")
         return None if state == DONE else state
 
     cli.wait_for(f"run of {kernel}", look, wait, next_step)
-
-
-def show_log(kernel: str) -> None:
-    """Prints the last lines of the run's log; a log that cannot be fetched must not hide the failure that it is for."""
-    try:
-        output = cli.call("kernels", "logs", kernel, show=False)
-    except cli.KaggleError as error:
-        output = f"(no log: {error})"
-    lines = readable(output).splitlines()
-    log(f"--- log of {kernel}, last {min(LOG_LINES, len(lines))} of {len(lines)} lines")
-    log("\n".join(lines[-LOG_LINES:]))
-    log("---")
-
-
-def readable(output: str) -> str:
-    """Kaggle's log as text: it is a JSON list of pieces, or text."""
-    try:
-        return "".join(str(piece.get("data", "")) for piece in json.loads(output))
-    except (ValueError, AttributeError, TypeError):
-        return output
 
 
 def fetch_output(kernel: str, folder: Path, pattern: str | None = None) -> None:

@@ -25,6 +25,7 @@ from inference.schema import TARGET, read_scores
 from inference.submission import COMPETITION, SAMPLE
 from kaggle_cli import client, kernels
 from kaggle_cli.data import download_command
+from kaggle_cli.failures import explain
 from kaggle_cli.publish import READY, look_up
 from kaggle_cli.train_remote import training_kernel
 from scale.artifact_folder import staged_folder
@@ -87,8 +88,11 @@ def fetch_and_check(kernel: str, version: int, data: Path, output: Path) -> None
         kernels.fetch_output(kernel, staging)
         for name in (SUBMISSION, RUN):
             if not (staging / name).is_file():
-                kernels.show_log(kernel)
-                raise InputError(f"{kernel} version {version} left no {name}; its log is above, correct it and push again.")
+                others = ", ".join(sorted(path.name for path in staging.iterdir() if path.name.endswith(".csv")))
+                reason = explain(kernel, hint=f"the run left no {name}, of tables {others or 'none'}")
+                raise InputError(
+                    f"{kernel} version {version} left no {name} ({reason}); its log is above, correct it and push again."
+                )
     ids = public_test_ids(data)
     scores = checked_submission(output / SUBMISSION, ids)
     try:

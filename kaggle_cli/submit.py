@@ -14,6 +14,7 @@ from pathlib import Path
 from inference.options import Parser, filled_text, output_folder
 from inference.submission import COMPETITION
 from kaggle_cli import client as cli
+from kaggle_cli.failures import explain
 from kaggle_cli.push import RECORD, SUBMISSION
 from utils import InputError, log, run_command
 
@@ -45,11 +46,21 @@ def one_line(row: dict[str, str]) -> str:
     return f"submission {row['ref']} ({row['description']}): {row['status']}, {scores}"
 
 
-def wait_for_score(before: set[str], message: str, wait: cli.Wait) -> None:
-    """Waits for the score of the submission with ``message`` that is not among ``before``.
+def reason_of(ref: str) -> str:
+    """Why Kaggle could not score a submission, in its own words; empty where it leaves that blank or does not answer."""
+    try:
+        rows = cli.ask(COMPETITION)["submissions"] or []
+    except cli.KaggleError as error:
+        log(f"(no reason: {error})")
+        return ""
+    return next((row["reason"].strip() for row in rows if row["ref"] == ref), "")
+
+
+def wait_for_score(kernel: str, before: set[str], message: str, wait: cli.Wait) -> None:
+    """Waits for the score of the kernel's submission with ``message`` that is not among ``before``.
 
     Raises:
-        InputError: Kaggle could not score it, or the wait was too short.
+        InputError: Kaggle could not score it, after the likely reasons were shown; or the wait was too short.
     """
     found = {}
 
@@ -59,7 +70,8 @@ def wait_for_score(before: set[str], message: str, wait: cli.Wait) -> None:
             return "not listed yet"
         found.update(new[0])
         if found["status"] == "error":
-            raise InputError(f"{one_line(found)}; the reason is at {PAGE}, correct it and push again.")
+            reason = explain(kernel, reason_of(found["ref"]), is_submission=True)
+            raise InputError(f"{one_line(found)} ({reason}); see {PAGE}, correct it and push again.")
         return None if found["status"] == "complete" else found["status"]
 
     cli.wait_for("score", look, wait, "Kaggle continues; look again with: make score")
@@ -110,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     message = options.message or f"{kernel} version {version}"
     before = submit(kernel, version, message, dry_run=options.dry_run)
     if not options.dry_run:
-        wait_for_score(before, message, cli.Wait(options.poll, options.wait))
+        wait_for_score(kernel, before, message, cli.Wait(options.poll, options.wait))
     return 0
 
 

@@ -18,6 +18,7 @@ from inference.build_kernel import build_training
 from inference.options import Parser, count, filled_text, positive_number, shell_words
 from kaggle_cli import client, kernels
 from kaggle_cli.entrypoint import REPORT, TrainingReport, read_report
+from kaggle_cli.failures import explain
 from utils import InputError, log, run_command
 
 STAGES = ("folds", "tabular", "fusion")
@@ -39,8 +40,8 @@ def fetched_report(kernel: str) -> TrainingReport:
     with tempfile.TemporaryDirectory(prefix="kaggle-training-") as folder:
         kernels.fetch_output(kernel, Path(folder), r"^training\.json$")
         if not (Path(folder) / REPORT).is_file():
-            kernels.show_log(kernel)
-            raise InputError(f"{kernel} left no {REPORT}; its log is above, correct it and run that part again.")
+            reason = explain(kernel, hint=f"the run left no {REPORT}")
+            raise InputError(f"{kernel} left no {REPORT} ({reason}); its log is above, correct it and run that part again.")
         return read_report(Path(folder))
 
 
@@ -85,7 +86,7 @@ def log_report(kernel: str, part: int) -> None:
         log(f"{kernel}: finished, {report.folds} fold networks; next: make push SOURCE=training PART={part}")
         return
     if report.trouble and "hours are over" not in report.trouble:
-        kernels.show_log(kernel)
+        explain(kernel, hint=report.trouble)
         raise InputError(
             f"{kernel} stopped by {report.trouble!r}; its log is above, what it trained is kept: correct the cause, "
             f"then make train-on-kaggle PART={part + 1}"

@@ -17,6 +17,8 @@ import pytest
 from project_commands import PACKAGES, ROOT, commands, entry_of
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+#: Beside the README; held to the same rules.
+BESIDE = [ROOT / "CONTRIBUTING.md", ROOT / "MODEL_CARD.md"]
 #: Studies that pass what they do not know on to another command.
 PASSED_ON = dict.fromkeys((f"evaluation.studies.{name}" for name in ("archives", "imbalance", "real_crops")), "train.fusion")
 #: Of other projects: options of their commands, files and names.
@@ -158,7 +160,7 @@ def wrong_names(span: str) -> list[str]:
     return []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *BESIDE], ids=lambda page: page.name)
 def test_what_a_page_names_exists(page):
     tracked()
     found = problems(page.read_text(encoding="utf-8"))
@@ -203,7 +205,7 @@ def anchors_of(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *BESIDE], ids=lambda page: page.name)
 def test_links_resolve(page):
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         if link.startswith(("http://", "https://")):

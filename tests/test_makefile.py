@@ -149,3 +149,45 @@ def test_a_linked_virtual_environment_is_used(venv):
     (venv / "installed").unlink()
     assert given(link, ".installed")[:3] == ["-m", "pip", "install"]
     assert (venv / "installed").is_file()
+
+
+def installed(folder, *words, **answers):
+    """What a fresh install calls, and make's exit status; ``answers`` has the exit statuses of "uv" and "hashes" (pip)."""
+    programs, calls = folder / "bin", folder / "calls"
+    programs.mkdir(parents=True)
+    for name in ("sh", "cp", "find", "mkdir", "touch"):
+        (programs / name).symlink_to(shutil.which(name))
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements"):
+        (folder / name).symlink_to(ROOT / name)
+    scripts = {
+        "python3": 'case "$*" in\n'
+        '  *venv*) mkdir -p new/bin; cp "$0" new/bin/python ;;\n'
+        '  *%d.%d\\"*) echo 3.12 ;;\n'
+        f'  *hashes*) echo "pip $*" >> {calls}; exit {answers["hashes"]} ;;\n'
+        f'  *pip*) echo "pip $*" >> {calls} ;;\n'
+        "esac",
+        "uv": f'echo "uv $*" >> {calls}; exit {answers.get("uv")}',
+    }
+    for name, text in scripts.items():
+        if name != "uv" or "uv" in answers:
+            (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+            (programs / name).chmod(0o755)
+    command = [shutil.which("make"), "-f", str(ROOT / "Makefile"), "VENV=new", ".installed", *words]
+    done = subprocess.run(command, cwd=folder, env={"PATH": str(programs)}, capture_output=True, check=False)
+    assert (done.returncode == 0) == (folder / "new" / "installed").is_file()
+    lines = [line.split() for line in calls.read_text(encoding="utf-8").splitlines()]
+    return done.returncode, [(line[0], line[-1]) for line in lines]
+
+
+LOCK = "requirements/py3.12.txt"
+
+
+def test_the_lock_of_this_python_is_installed_by_uv_or_pip(tmp_path):
+    assert installed(tmp_path / "uv", uv=0, hashes=0) == (0, [("uv", LOCK)])
+    assert installed(tmp_path / "pip", hashes=0) == (0, [("pip", LOCK)])
+    assert installed(tmp_path / "both", uv=2, hashes=0) == (0, [("uv", LOCK), ("pip", LOCK)])
+
+
+def test_an_index_without_the_locked_files_gives_the_pins_unless_only_the_lock_will_do(tmp_path):
+    assert installed(tmp_path / "pins", hashes=1) == (0, [("pip", LOCK), ("pip", "requirements-dev.txt")])
+    assert installed(tmp_path / "lock", "LOCKED=1", hashes=1) == (2, [("pip", LOCK)])

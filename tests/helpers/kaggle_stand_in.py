@@ -5,7 +5,8 @@ proxy of this environment brings them to a free port of this machine. (KAGGLE_AP
 CLI names the environment to its library itself.) Routes and fields are those of kagglesdk 0.1.37.
 
 What is sent is kept: `calls`, `blobs`, `datasets`, `pushed`. What is answered can be changed: `answers` by method,
-`statuses` of a run, `processing` of a dataset, `output` and `log` of a run, `files` of the competition.
+`statuses` of a run, `processing` of a dataset, `output` and `log` of a run, `files` of the competition, `reason` of a failed
+submission.
 """
 
 import io
@@ -63,6 +64,7 @@ class StandIn:
     ranges: list = field(default_factory=list)  # Range headers of downloads
     submissions: list = field(default_factory=list)
     scores: list = field(default_factory=list)  # states to answer before the score
+    reason: str = ""  # why a submission failed; Kaggle often leaves it blank
     refuse_upload: set = field(default_factory=set)  # names of files whose upload fails
 
     def asked(self, method):
@@ -104,6 +106,8 @@ class StandIn:
             self.submissions[0]["status"] = state
             if state == "COMPLETE":
                 self.submissions[0] |= {"publicScore": "0.17012", "privateScore": "0.16234"}
+            if state == "ERROR" and self.reason:
+                self.submissions[0] |= {"errorDescription": self.reason}
         return {"submissions": self.submissions}
 
     # datasets
@@ -136,7 +140,9 @@ class StandIn:
         return {"status": self.processing.pop(0) if self.processing else "READY"}
 
     def GetDataset(self, body):
-        return {"currentVersionNumber": len(self.versions(body)), "title": "dataset"}
+        notes = [version["request"].get("versionNotes", "") for version in self.versions(body)]
+        versions = [{"versionNumber": n, "creationDate": JSON_DATE, "versionNotes": t} for n, t in enumerate(notes, 1)]
+        return {"currentVersionNumber": len(notes), "title": "dataset", "versions": versions}
 
     def GetDatasetMetadata(self, body):
         return {"info": {"title": "dataset", "licenses": [{"name": "CC-BY-NC-4.0"}]}}
@@ -156,6 +162,17 @@ class StandIn:
         versions = self.pushed.setdefault(body["slug"], [])
         versions.append(body)
         return {"ref": body["slug"], "url": f"https://www.kaggle.com/code/{body['slug']}", "versionNumber": len(versions)}
+
+    def GetKernel(self, body):
+        slug = f"{body['userName']}/{body['kernelSlug']}"
+        if slug not in self.pushed:
+            raise Refusal(403, "Permission 'kernels.get' was denied")
+        request, versions = self.pushed[slug][-1], len(self.pushed[slug])
+        sources = {name: request.get(name, []) for name in ("datasetDataSources", "kernelDataSources")}
+        return {"metadata": {"ref": slug, "currentVersionNumber": versions, "lastRunTime": JSON_DATE} | sources}
+
+    def GetAcceleratorQuotaStatistics(self, body):
+        return {"quotaRefreshTime": JSON_DATE, "gpuQuota": {"timeUsed": "30600s", "totalTimeAllowed": "108000s"}}
 
     def GetKernelSessionStatus(self, body):
         if not self.statuses:

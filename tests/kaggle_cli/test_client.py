@@ -56,6 +56,8 @@ def test_a_missing_network_is_a_temporary_error(kaggle, monkeypatch):
         ("The following are not valid tags and could not be added to the kernel: ['x']", "remove the tag"),
         ("Your kernel title does not resolve to the specified id. This may result in surprising behavior.", "same words"),
         ("Kernel push error: Notebook not found", "Notebook not found.*push again"),
+        ("Kernel push error: Maximum weekly GPU quota of 30.00 hours reached.", "hours reached.*once a week"),
+        ("Kernel push error: Maximum batch GPU session count of 2 reached.", "count of 2 reached.*run of yours has ended"),
         ("Dataset creation error: The requested title is already in use", "already in use.*publish again"),
         ("Dataset version creation error: Incompatible Dataset Type", "Incompatible.*publish again"),
         ("Starting upload for file a\nUpload unsuccessful: a\nDataset version is being created.", "unsuccessful: a'.*again"),

@@ -17,7 +17,7 @@ from inference.build_kernel import ROOT
 from inference.schema import TARGET
 from inference.submission import main as run_kernel
 from kaggle_cli import client, publish, push, submit
-from kaggle_cli.kernels import read_metadata, readable
+from kaggle_cli.kernels import read_metadata, wait_until_run
 from kaggle_cli.push import RECORD
 from utils import InputError
 
@@ -162,7 +162,7 @@ def test_the_kernel_gives_the_same_submission_in_the_new_mounts(round_trip, trai
 def kaggle(kaggle, monkeypatch):
     """A stand-in with a published dataset, and a run that leaves a good submission of two rows."""
     monkeypatch.setattr(client, "user_name", lambda dry_run=False: USER)
-    kaggle.datasets["slice-3d-fusion-artifacts"] = [{"files": {}}, {"files": {}}]
+    kaggle.datasets["slice-3d-fusion-artifacts"] = [{"request": {}, "files": {}}, {"request": {}, "files": {}}]
     submission = b"isic_id,target\nISIC_1,0.1\nISIC_2,0.2\n"
     kaggle.output = {"submission.csv": submission, "run.json": json.dumps(RUN).encode()}
     kaggle.log = json.dumps([{"stream_name": "stderr", "time": 1.5, "data": "error: no manifest\n"}])
@@ -207,6 +207,20 @@ def test_a_run_that_fails_is_printed_with_its_log(kaggle, go, tmp_path, capsys):
     assert not (tmp_path / "output" / RECORD).exists()
 
 
+@pytest.mark.parametrize(
+    ("state", "data", "likely"),
+    [
+        ("ERROR", "OSError: [Errno -3] Temporary failure in name resolution\n", "no internet"),
+        ("CANCEL_ACKNOWLEDGED", "image 9\n", "time, stopped"),
+    ],
+)
+def test_a_run_that_fails_without_a_reason_has_that_of_its_log(kaggle, state, data, likely):
+    kaggle.statuses = [(state, "")]
+    kaggle.log = json.dumps([{"stream_name": "stderr", "time": 43_201.5 if "CANCEL" in state else 9.5, "data": data}])
+    with pytest.raises(InputError, match=f"ended with {state.lower()!r} .Kaggle gives no reason, likely: {likely}.;"):
+        wait_until_run(KERNEL, client.Wait(0, 1), "")
+
+
 def test_a_run_that_takes_long_can_be_fetched_later(kaggle, go, tmp_path):
     kaggle.statuses = [("RUNNING", "")]
     with pytest.raises(InputError, match=r"is still running after --wait 0 .*kaggle_cli.push --fetch 1"):
@@ -220,7 +234,7 @@ def test_a_run_that_takes_long_can_be_fetched_later(kaggle, go, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("submission.csv", None, r"version 7 left no submission\.csv"),
+        ("submission.csv", None, r"version 7 left no submission\.csv .*likely: error, file name"),
         ("run.json", None, r"version 7 left no run\.json"),
         ("submission.csv", b"", r"submission\.csv"),
         ("submission.csv", b"isic_id,target\nISIC_2,0.2\nISIC_1,0.1\n", "does not hold the 2 ids"),
@@ -283,12 +297,6 @@ def test_a_name_in_the_committed_metadata_is_refused(tmp_path):
         read_metadata(tmp_path / "kernel-metadata.json")
 
 
-def test_logs_are_read_as_pieces_or_as_text():
-    assert readable('[{"data": "one\\n"}, {"data": "two\\n"}]') == "one\ntwo\n"
-    assert readable("plain text") == "plain text"
-    assert readable("[1, 2]") == "[1, 2]"
-
-
 # Failures of submit
 
 
@@ -314,8 +322,13 @@ def test_a_submission_that_cannot_be_scored_is_a_failure(kaggle, pushed):
     old = {"ref": 1, "description": f"{KERNEL} version 4", "status": "COMPLETE", "publicScore": "0.1", "date": None}
     kaggle.submissions = [{name: value for name, value in old.items() if value}]  # an older one with the same words
     kaggle.scores = ["ERROR"]
-    with pytest.raises(InputError, match=r"submission 701 .*: error, public -"):
+    with pytest.raises(
+        InputError, match=r"submission 701 .*: error, public -.*no reason, likely: error, time, memory, row "
+    ):
         submit.main(["--output", str(pushed), *FAST])
+    kaggle.submissions[0] |= {"errorDescription": "Evaluation Exception: Submission must have 9 rows"}
+    kaggle.scores = ["ERROR"]
+    assert submit.reason_of("701") == "Evaluation Exception: Submission must have 9 rows"
 
 
 def test_without_a_checked_push_there_is_nothing_to_submit(tmp_path):
