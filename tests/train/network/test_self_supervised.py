@@ -30,6 +30,7 @@ def equal(one, other):
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(command, eager, tmp_path, monkeypatch, capsys):
     path = tmp_path / "own.weights.h5"
     pretrain_without_labels(command)
