@@ -6,21 +6,20 @@ On Kaggle it runs without arguments and without a network connection. It reads t
 that this project's training wrote. Built by `python -m inference.build_kernel`: edit the modules below and build again.
 
 Contents (line numbers):
-       76  utils.py
-      223  inference/links.py
-      291  inference/options.py
-      431  inference/files.py
-      507  inference/tables.py
-      833  inference/schema.py
-      981  inference/features.py
-     1279  inference/artifacts.py
-     1352  inference/tabular.py
-     1411  inference/images.py
-     1589  inference/backbones.py
-     1727  inference/network.py
-     2024  inference/run_log.py
-     2164  inference/scoring.py
-     2343  inference/submission.py
+       75  utils.py
+      222  inference/files.py
+      362  inference/options.py
+      502  inference/tables.py
+      828  inference/schema.py
+      976  inference/features.py
+     1274  inference/artifacts.py
+     1347  inference/tabular.py
+     1406  inference/images.py
+     1584  inference/backbones.py
+     1722  inference/network.py
+     2019  inference/run_log.py
+     2159  inference/scoring.py
+     2338  inference/submission.py
 """
 
 from __future__ import annotations
@@ -220,13 +219,85 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
 
 
 # ===========================================================================================================================
-# inference/links.py
+# inference/files.py
 # ===========================================================================================================================
 
-"""Links: a linked file or folder is what it points to, wherever folders are searched; one that leads nowhere is an error."""
+"""Writing files as a whole or not at all, their SHA-256, and links.
 
+Every module writes through ``replacing``, so that a reader never gets half a file; what cannot be written is an InputError.
+Wherever folders are searched, a linked file or folder is what it points to; a link that leads nowhere is an error.
+"""
+
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: Folders of the competition's 401,059 separate images: no input is in them, and listing them takes long.
 IMAGE_FOLDERS = ("train-image", "test-image")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary name beside ``path``; on success moves it over ``path``, on failure removes it.
+
+    The temporary name keeps the suffixes of ``path`` because h5py, Keras and Pillow choose a format by them.
+
+    Raises:
+        InputError: the folder of ``path`` cannot be written to, or the disk is full.
+    """
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}: {path.parent}); choose another folder.") from error
+    try:
+        yield temporary
+        temporary.replace(path)
+    except (PermissionError, IsADirectoryError) as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); choose a folder that you may write to.") from error
+    except OSError as error:
+        if error.errno not in DISK_IS_FULL:
+            raise
+        raise InputError(f"{path} cannot be written ({error.strerror}); free some space and run the same again.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of the bytes of ``path``, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_csv(path: Path, frame: pd.DataFrame, float_format: str | None = "%.9g") -> None:
+    """Writes ``frame`` without its index. Raises InputError if it cannot.
+
+    Args:
+        path: the file.
+        frame: the table; a missing value becomes an empty cell.
+        float_format: nine digits carry a float32 without loss; None writes as many digits as a number has.
+    """
+    with replacing(path) as temporary:
+        frame.to_csv(temporary, index=False, float_format=float_format, lineterminator="\n")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes ``content`` in its own order, NumPy numbers as numbers, NaN as null. Raises InputError if it cannot."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _plain(content: Any) -> Any:
+    """``content`` in the types of JSON, which has no NumPy, no paths and no NaN."""
+    if isinstance(content, Mapping):
+        return {str(key): _plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_plain(value) for value in content]
+    if isinstance(content, np.ndarray | np.generic):
+        return _plain(content.tolist())
+    if isinstance(content, Path):
+        return str(content)
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+# Links
 
 
 def dangling_link(path: Path) -> str:
@@ -425,82 +496,6 @@ def refuse_same_file(outputs: Mapping[str, Path | None]) -> None:
         other = known.setdefault(path.resolve(), name) if path else name
         if other != name:
             raise InputError(f"{other} and {name} are both {path}, and one would replace the other; give another path.")
-
-
-# ===========================================================================================================================
-# inference/files.py
-# ===========================================================================================================================
-
-"""Writing files as a whole or not at all, and their SHA-256.
-
-Every module writes through ``replacing``, so that a reader never gets half a file; what cannot be written is an InputError.
-"""
-
-DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside ``path``; on success moves it over ``path``, on failure removes it.
-
-    The temporary name keeps the suffixes of ``path`` because h5py, Keras and Pillow choose a format by them.
-
-    Raises:
-        InputError: the folder of ``path`` cannot be written to, or the disk is full.
-    """
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}: {path.parent}); choose another folder.") from error
-    try:
-        yield temporary
-        temporary.replace(path)
-    except (PermissionError, IsADirectoryError) as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}); choose a folder that you may write to.") from error
-    except OSError as error:
-        if error.errno not in DISK_IS_FULL:
-            raise
-        raise InputError(f"{path} cannot be written ({error.strerror}); free some space and run the same again.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of the bytes of ``path``, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_csv(path: Path, frame: pd.DataFrame, float_format: str | None = "%.9g") -> None:
-    """Writes ``frame`` without its index. Raises InputError if it cannot.
-
-    Args:
-        path: the file.
-        frame: the table; a missing value becomes an empty cell.
-        float_format: nine digits carry a float32 without loss; None writes as many digits as a number has.
-    """
-    with replacing(path) as temporary:
-        frame.to_csv(temporary, index=False, float_format=float_format, lineterminator="\n")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes ``content`` in its own order, NumPy numbers as numbers, NaN as null. Raises InputError if it cannot."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _plain(content: Any) -> Any:
-    """``content`` in the types of JSON, which has no NumPy, no paths and no NaN."""
-    if isinstance(content, Mapping):
-        return {str(key): _plain(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_plain(value) for value in content]
-    if isinstance(content, np.ndarray | np.generic):
-        return _plain(content.tolist())
-    if isinstance(content, Path):
-        return str(content)
-    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 # ===========================================================================================================================

@@ -14,8 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from inference.files import sha256_of
-from inference.links import refuse_dangling
+from inference.files import refuse_dangling, sha256_of
 from utils import InputError
 
 #: Raised by one whenever a kernel of the older format could not read the newer.

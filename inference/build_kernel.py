@@ -26,9 +26,8 @@ WIDTH = 125
 #: The modules of kernel.py, each after those that it imports.
 KERNEL = (
     "utils",
-    "inference.links",
-    "inference.options",
     "inference.files",
+    "inference.options",
     "inference.tables",
     "inference.schema",
     "inference.features",
@@ -44,9 +43,8 @@ KERNEL = (
 #: The modules of the training script, each after those that it imports.
 TRAINING = (
     "utils",
-    "inference.links",
-    "inference.options",
     "inference.files",
+    "inference.options",
     "inference.tables",
     "inference.schema",
     "inference.features",

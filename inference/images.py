@@ -16,7 +16,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from inference.links import refuse_dangling
+from inference.files import refuse_dangling
 from utils import InputError
 
 #: Images read from the file before the decoder gets them; about 3 MB of JPEG.

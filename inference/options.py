@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from inference.links import dangling_link
+from inference.files import dangling_link
 from utils import InputError
 
 #: Of counts without a limit of their own: what a 32-bit integer holds.

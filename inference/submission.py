@@ -21,8 +21,7 @@ import numpy as np
 import pandas as pd
 
 from inference.artifacts import FORMAT, MANIFEST, load_manifest
-from inference.files import write_csv
-from inference.links import input_folders
+from inference.files import input_folders, write_csv
 from inference.options import Parser, crop_count, existing_folder, output_file, positive_number, refuse_same_file
 from inference.run_log import Run, hours, stop_on_signal, versions
 from inference.schema import ID, TARGET, TEXT_COLUMNS, read_metadata_leniently

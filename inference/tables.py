@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from inference.links import refuse_dangling
+from inference.files import refuse_dangling
 from utils import InputError
 
 #: Bytes that are scanned at a time.

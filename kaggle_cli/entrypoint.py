@@ -27,8 +27,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from inference.artifacts import MANIFEST, artifact_path, checked_file, fold_network_file, load_manifest
-from inference.files import write_json
-from inference.links import input_folders
+from inference.files import input_folders, write_json
 from inference.options import Parser, existing_folder, output_folder
 from inference.run_log import versions
 from train.folds import make_folds

@@ -24,8 +24,7 @@ from datetime import datetime
 from pathlib import Path
 
 from inference.artifacts import COMMITTED, MANIFEST
-from inference.files import sha256_of
-from inference.links import dangling_link
+from inference.files import dangling_link, sha256_of
 from utils import InputError, log
 
 #: Who holds the lock, for the sentence of a second run. The lock itself is the kernel's, and ends with its process.

@@ -22,9 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inference.artifacts import Manifest, load_manifest
-from inference.files import replacing, sha256_of, write_json
+from inference.files import refuse_dangling, replacing, sha256_of, write_json
 from inference.images import ImageStore
-from inference.links import refuse_dangling
 from inference.network import Ensemble
 from inference.run_log import Run, peak_memory
 from inference.schema import ID, PATIENT, TEST_COLUMNS, TEXT_COLUMNS, repaired

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from inference.files import refuse_dangling
 from inference.images import ImageStore, find_images
-from inference.links import refuse_dangling
 from inference.schema import COLUMNS, ID, PATIENT, TARGET, read_table
 from inference.tables import lines_of
 from utils import InputError

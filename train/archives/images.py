@@ -24,9 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from inference.files import replacing, sha256_of
+from inference.files import refuse_dangling, replacing, sha256_of, walk_links
 from inference.images import ImageStore, find_images
-from inference.links import refuse_dangling, walk_links
 from inference.schema import ID, PATIENT, read_metadata_leniently
 from scale.parallel import Progress, run_tasks
 from train.archives.tables import FILE_NAMES, PAD, image_id_of
