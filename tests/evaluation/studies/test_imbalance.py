@@ -78,7 +78,10 @@ def test_the_options_of_a_treatment_are_those_of_train_fusion(text, imbalance):
     (treatment,) = treatments_of([text])
     assert treatment.name == text
     assert treatment.imbalance == imbalance
-    assert parse_fusion_options(["--data", ".", "--artifacts", "a", *treatment.options])[1].sampling == imbalance
+    assert (
+        parse_fusion_options(["--data", ".", "--artifacts", "a", "--weights", "none", *treatment.options])[1].sampling
+        == imbalance
+    )
 
 
 def test_the_default_variants_are_of_all_modes():

@@ -43,7 +43,7 @@ def lesions(metadata, synthetic_data):
 @pytest.fixture
 def training(lesions, synthetic_data, tmp_path):
     images = synthetic_data / "train-image.hdf5"
-    return Training(CONFIG, NetworkConfig(32), lesions, images, tmp_path / "logs")
+    return Training(CONFIG, NetworkConfig(32), "none", lesions, images, tmp_path / "logs")
 
 
 # Rows

@@ -42,6 +42,8 @@ def archive(archive_folder, lesions):
 pytestmark = pytest.mark.integration
 #: Small, and of one epoch.
 CONFIG = TrainingConfig(weights="none", image_size=32, archives_epochs=1, batch_size=16, learning_rate=0.003)
+#: The network of the training that follows, and its initial weights.
+START = NetworkConfig(32), "none"
 
 
 # Reading
@@ -100,7 +102,7 @@ def test_an_archive_that_changes_before_its_images_are_read_is_an_error(
     monkeypatch.setattr("train.network.pretraining.Archive.open_images", lambda _: images)
     harm(file)
     with pytest.raises(InputError, match=str(file)):
-        pretrain_backbone(archive, tmp_path / "backbone.weights.h5", CONFIG)
+        pretrain_backbone(archive, tmp_path / "backbone.weights.h5", CONFIG, START)
 
 
 # Joining
@@ -152,7 +154,7 @@ def test_a_small_archive_gives_what_it_has(lesions, archive, synthetic_data):
 @pytest.mark.parametrize("labels", ["malignant", "classes"])
 def test_the_backbone_is_trained_and_fits_into_the_fusion_network(archive, eager, tmp_path, labels):
     path = tmp_path / "backbone.weights.h5"
-    pretrain_backbone(archive, path, replace(CONFIG, archives_labels=labels))
+    pretrain_backbone(archive, path, replace(CONFIG, archives_labels=labels), START)
     network = build_network(NetworkConfig(32))
     backbone = network.get_layer("resnet50")
     before = [weight.copy() for weight in backbone.get_weights()]
@@ -164,4 +166,4 @@ def test_the_backbone_is_trained_and_fits_into_the_fusion_network(archive, eager
 def test_classes_need_two_of_them(archive, tmp_path):
     one = replace(archive, classes=np.zeros_like(archive.classes))
     with pytest.raises(InputError, match="--archives-labels malignant"):
-        pretrain_backbone(one, tmp_path / "b.weights.h5", replace(CONFIG, archives_labels="classes"))
+        pretrain_backbone(one, tmp_path / "b.weights.h5", replace(CONFIG, archives_labels="classes"), START)
