@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import shutil
@@ -224,9 +225,11 @@ def test_a_killed_process_continues_and_ends_with_the_same_bytes(trained, tmp_pa
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (folders["killed"] / "fusion_fold0.weights.h5").exists()
-    first = (unfinished / "fold0.weights.h5").stat().st_mtime_ns
+    first = (unfinished / "history0.csv").read_bytes()  # it has the seconds of every epoch
     assert start(arguments["killed"]).wait() == 0
-    assert (folders["killed"] / "fusion_fold0.weights.h5").stat().st_mtime_ns == first  # not trained again
+    history = pd.read_csv(f"{folders['killed']}-logs/fusion-history.csv")
+    again = pd.read_csv(io.BytesIO(first))
+    assert history[history["fold"] == 0]["seconds"].tolist() == again["seconds"].tolist()  # not trained again
 
     assert train_fusion(arguments["whole"]) == 0
     for name in ("fusion_fold0.weights.h5", "fusion_fold1.weights.h5", "oof_fusion.csv"):
