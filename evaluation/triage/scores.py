@@ -165,9 +165,10 @@ def score_holdout(lesions: pd.DataFrame, features: pd.DataFrame, trained: Traine
     shifts = [float(entry["prior_correction"]) for entry in trained.manifest["tabular"]["models"]]
     shifted = [(model, shift) for (_, model), shift in zip(trained.models, shifts, strict=True)]
     tabular = tabular_logits(shifted, features.iloc[held], trained.categories)
-    network = build_network(NetworkConfig.from_dict(trained.manifest["network"]["settings"]))
+    config = NetworkConfig.from_dict(trained.manifest["network"]["settings"])
+    network = build_network(config)
     states = [load_state(network, checked_file(trained.folder, trained.manifest, name)) for name in trained.networks]
-    ensemble = Ensemble(network, states, devices()[:1])
+    ensemble = Ensemble(network, states, devices()[:1], views=config.views)
     final, image_scored = tabular.copy(), np.zeros(len(held))
     batches = image_batches(store, lesions[ID].iloc[held].tolist(), trained.image_size, BATCH)
     with tqdm(total=len(held), desc="holdout", unit="lesion") as bar:

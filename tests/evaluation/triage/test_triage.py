@@ -122,3 +122,15 @@ def test_bad_input_is_refused_in_one_sentence(trained, tmp_path):
         with pytest.raises(InputError, match=f"{option}.* .?{value}"):
             main([*options(trained, tmp_path / "out"), option, value])
     assert not (tmp_path / "out").exists()
+
+
+def test_holdout_lesions_are_scored_in_as_many_views_as_the_manifest_says(trained, monkeypatch):
+    asked = []
+    loaded = triage_scores.load_trained(trained.artifacts)
+    loaded.manifest["network"]["settings"]["views"] = 4
+    metadata = read_metadata(trained.data / "train-metadata.csv", labelled=True)
+    lesions = triage_scores.out_of_fold_scores(metadata, loaded).query("fold == @HOLDOUT").head(2)
+    monkeypatch.setattr(triage_scores, "network_logits", lambda ensemble, *_: asked.append(ensemble.views) or [])
+    features = triage_scores.model_features(metadata, loaded).loc[lesions.index]
+    triage_scores.score_holdout(lesions, features, loaded, open_images(trained.data))
+    assert asked == [4]

@@ -46,9 +46,6 @@ class OldPickler(pickle._Pickler):
     def persistent_id(self, value):
         return value if isinstance(value, tuple) and value and value[0] == "storage" else None
 
-    def reducer_override(self, value):
-        return NotImplemented
-
 
 class Rebuilt:
     """A tensor as it is pickled: a call of ``_rebuild_tensor_v2``."""
@@ -176,7 +173,7 @@ def test_the_package_is_converted_once_and_a_damaged_copy_is_made_again(package,
 def test_a_checkpoint_of_another_network_is_refused(package, weights_home):
     with pytest.raises(InputError, match="has no weights of efficientnet-lite1"):
         converted("efficientnet-lite1", package)
-    assert not list(weights_home.glob("*")) if weights_home.is_dir() else True
+    assert not list(weights_home.glob("*"))
 
 
 def test_words_and_paths_of_keras_stay_as_they_are():
