@@ -18,15 +18,18 @@ from inference.files import refuse_dangling, sha256_of
 from utils import InputError
 
 #: Raised by one whenever a kernel of the older format could not read the newer.
-FORMAT = "slice-3d-fusion/3"
+FORMAT = "slice-3d-fusion/4"
 MANIFEST = "manifest.json"
 #: The sub-folder with those files of a finished stage that are not moved out yet.
 COMMITTED = ".committed"
 FOLDS = "folds.csv"
 OOF_TABULAR = "oof_tabular.csv"
 OOF_FUSION = "oof_fusion.csv"
+OOF_STACKING = "oof_stacking.csv"
 OOF_IMAGE_ONLY = "oof_image_only.csv"
 OOF_TABULAR_ONLY = "oof_tabular_only.csv"
+#: The network that ``train.fusion`` trains where it is given no ``--name``.
+FUSION = "fusion"
 
 Manifest = dict[str, Any]
 
@@ -42,9 +45,19 @@ def fold_of_tabular_model(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def fold_network_file(fold: int) -> str:
-    """Name of a fold network's weights file."""
-    return f"fusion_fold{fold}.weights.h5"
+def fold_network_file(fold: int, name: str = FUSION) -> str:
+    """Name of a fold network's weights file; ``name`` is the network's."""
+    return f"fusion_fold{fold}.weights.h5" if name == FUSION else f"fusion_{name}_fold{fold}.weights.h5"
+
+
+def network_column(name: str) -> str:
+    """The column of a network's logits in oof_fusion.csv; ``network`` is the mean over all networks."""
+    return f"network_{name}"
+
+
+def stacking_model_file(fold: int, seed: int) -> str:
+    """Name of a file of the last stage."""
+    return f"stacking_fold{fold}_seed{seed}.cbm"
 
 
 def artifact_path(folder: Path, name: str) -> Path:

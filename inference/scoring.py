@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import logit
-from scipy.stats import rankdata
 
 from inference.artifacts import Manifest, checked_file
 from inference.features import build_features
@@ -17,51 +15,40 @@ from inference.images import ImageStore, find_images, image_batches
 from inference.network import CPU, Ensemble, NetworkConfig, build_network, devices, load_state, network_logits
 from inference.run_log import Forecast, Run
 from inference.schema import ID
-from inference.tabular import load_tabular_models, select_features, tabular_logits, unseen_values
+from inference.tabular import load_models, select_features, tabular_logits, unseen_values
 from utils import InputError
 
-#: The final logit is: the network's; the logit of the mean rank of both scores; a weighted sum of both logits.
-NETWORK_ALONE, RANK_AVERAGE, BLEND = "network", "rank_average", "blend"
-COMBINATIONS = (NETWORK_ALONE, RANK_AVERAGE, BLEND)
-#: Weights that leave the logits as they are.
-AS_THEY_ARE = {
-    "with_image": {"intercept": 0.0, "tabular": 0.0, "network": 1.0},
-    "without_image": {"intercept": 0.0, "tabular": 1.0},
-}
+#: The stages' logits, as columns of every table of scores.
+TABULAR, NETWORK, STACKING = "tabular", "network", "stacking"
 
 
-def combine(how: dict[str, Any], tabular: np.ndarray, network: np.ndarray, image_scored: np.ndarray) -> np.ndarray:
-    """The final logit of each lesion.
+def combine(how: Mapping[str, Any], scores: Mapping[str, Any], image_scored: np.ndarray) -> np.ndarray:
+    """The final logit of each lesion: a weighted sum of the stages' logits.
 
     Args:
-        how: "kind" is one of ``COMBINATIONS``. The weights of the network alone and of a blend are "with_image" {intercept,
-            tabular, network} and "without_image" {intercept, tabular}: both lead to logits on one scale. Where they are
-            absent, ``AS_THEY_ARE``.
-        tabular: tabular logits, shape (rows,).
-        network: mean logits of the fold networks, shape (rows,); read where ``image_scored`` only.
-        image_scored: whether a network scored the lesion's crop, bool of shape (rows,).
+        how: "with_image" and "without_image", each with "intercept" and a weight for each stage by name. Both lead to logits
+            on one scale.
+        scores: stage -> logits, shape (rows,); those of other stages than ``TABULAR`` are read where ``image_scored`` only.
+        image_scored: whether the lesion's crop was scored, bool of shape (rows,).
 
     Returns:
-        Float64 of shape (rows,). Average ranks depend on all rows; they come as their logit.
-
-    Raises:
-        InputError: ``how`` is of an unknown kind.
+        Float64 of shape (rows,).
     """
-    kind = how.get("kind")
-    if kind == RANK_AVERAGE:
-        single = np.where(image_scored, network, tabular)
-        return logit((rankdata(tabular) + rankdata(single)) / (2 * (len(single) + 1)))
-    if kind in (NETWORK_ALONE, BLEND):
-        given, absent = ((AS_THEY_ARE | how)[name] for name in ("with_image", "without_image"))
-        network = np.where(image_scored, network, 0.0)
-        with_image = given["intercept"] + given["tabular"] * tabular + given["network"] * network
-        return np.where(image_scored, with_image, absent["intercept"] + absent["tabular"] * tabular)
-    raise InputError(f"the manifest combines scores by {kind!r}, this version by {', '.join(COMBINATIONS)}; train again.")
+    image_scored = np.asarray(image_scored, dtype=bool)
+
+    def weighted(weights: Mapping[str, float]) -> np.ndarray:
+        total = np.full(len(image_scored), float(weights["intercept"]))
+        for name in weights.keys() - {"intercept"}:
+            logits = np.asarray(scores[name], dtype="float64")
+            total += weights[name] * (logits if name == TABULAR else np.where(image_scored, logits, 0.0))
+        return total
+
+    return np.where(image_scored, weighted(how["with_image"]), weighted(how["without_image"]))
 
 
 def score_tabular(rows: pd.DataFrame, artifacts: Path, manifest: Manifest, run: Run) -> np.ndarray:
     """Tabular logits of every lesion, float64 of shape (rows,); logs their median beside that of training."""
-    models, complaints = load_tabular_models(artifacts, manifest)
+    models, complaints = load_models(artifacts, manifest)
     for complaint in complaints:
         run.fall_back("tabular_models_left_out", 1, complaint)
     settings = manifest["tabular"]

@@ -14,8 +14,10 @@ from inference.schema import MISSING
 from utils import InputError
 
 
-def load_tabular_models(folder: Path, manifest: Manifest) -> tuple[list[tuple[CatBoostClassifier, float]], list[str]]:
-    """The fold models, each with its prior correction: the shift of its raw score to logits at the natural prevalence.
+def load_models(
+    folder: Path, manifest: Manifest, stage: str = "tabular"
+) -> tuple[list[tuple[CatBoostClassifier, float]], list[str]]:
+    """A stage's fold models, each with its prior correction: the shift of its raw score to logits at the natural prevalence.
 
     Returns:
         The usable models, and one sentence per model that is left out.
@@ -24,14 +26,14 @@ def load_tabular_models(folder: Path, manifest: Manifest) -> tuple[list[tuple[Ca
         InputError: no model is usable.
     """
     models, complaints = [], []
-    for entry in manifest.get("tabular", {"models": []})["models"]:
+    for entry in manifest.get(stage, {"models": []})["models"]:
         try:
             model = CatBoostClassifier().load_model(str(checked_file(folder, manifest, entry["file"])))
             models.append((model, float(entry["prior_correction"])))
         except (InputError, CatBoostError) as error:
-            complaints.append(f"tabular model {entry['file']} left out: {error}")
+            complaints.append(f"{stage} model {entry['file']} left out: {error}")
     if not models:
-        raise InputError(f"no usable tabular model in {folder}: {'; '.join(complaints) or 'the manifest names none'}.")
+        raise InputError(f"no usable {stage} model in {folder}: {'; '.join(complaints) or 'the manifest names none'}.")
     return models, complaints
 
 
@@ -53,7 +55,7 @@ def tabular_logits(
     """Mean logits over the models.
 
     Args:
-        models: pairs of model and prior correction, as ``load_tabular_models`` gives them.
+        models: pairs of model and prior correction, as ``load_models`` gives them.
         features: exactly the models' columns, in their order (``select_features``).
         categories: which of the columns are categorical; values unseen in training are allowed.
 

@@ -28,6 +28,15 @@ PARAMETERS = {
     "rsm": 0.16,
     "random_strength": 4.5,
 }
+#: Of the last stage, train.stacking: a dozen features instead of a hundred.
+STACKING_PARAMETERS = {
+    "iterations": 300,
+    "learning_rate": 0.03,
+    "depth": 4,
+    "l2_leaf_reg": 16.0,
+    "bootstrap_type": "Bernoulli",
+    "subsample": 0.75,
+}
 
 
 @dataclass(frozen=True)
@@ -65,23 +74,25 @@ def add_tabular_options(parser: Parser) -> None:
     add_worker_options(parser)
 
 
-def read_config(params: Path | None, seeds: int, negatives_per_positive: float, seed: int) -> TabularConfig:
+def read_config(
+    params: Path | None, seeds: int, negatives_per_positive: float, seed: int, defaults: dict = PARAMETERS
+) -> TabularConfig:
     """The configuration from the values of ``add_tabular_options``; raises InputError as ``read_parameters`` does."""
-    return TabularConfig(read_parameters(params), seeds, negatives_per_positive, seed)
+    return TabularConfig(read_parameters(params, defaults), seeds, negatives_per_positive, seed)
 
 
-def read_parameters(path: Path | None) -> dict:
-    """``PARAMETERS``, updated from a JSON file.
+def read_parameters(path: Path | None, defaults: dict = PARAMETERS) -> dict:
+    """``defaults``, updated from a JSON file.
 
     Raises:
         InputError: the file is missing or holds no JSON object.
     """
     if path is None:
-        return PARAMETERS
+        return defaults
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"--params {path} cannot be read ({error}); give a JSON file of CatBoost parameters.") from error
     if not isinstance(given, dict):
         raise InputError(f"--params {path} holds a {type(given).__name__}; give an object such as {{'depth': 6}}.")
-    return PARAMETERS | given
+    return defaults | given

@@ -42,21 +42,32 @@ class CrossValidation:
 
 
 def cross_validate(
-    features: pd.DataFrame, labels: np.ndarray, fold: np.ndarray, config: TabularConfig, progress: bool = True
+    features: pd.DataFrame,
+    labels: np.ndarray,
+    fold: np.ndarray,
+    config: TabularConfig,
+    progress: bool = True,
+    fitted: pd.DataFrame | None = None,
 ) -> CrossValidation:
     """Trains ``config.seeds`` models per fold and scores every row.
 
     Args:
-        features: the columns to train on, shape (rows, columns).
+        features: the columns to train on and to score, shape (rows, columns).
         labels: 0/1, shape (rows,).
         fold: 0, 1, ... or ``HOLDOUT``, shape (rows,).
         config: parameters, seeds and sampling.
         progress: whether to show a progress bar.
+        fitted: the same columns with noise, to train on instead.
     """
     tasks = [(number, seed) for number in range(int(fold.max()) + 1) for seed in range(config.seeds)]
     samples = [draw_training_rows(labels, fold, config, *task) for task in tasks]
     arguments = (
-        (features.iloc[kept], labels[kept], config.parameters, config.seed + 1000 * number + seed)
+        (
+            (features if fitted is None else fitted).iloc[kept],
+            labels[kept],
+            config.parameters,
+            config.seed + 1000 * number + seed,
+        )
         for (number, seed), (kept, _) in zip(tasks, samples, strict=True)
     )
     trained = run_tasks(train_model, arguments, len(tasks), progress=Progress("CatBoost", "model", progress))

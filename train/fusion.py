@@ -22,6 +22,8 @@ from inference.artifacts import FOLDS, OOF_TABULAR, load_manifest
 from inference.files import write_json
 from inference.images import find_images
 from inference.network import NetworkConfig
+from inference.schema import ID, PATIENT, TARGET
+from inference.scoring import NETWORK, TABULAR
 from scale.parallel import Files, Progress, in_own_process, run_tasks, workers
 from train.lesions import open_images, read_lesions
 from train.manifest import stage
@@ -32,7 +34,6 @@ from train.network.model import be_deterministic, leave_gpus_to_tasks
 from train.network.pretraining import read_archive
 from train.network.results import (
     SINGLE_INPUT,
-    OutOfFold,
     Scale,
     common_scales,
     record_fusion,
@@ -57,10 +58,9 @@ def train_fusion(arguments: list[str] | None = None) -> int:
         folder = unfinished_folder(run, training)
         train_folds(training, folder)
         rows, scales = gather_out_of_fold(training, folder)
-        write_history(folder, run.logs, config.inputs)
+        write_history(folder, run.logs, training.name)
         if config.inputs == "fusion":
-            rows = rows.where(training.lesions.in_folds)
-            record_fusion(current, training, rows, folder, scales)
+            record_fusion(current, training, rows[training.lesions.in_folds], folder, scales)
         else:
             record_single_input(current, training, rows)
         shutil.rmtree(folder)
@@ -103,7 +103,9 @@ def read_training(run: RunConfig, config: TrainingConfig) -> Training:
         base_logit=float(np.log(prevalence / (1 - prevalence))),
     )
     initial = initial_weights_file(config.backbone, config.weights)
-    return Training(config, network, initial, lesions, images.path, run.logs.resolve(), archive, cache=run.cache)
+    return Training(
+        config, network, initial, lesions, images.path, run.logs.resolve(), archive, cache=run.cache, name=run.name
+    )
 
 
 def unfinished_folder(run: RunConfig, training: Training) -> Path:
@@ -112,7 +114,7 @@ def unfinished_folder(run: RunConfig, training: Training) -> Path:
     Raises:
         InputError: there is one of a training with other options or other inputs.
     """
-    folder = run.artifacts / f".{training.config.inputs}-training"
+    folder = run.artifacts / f".{training.name}-training"
     options, hashes = asdict(training.config), load_manifest(run.artifacts)["files"]
     settings = options | {FOLDS: hashes[FOLDS], OOF_TABULAR: hashes[OOF_TABULAR]}
     settings["images"] = training.images_sha256
@@ -157,11 +159,12 @@ def train_folds(training: Training, folder: Path) -> None:
             log(f"{training.logs} has not all files for TensorBoard ({error})")
 
 
-def gather_out_of_fold(training: Training, folder: Path) -> tuple[OutOfFold, list[Scale]]:
+def gather_out_of_fold(training: Training, folder: Path) -> tuple[pd.DataFrame, list[Scale]]:
     """All lesions with the logits that the folds left: each lesion's own fold's, in the holdout the mean of all folds'.
 
     Returns:
-        The lesions, and the scale of each fold's network, which their logits have already.
+        The lesions, as ``train.combination`` takes them, with patient_id, and the scale of each fold's network, which their
+        logits have already.
     """
     lesions = training.lesions
     start = lesions.tabular if "tabular" in training.network.inputs else np.zeros(len(lesions.fold))
@@ -173,11 +176,9 @@ def gather_out_of_fold(training: Training, folder: Path) -> tuple[OutOfFold, lis
     for each, scale in zip(corrections, scales, strict=True):
         total[each.index] += start[each.index] + scale.of(each.to_numpy())
         count[each.index] += 1
+    columns = {ID: lesions.isic_ids, PATIENT: lesions.patients, TARGET: lesions.labels, "fold": lesions.fold}
     network = np.where(count > 0, total / np.maximum(count, 1), lesions.tabular)
-    rows = OutOfFold(
-        lesions.isic_ids, lesions.patients, lesions.labels, lesions.fold, lesions.tabular, network, image_scored=count > 0
-    )
-    return rows, scales
+    return pd.DataFrame(columns | {TABULAR: lesions.tabular, NETWORK: network, "image_scored": count > 0}), scales
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ READS = {
     "folds": (),
     "tabular": ("folds",),
     "network": ("folds", "tabular"),
+    "stacking": ("folds", "tabular", "network"),
     "image_only": ("folds",),
     "tabular_only": ("folds", "tabular"),
 }

@@ -10,8 +10,10 @@ the logit of the prevalence, for every lesion, so that a network that starts at 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -139,11 +141,13 @@ def compare_scales(out_of_fold: np.ndarray, holdout: np.ndarray) -> None:
     log(f"holdout fold-mean against out-of-fold logits: shifted {shift:+.2f} sd, spread x{spread:.2f}: {verdict}")
 
 
-def save_models(models: list[FoldModel], folder: Path) -> list[dict]:
-    """Writes tabular_*.cbm and returns their entries for the manifest."""
+def save_models(
+    models: list[FoldModel], folder: Path, file_of: Callable[[int, int], str] = tabular_model_file
+) -> list[dict[str, Any]]:
+    """Writes a file for each model, named by fold and seed, and returns their entries for the manifest."""
     entries = []
     for each in models:
-        entries.append({"file": tabular_model_file(each.fold, each.seed), "prior_correction": each.prior_correction})
+        entries.append({"file": file_of(each.fold, each.seed), "prior_correction": each.prior_correction})
         path = folder / entries[-1]["file"]
         with replacing(path) as temporary:
             try:

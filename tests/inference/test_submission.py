@@ -80,7 +80,7 @@ def trained_scores(trained):
     from inference.network import NetworkConfig, load_network
     from inference.schema import read_metadata
     from inference.scoring import combine
-    from inference.tabular import load_tabular_models, select_features, tabular_logits
+    from inference.tabular import load_models, select_features, tabular_logits
     from train.lesions import Lesions
     from train.network.fold import score_rows
     from train.network.known_images import KnownImages, image_digests
@@ -88,7 +88,7 @@ def trained_scores(trained):
     manifest = load_manifest(trained.artifacts)
     metadata = read_metadata(trained.data / "train-metadata.csv", labelled=True)
     fold = pd.read_csv(trained.artifacts / "folds.csv")["fold"].to_numpy()
-    models, _ = load_tabular_models(trained.artifacts, manifest)
+    models, _ = load_models(trained.artifacts, manifest)
     features = select_features(build_features(metadata), manifest["tabular"]["features"], manifest["tabular"]["categories"])
     tabular = tabular_logits(models, features, manifest["tabular"]["categories"])
     store = ImageStore(find_images(trained.data, "train"))

@@ -9,7 +9,7 @@ from inference.artifacts import FORMAT, MANIFEST, load_manifest
 from inference.features import MODEL_CATEGORIES, build_features
 from inference.files import sha256_of
 from inference.schema import MISSING, TARGET
-from inference.tabular import load_tabular_models, select_features, tabular_logits
+from inference.tabular import load_models, select_features, tabular_logits
 from utils import InputError
 
 FILES = ["tabular_fold0_seed0.cbm", "tabular_fold1_seed0.cbm"]
@@ -40,7 +40,7 @@ def write_manifest(folder, **section):
 
 
 def loaded(folder):
-    return load_tabular_models(folder, load_manifest(folder))
+    return load_models(folder, load_manifest(folder))
 
 
 def test_logits_are_the_mean_of_the_shifted_models(folder, features):
@@ -127,9 +127,9 @@ def test_without_one_usable_model_there_is_nothing_to_do(folder):
     with pytest.raises(InputError, match=rf"no usable tabular model in .*{FILES[0]} left out.*{FILES[1]} left out"):
         loaded(folder)
     with pytest.raises(InputError, match="the manifest names none"):
-        load_tabular_models(folder, {"files": {}, "tabular": {"models": []}})
+        load_models(folder, {"files": {}, "tabular": {"models": []}})
 
 
 def test_artifacts_whose_tabular_stage_has_not_run_are_refused_in_one_sentence(tmp_path):
     with pytest.raises(InputError, match="no usable tabular model"):
-        load_tabular_models(tmp_path, {"format": FORMAT, "files": {}, "folds": {}})  # what train.folds leaves
+        load_models(tmp_path, {"format": FORMAT, "files": {}, "folds": {}})  # what train.folds leaves

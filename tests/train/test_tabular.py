@@ -10,7 +10,7 @@ from catboost import CatBoostError
 from inference.artifacts import OOF_TABULAR, checked_file, load_manifest
 from inference.features import build_features
 from inference.schema import ID, PATIENT, TARGET
-from inference.tabular import load_tabular_models, select_features, tabular_logits
+from inference.tabular import load_models, select_features, tabular_logits
 from train import tabular
 from train.config import PARAMETERS
 from train.cross_validation import sample_negatives, train_model
@@ -76,7 +76,7 @@ def test_models_without_signal_become_the_prior(synthetic_data, tmp_path, metada
     assert section["prior"] == pytest.approx(np.log(rate / (1 - rate)), abs=1e-6)
     assert (oof["tabular"] == section["prior"]).all()
     assert section["out_of_fold"]["median"] == section["prior"]
-    models, _ = load_tabular_models(tmp_path / "artifacts", manifest)
+    models, _ = load_models(tmp_path / "artifacts", manifest)
     features = select_features(build_features(metadata), section["features"], section["categories"])
     assert (tabular_logits(models, features, section["categories"]) == section["prior"]).all()  # in the kernel, too
 
@@ -159,7 +159,7 @@ def test_the_manifest_has_features_parameters_rows_and_scores(artifacts, manifes
 
 
 def test_the_saved_models_score_as_they_did_in_training(artifacts, manifest, metadata, oof):
-    models, complaints = load_tabular_models(artifacts, manifest)
+    models, complaints = load_models(artifacts, manifest)
     assert complaints == []
     settings = manifest["tabular"]
     features = select_features(build_features(metadata), settings["features"], settings["categories"])
@@ -180,7 +180,7 @@ def test_a_second_training_gives_the_same_bytes(synthetic_data, artifacts, tmp_p
 def test_several_seeds_are_averaged(synthetic_data, artifacts, tmp_path, metadata):
     train(synthetic_data, tmp_path / "artifacts", "--seeds", "2")
     manifest = load_manifest(tmp_path / "artifacts")
-    models, _ = load_tabular_models(tmp_path / "artifacts", manifest)
+    models, _ = load_models(tmp_path / "artifacts", manifest)
     assert len(models) == 4
     oof = pd.read_csv(tmp_path / "artifacts" / OOF_TABULAR)
     fold = read_folds(tmp_path / "artifacts", metadata)

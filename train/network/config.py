@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentTypeError
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from inference.artifacts import FUSION
 from inference.backbones import BACKBONES, RESNET50
 from inference.network import MOST_VIEWS, NetworkConfig
 from inference.options import (
@@ -28,6 +30,7 @@ from utils import InputError
 
 #: The networks that can be trained, by their inputs.
 INPUTS = {"fusion": ("crop", "tabular"), "image": ("crop",), "tabular": ("tabular",)}
+SINGLES = ("image", "tabular")
 #: Which stages of the backbone are trainable: prefixes of their layers' names. Frozen ones keep their batch-norm statistics.
 UNFREEZE = {"none": (), "conv5": ("conv5_",), "conv4": ("conv4_", "conv5_"), "all": ("conv", "bn")}
 #: "frozen": statistics, scale and shift of the initial weights stay.
@@ -42,7 +45,7 @@ MOST_EPOCHS = 100_000
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where a training reads, writes and runs; nothing here changes its results."""
+    """Where a training reads, writes and runs, and under which name; nothing here changes its results."""
 
     data: Path
     artifacts: Path
@@ -55,6 +58,8 @@ class RunConfig:
     cluster: str | None = None
     #: Folder of decoded crops; None to decode them in every epoch.
     cache: Path | None = None
+    #: Of the network, beside others of the artifact folder.
+    name: str = FUSION
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,15 @@ def initial_weights(text: str) -> str:
         raise ArgumentTypeError(f"{str(error).removesuffix('.')}, or imagenet, or none.") from error
 
 
+def network_name(text: str) -> str:
+    """The type of ``--name``: letters, digits and hyphens, since files and columns are named after it."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", text) or text in SINGLES:
+        raise ArgumentTypeError(
+            f"{text!r} cannot name a network; give small letters, digits and hyphens, not {' or '.join(SINGLES)}."
+        )
+    return text
+
+
 def parse_fusion_options(arguments: list[str] | None) -> tuple[RunConfig, TrainingConfig]:
     """The configuration that a command line of train.fusion asks for.
 
@@ -157,6 +171,12 @@ def parse_fusion_options(arguments: list[str] | None) -> tuple[RunConfig, Traini
     for name, pretrained in PRETRAINED_DEFAULTS.items():
         if options[name] is None:
             options[name] = getattr(RANDOM_DEFAULTS, name) if options["weights"] == "none" else pretrained
+    if options["inputs"] in SINGLES:
+        if options["name"] != FUSION:
+            raise InputError(
+                f"--name is for networks of the kernel, and --inputs {options['inputs']} trains none; leave one out."
+            )
+        options["name"] = options["inputs"]
     artifacts = options["artifacts"]
     artifacts = artifacts.resolve() if artifacts.name in ("", "..") else artifacts  # "." has no name to add to
     options["logs"] = options["logs"] or artifacts.with_name(f"{artifacts.name}-logs")
@@ -176,6 +196,9 @@ def fusion_parser() -> Parser:
     add_data_options(parser)
     add_seed_option(parser)
     parser.add_argument("--inputs", choices=tuple(INPUTS), help="image, tabular: a network of one input, to compare")
+    parser.add_argument(
+        "--name", type=network_name, help="of this network; others of the folder stay beside it (default: %(default)s)"
+    )
     parser.add_argument("--missing-images", choices=("refuse", "pass"), help="pass: such lesions keep their tabular logit")
     parser.add_argument("--restart", action="store_true", help="drop what an interrupted training has left")
     parser.add_argument(
@@ -267,5 +290,5 @@ def fusion_parser() -> Parser:
         "--archives-epochs", type=count(high=MOST_EPOCHS), help="of the pretraining (default: %(default)s)"
     )
     add_worker_options(parser)
-    parser.set_defaults(**asdict(RANDOM_DEFAULTS) | dict.fromkeys(PRETRAINED_DEFAULTS))
+    parser.set_defaults(name=FUSION, **asdict(RANDOM_DEFAULTS) | dict.fromkeys(PRETRAINED_DEFAULTS))
     return parser

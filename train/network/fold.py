@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from inference.artifacts import FUSION
 from inference.backbones import backbone_of
 from inference.files import replacing, write_csv
 from inference.images import ImageStore, image_batches
@@ -49,6 +50,7 @@ class Training:
         archive: lesions of the ISIC archives, if any are used.
         backbone: weights that were pretrained on ``archive``, if they were.
         cache: folder of decoded crops, if they are kept.
+        name: of the network.
     """
 
     config: TrainingConfig
@@ -60,6 +62,7 @@ class Training:
     archive: Archive | None = None
     backbone: Path | None = None
     cache: Path | None = None
+    name: str = FUSION
 
     @property
     def reads(self) -> list[Path]:
@@ -127,7 +130,7 @@ def train_fold(files: Files, fold: int, training: Training) -> None:
             if training.backbone:
                 backbone_of(network).load_weights(training.backbone)
         data = training_data(training, fold, rows.train, images)
-        logs = training.logs / "tensorboard" / f"{config.inputs}-fold{fold}"
+        logs = training.logs / "tensorboard" / f"{training.name}-fold{fold}"
         history = fit(network, data, plan_of(config, fold, labels), Checkpoint(own.checkpoint), logs)
     save_weights(network, own.weights)
     write_csv(own.history, pd.DataFrame(history).assign(fold=fold))

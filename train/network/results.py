@@ -3,68 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import rankdata
-from sklearn.linear_model import LogisticRegression
 
-from inference.artifacts import OOF_FUSION, OOF_IMAGE_ONLY, OOF_TABULAR_ONLY, checked_file, fold_network_file, load_manifest
+from inference.artifacts import (
+    OOF_FUSION,
+    OOF_IMAGE_ONLY,
+    OOF_TABULAR_ONLY,
+    checked_file,
+    fold_network_file,
+    load_manifest,
+    network_column,
+)
 from inference.files import write_csv
 from inference.network import NetworkConfig, load_network
-from inference.schema import ID, TARGET, read_scores
-from inference.scoring import AS_THEY_ARE, BLEND, COMBINATIONS, NETWORK_ALONE, RANK_AVERAGE, combine
+from inference.schema import ID, PATIENT, TARGET, read_scores
+from inference.scoring import NETWORK, TABULAR
 from train.charts import clean_axes, new_figure, save_png
+from train.combination import FINAL, OF_NETWORKS, choose_combination, difference_line, scores_section
 from train.folds import HOLDOUT
-from train.manifest import Stage
+from train.manifest import Stage, link_or_copy
 from train.network.checkpoint import save_weights
 from train.network.fold import FoldFiles, Training
-from utils import InputError, ScoreTable, bootstrap_scores, format_table, log, partial_auc
+from utils import InputError, bootstrap_scores, format_table, log
 
 #: Corrections that differ by less are the same but for rounding.
 SMALLEST_DEVIATION = 1e-6
-#: The score of the nested choice: its combination, too, was chosen without the fold that it is measured on.
-FINAL = "final"
 #: Of a network with one input: its section of the manifest, its file, and its name in tables.
 SINGLE_INPUT = {
     "image": ("image_only", OOF_IMAGE_ONLY, "image only"),
     "tabular": ("tabular_only", OOF_TABULAR_ONLY, "tabular only"),
 }
-
-
-@dataclass(frozen=True)
-class OutOfFold:
-    """Lesions with their out-of-fold logits, in the order of train-metadata.csv; arrays of shape (rows,).
-
-    Args:
-        isic_ids: str.
-        patients: str.
-        y_true: 0 benign, 1 malignant.
-        fold: 0, 1, ..., or ``HOLDOUT``.
-        tabular: tabular logits.
-        network: network logits; the tabular ones where there is no network's.
-        image_scored: whether a network scored the lesion, bool.
-    """
-
-    isic_ids: np.ndarray
-    patients: np.ndarray
-    y_true: np.ndarray
-    fold: np.ndarray
-    tabular: np.ndarray
-    network: np.ndarray
-    image_scored: np.ndarray
-
-    def where(self, mask: np.ndarray) -> OutOfFold:
-        """The rows where ``mask`` is true."""
-        return OutOfFold(*(getattr(self, field.name)[mask] for field in fields(self)))
-
-    def combined(self, how: dict[str, Any]) -> np.ndarray:
-        """Final logits as the kernel computes them, shape (rows,)."""
-        return combine(how, self.tabular, self.network, self.image_scored)
 
 
 # One scale for all networks
@@ -108,163 +82,93 @@ def save_scaled(config: NetworkConfig, source: Path, target: Path, scale: Scale)
     save_weights(network, target)
 
 
-# The combination of tabular and network logits
-
-
-@dataclass(frozen=True)
-class Combination:
-    """The combination for the kernel, and the out-of-fold scores that it was chosen by.
-
-    Args:
-        settings: as ``inference.scoring.combine`` reads it, with the reason.
-        scores: of ``nested_scores``.
-    """
-
-    settings: dict[str, Any]
-    scores: dict[str, np.ndarray]
-
-
-def choose_combination(rows: OutOfFold) -> Combination:
-    """The combination with the highest pAUC out of fold, fitted on all folds; of equals the first, which is simpler."""
-    scores = nested_scores(rows)
-    paucs = {kind: partial_auc(rows.y_true, scores[kind]) for kind in COMBINATIONS}
-    best = max(COMBINATIONS, key=paucs.__getitem__)
-    reason = f"highest pAUC out of fold, nested: {', '.join(f'{kind} {paucs[kind]:.4f}' for kind in COMBINATIONS)}"
-    return Combination(fit_combination(best, rows) | {"reason": reason}, scores)
-
-
-def nested_scores(rows: OutOfFold) -> dict[str, np.ndarray]:
-    """Every combination's scores out of fold, and those of the combination chosen without the fold.
-
-    A fold's blend is fitted on the other folds. The networks behind those folds' scores were trained on the fold's lesions,
-    as in every stacking of out-of-fold scores (Wolpert 1992, Stacked Generalization): two weights and a choice leak next to
-    nothing.
-
-    Returns:
-        Name -> shape (rows,): ``COMBINATIONS`` in logits, and ``FINAL`` as a percentile, 0 to 1, of its combination's
-        scores, because folds with different choices must share a scale.
-    """
-    scores = {kind: rows.combined({"kind": kind}) for kind in (NETWORK_ALONE, RANK_AVERAGE)}
-    scores[BLEND] = np.zeros(len(rows.y_true))
-    chosen = np.zeros(len(rows.y_true), dtype=int)
-    for fold in np.unique(rows.fold):
-        inside = rows.fold == fold
-        others = rows.where(~inside)
-        blend = fit_combination(BLEND, others)
-        scores[BLEND][inside] = rows.where(inside).combined(blend)
-        known = {kind: scores[kind][~inside] for kind in (NETWORK_ALONE, RANK_AVERAGE)} | {BLEND: others.combined(blend)}
-        chosen[inside] = np.argmax([partial_auc(others.y_true, known[kind]) for kind in COMBINATIONS])
-    percentiles = np.stack([rankdata(scores[kind]) / len(rows.y_true) for kind in COMBINATIONS])
-    return scores | {FINAL: percentiles[chosen, np.arange(len(rows.y_true))]}
-
-
-def fit_combination(kind: str, rows: OutOfFold) -> dict[str, Any]:
-    """A combination with its weights, as ``inference.scoring.combine`` reads it.
-
-    The weights are those of logistic regressions without penalty on out-of-fold logits. For the network alone they change no
-    rank among lesions with an image, nor among those without: they put both on one scale. A weight below zero would turn a
-    score round; logits then stay as they are.
-
-    Args:
-        kind: one of ``COMBINATIONS``.
-        rows: both classes present, also where ``image_scored``.
-    """
-    if kind == RANK_AVERAGE:
-        return {"kind": kind}
-    with_image = rows.where(rows.image_scored)
-    names = ("tabular", "network") if kind == BLEND else ("network",)
-    found = {"with_image": {"tabular": 0.0} | regression(with_image, names), "without_image": regression(rows, ("tabular",))}
-    if kind == NETWORK_ALONE and min(found["with_image"]["network"], found["without_image"]["tabular"]) <= 0:
-        found = AS_THEY_ARE
-    elif found["without_image"]["tabular"] <= 0:
-        found |= {"without_image": AS_THEY_ARE["without_image"]}
-    return {"kind": kind} | found
-
-
-def regression(rows: OutOfFold, names: tuple[str, ...]) -> dict[str, float]:
-    """Intercept and weights, by name, of a logistic regression without penalty on the logits ``names``."""
-    inputs = np.column_stack([getattr(rows, name) for name in names])
-    model = LogisticRegression(penalty=None, max_iter=1000).fit(inputs, rows.y_true)
-    return {"intercept": float(model.intercept_[0])} | dict(zip(names, map(float, model.coef_[0]), strict=True))
-
-
 # The artifact folder
 
 
-def record_fusion(stage: Stage, training: Training, rows: OutOfFold, folder: Path, scales: Sequence[Scale]) -> None:
-    """Puts the fold networks into the artifact folder and records them, with the combination for the kernel.
+def record_fusion(stage: Stage, training: Training, rows: pd.DataFrame, folder: Path, scales: Sequence[Scale]) -> None:
+    """Puts the fold networks into the artifact folder beside those of other names, and records all, with the combination.
 
     Args:
         stage: of the artifact folder.
         training: what all folds shared.
-        rows: all lesions outside the holdout.
+        rows: all lesions outside the holdout, as ``train.combination`` takes them, with patient_id.
         folder: of the unfinished training, with the networks.
         scales: of the networks.
     """
-    combination = choose_combination(rows)
-    folds = training.lesions.folds
-    names = [fold_network_file(fold) for fold in folds]
-    table = pd.DataFrame({ID: rows.isic_ids, TARGET: rows.y_true, "fold": rows.fold, "tabular": rows.tabular})
-    table = table.assign(network=rows.network, image_scored=rows.image_scored.astype(int), final=combination.scores[FINAL])
-    write_csv(stage.folder / OOF_FUSION, table)
-    results = bootstrap_scores(rows.y_true, rows.patients, {"tabular": rows.tabular} | combination.scores)
-    with_image = training.lesions.in_folds & training.lesions.has_image
-    section = {
-        "weights": names,
+    name, folds = training.name, training.lesions.folds
+    files = [fold_network_file(fold, name) for fold in folds]
+    alone = bootstrap_scores(rows[TARGET], rows[PATIENT], {name: rows["network"]}).scores[name].pauc
+    networks, logits = other_networks(stage, name, rows)
+    networks[name] = {
+        "weights": files,
         "settings": training.network.to_dict(),
         "training": asdict(training.config),
+        "pauc": alone.value,
+        "interval": [alone.low, alone.high],
+    }
+    logits[name] = rows["network"]
+    networks = dict(sorted(networks.items(), key=lambda item: -item[1]["pauc"]))
+    rows = rows.assign(network=sum(logits.values()) / len(logits))
+    combination = choose_combination(rows, OF_NETWORKS)
+    columns = {network_column(each): logits[each] for each in networks}
+    table = rows[[ID, TARGET, "fold", TABULAR, NETWORK]].assign(
+        image_scored=rows["image_scored"].astype(int), final=combination.scores[FINAL], **columns
+    )
+    write_csv(stage.folder / OOF_FUSION, table)
+    parts = columns if len(columns) > 1 else {}
+    results = bootstrap_scores(rows[TARGET], rows[PATIENT], {TABULAR: rows[TABULAR]} | parts | combination.scores)
+    with_image = training.lesions.in_folds & training.lesions.has_image
+    section = {
+        "networks": networks,
         "combination": combination.settings,
-        "trained_on": {"lesions": len(rows.y_true), "images": int(with_image.sum())},
+        "trained_on": {"lesions": len(rows), "images": int(with_image.sum())},
         "scores": scores_section(results),
     }
-    for fold, name, scale in zip(folds, names, scales, strict=True):
-        save_scaled(training.network, FoldFiles(folder, fold).weights, stage.folder / name, scale)
+    for fold, file, scale in zip(folds, files, scales, strict=True):
+        save_scaled(training.network, FoldFiles(folder, fold).weights, stage.folder / file, scale)
     stage.record(section)
     log(format_table(results))
     log(f"combination for the kernel: {combination.settings['kind']} ({combination.settings['reason']})")
-    log(f"{len(names)} networks in {stage.artifacts}: {difference_line(results, FINAL, 'tabular')}")
+    log(f"{len(files)} networks {name!r} in {stage.artifacts}: {difference_line(results, FINAL, TABULAR)}")
 
 
-def scores_section(results: ScoreTable) -> dict[str, dict[str, Any]]:
-    """The scores for the manifest, by name: pAUC, its interval, and the paired difference to the tabular score."""
-    section = {}
-    for name, score in results.scores.items():
-        gain = results.difference(name, "tabular")
-        section[name] = {
-            "pauc": score.pauc.value,
-            "interval": [score.pauc.low, score.pauc.high],
-            "difference_to_tabular": [gain.value, gain.low, gain.high],
-        }
-    return section
+def other_networks(stage: Stage, name: str, rows: pd.DataFrame) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The networks of other names that the folder has: their sections, and their logits of ``rows``; they stay in it.
+
+    A lesion that one network has not scored has its tabular logit, as it has in every network's column.
+    """
+    manifest = load_manifest(stage.artifacts)
+    known = manifest.get("network", {"networks": {}})["networks"]
+    others = {other: section for other, section in known.items() if other != name}
+    if not others:
+        return {}, {}
+    table = read_scores(checked_file(stage.artifacts, manifest, OOF_FUSION), [network_column(other) for other in others])
+    for section in others.values():
+        for file in section["weights"]:
+            link_or_copy(checked_file(stage.artifacts, manifest, file), stage.folder / file)
+    return others, {other: table[network_column(other)].reindex(rows[ID]).to_numpy() for other in others}
 
 
-def difference_line(results: ScoreTable, a: str, b: str) -> str:
-    """The paired difference of two scores, in words."""
-    gain = results.difference(a, b)
-    return f"{a} - {b}, paired: {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] pAUC out of fold"
-
-
-def record_single_input(stage: Stage, training: Training, rows: OutOfFold) -> None:
+def record_single_input(stage: Stage, training: Training, rows: pd.DataFrame) -> None:
     """Records a network with one input, for comparison: its logits out of fold, the image's on the holdout too.
 
     No network is kept. Where the fusion is trained on the same folds, its network logits are compared with it.
     """
     _, name, title = SINGLE_INPUT[training.config.inputs]
-    rows = rows.where(rows.image_scored)
-    table = pd.DataFrame({ID: rows.isic_ids, TARGET: rows.y_true, "fold": rows.fold, "network": rows.network})
-    write_csv(stage.folder / name, table)
-    inside = rows.where(rows.fold != HOLDOUT)
-    scores = {title: inside.network}
-    fusion = recorded_network_logits(stage.artifacts).reindex(inside.isic_ids).to_numpy()
+    rows = rows[rows["image_scored"]]
+    write_csv(stage.folder / name, rows[[ID, TARGET, "fold", NETWORK]])
+    inside = rows[rows["fold"] != HOLDOUT]
+    scores = {title: inside[NETWORK]}
+    fusion = recorded_network_logits(stage.artifacts).reindex(inside[ID]).to_numpy()
     if np.isfinite(fusion).all():
         scores["fusion network"] = fusion
-    results = bootstrap_scores(inside.y_true, inside.patients, scores)
+    results = bootstrap_scores(inside[TARGET], inside[PATIENT], scores)
     content = {"settings": training.network.to_dict(), "training": asdict(training.config)}
     stage.record(content)
     log(format_table(results))
     if "fusion network" in scores:
         log(difference_line(results, "fusion network", title))
-    log(f"{stage.artifacts / name}: {title}, network logits of {len(rows.y_true):,} lesions")
+    log(f"{stage.artifacts / name}: {title}, network logits of {len(rows):,} lesions")
 
 
 def recorded_network_logits(artifacts: Path) -> pd.Series:
@@ -272,7 +176,7 @@ def recorded_network_logits(artifacts: Path) -> pd.Series:
     manifest = load_manifest(artifacts)
     if OOF_FUSION not in manifest["files"]:
         return pd.Series(dtype="float64")
-    return read_scores(checked_file(artifacts, manifest, OOF_FUSION), ["network"])["network"]
+    return read_scores(checked_file(artifacts, manifest, OOF_FUSION), [NETWORK])[NETWORK]
 
 
 # The history

@@ -1,0 +1,147 @@
+"""CatBoost on the logits of all stages in the context of the patient -> fold models, final combination, manifest.
+
+    python -m train.stacking --data data/isic-2024-challenge --artifacts artifacts
+
+The last stage. Its features are the out-of-fold logits of CatBoost and of every network, each by itself and relative to the
+patient's other lesions (``inference.stacking``). A lesion's logits come from models and networks that were trained without
+its patient. Which combination of the stages the kernel computes is chosen by nested cross-validation, or by ``--combine``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from inference.artifacts import OOF_FUSION, OOF_STACKING, checked_file, load_manifest, network_column, stacking_model_file
+from inference.files import write_csv
+from inference.options import Number, Parser, add_data_options
+from inference.run_log import versions
+from inference.schema import ID, PATIENT, TARGET, read_scores
+from inference.scoring import NETWORK, STACKING, TABULAR
+from inference.stacking import logit_features
+from scale.parallel import workers
+from train.combination import FINAL, OF_ALL, choose_combination, difference_line, scores_section
+from train.config import STACKING_PARAMETERS, TabularConfig, add_tabular_options, read_config
+from train.cross_validation import categories_of, cross_validate
+from train.leaks import ColumnChoice
+from train.lesions import Rows, read_rows
+from train.manifest import Stage, read_manifest, stage
+from train.tabular import rows_digest, save_models
+from utils import InputError, bootstrap_scores, format_table, log, run_command
+
+
+def train_stacking(arguments: list[str] | None = None) -> int:
+    """Trains folds x seeds models; writes stacking_*.cbm, oof_stacking.csv and the manifest's section "stacking"."""
+    parser = Parser(description="CatBoost on all stages' logits -> stacking_*.cbm, oof_stacking.csv, manifest.json")
+    add_data_options(parser)
+    add_tabular_options(parser)
+    parser.add_argument("--columns", action="store_true", help="with the features of the tabular stage, too")
+    parser.add_argument(
+        "--noise",
+        type=Number(0, 10),
+        default=0.0,
+        help="of the networks' logits in training, in their standard deviations (default: %(default)s)",
+    )
+    parser.add_argument("--combine", choices=OF_ALL, help="the combination for the kernel (default: the best out of fold)")
+    parser.add_argument("--replace", action="store_true", help="train again where nothing has changed")
+    options = parser.parse_args(arguments)
+    config = read_config(
+        options.params, options.seeds, options.negatives_per_positive, options.seed, defaults=STACKING_PARAMETERS
+    )
+    artifacts = options.artifacts
+    reads = [options.data / "train-metadata.csv", artifacts / OOF_FUSION]
+    with stage(artifacts, "stacking", reads, options.replace) as current:
+        manifest = read_manifest(artifacts)
+        networks = list(manifest.get("network", {"networks": {}})["networks"])
+        if not networks:
+            raise InputError(f"{artifacts} holds no network; run train.fusion first.")
+        rows = read_rows(options.data, ColumnChoice.recorded(manifest))
+        settings = {"columns": options.columns, "noise": options.noise, "combine": options.combine, "networks": networks}
+        given = settings | {"config": asdict(config), "rows": rows_digest(rows), "versions": versions()}
+        if current.is_done(given):
+            return 0
+        with workers(options.jobs, options.cluster):
+            record_stacking(current, rows, networks, settings, config)
+    return 0
+
+
+def record_stacking(stage: Stage, rows: Rows, networks: list[str], settings: dict, config: TabularConfig) -> None:
+    """Trains the models, writes them with their logits and the manifest's section, and logs the scores."""
+    table, scored = read_logits(stage.artifacts, rows, networks)
+    columns = rows.features.loc[table.index] if settings["columns"] else None
+    features = stacking_features(table, networks, columns)
+    fitted = stacking_features(with_noise(table, networks, settings["noise"], config.seed), networks, columns)
+    y_true, fold = table[TARGET].to_numpy(), table["fold"].to_numpy()
+    if not all(0 < y_true[scored & (fold != each)].sum() < (scored & (fold != each)).sum() for each in np.unique(fold)):
+        raise InputError("outside a fold, the lesions with an image score are of one class; make other folds.")
+    log(f"{int(scored.sum()):,} lesions with all scores, {features.shape[1]} features of {', '.join([TABULAR, *networks])}")
+    result = cross_validate(features[scored], y_true[scored], fold[scored], config, fitted=fitted[scored])
+    table[STACKING] = table[TABULAR]
+    table.loc[scored, STACKING] = result.logits
+    combination = choose_combination(table, OF_ALL, settings["combine"])
+    out = table[[ID, TARGET, "fold", TABULAR, NETWORK, STACKING, "image_scored"]]
+    write_csv(stage.folder / OOF_STACKING, out.assign(final=combination.scores[FINAL]))
+    scores = {TABULAR: table[TABULAR]} | combination.scores
+    results = bootstrap_scores(y_true, table[PATIENT], scores)
+    section = settings | {
+        "models": save_models(result.models, stage.folder, stacking_model_file),
+        "features": list(features),
+        "categories": categories_of(features),
+        "parameters": config.parameters,
+        "negatives_per_positive": config.negatives_per_positive,
+        "combination": combination.settings,
+        "trained_on": {"lesions": int(scored.sum()), "malignant": int(y_true[scored].sum())},
+        "scores": scores_section(results),
+    }
+    stage.record(section)
+    log(format_table(results))
+    log(f"combination for the kernel: {combination.settings['kind']} ({combination.settings['reason']})")
+    log(f"{len(section['models'])} models in {stage.artifacts}: {difference_line(results, FINAL, TABULAR)}")
+
+
+def read_logits(artifacts: Path, rows: Rows, networks: list[str]) -> tuple[pd.DataFrame, np.ndarray]:
+    """The lesions outside the holdout with the out-of-fold logits of all stages.
+
+    Args:
+        artifacts: with oof_fusion.csv.
+        rows: of train-metadata.csv.
+        networks: their names.
+
+    Returns:
+        A table as ``train.combination`` takes it, with patient_id, and a column for each network, NaN where it has not scored
+        the lesion; its index is the position in ``rows``. And whether the lesion has all scores, bool of shape (rows,).
+    """
+    manifest = load_manifest(artifacts)
+    names = [TARGET, "fold", TABULAR, NETWORK, "image_scored", *map(network_column, networks)]
+    known = read_scores(checked_file(artifacts, manifest, OOF_FUSION), names)
+    table = rows.metadata[[ID, PATIENT]]
+    table = table[table[ID].isin(known.index)]
+    if len(table) != len(known):
+        raise InputError(
+            f"{artifacts / OOF_FUSION} has {len(known):,} lesions, {len(table):,} of them in --data; give its data."
+        )
+    table = table.join(known, on=ID).astype({"fold": int, TARGET: int, "image_scored": int})
+    scored = table["image_scored"].to_numpy() == 1
+    table = table.rename(columns={network_column(name): name for name in networks})
+    table.loc[~scored, networks] = np.nan
+    return table, scored
+
+
+def stacking_features(table: pd.DataFrame, networks: list[str], columns: pd.DataFrame | None) -> pd.DataFrame:
+    """The features of the last stage, behind those of the tabular stage if they are given."""
+    features = logit_features(table[[TABULAR, *networks]], table[PATIENT])
+    return features if columns is None else pd.concat([columns, features], axis=1)
+
+
+def with_noise(table: pd.DataFrame, networks: list[str], noise: float, seed: int) -> pd.DataFrame:
+    """The table with normal noise on the networks' logits, in standard deviations of each; the winner's 0.1 (README)."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.standard_normal((len(table), len(networks))) * table[networks].std().to_numpy()
+    return table.assign(**dict(zip(networks, (table[networks] + noise * drawn).to_numpy().T, strict=True)))
+
+
+if __name__ == "__main__":
+    run_command(train_stacking)
