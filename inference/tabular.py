@@ -14,10 +14,12 @@ from inference.schema import MISSING
 from utils import InputError
 
 
-def load_models(
-    folder: Path, manifest: Manifest, stage: str = "tabular"
-) -> tuple[list[tuple[CatBoostClassifier, float]], list[str]]:
-    """A stage's fold models, each with its prior correction: the shift of its raw score to logits at the natural prevalence.
+#: A model and its prior correction: the shift of its raw score to logits at the natural prevalence.
+FoldModels = list[tuple[CatBoostClassifier, float]]
+
+
+def load_models(folder: Path, manifest: Manifest, stage: str = "tabular") -> tuple[FoldModels, list[str]]:
+    """A stage's fold models.
 
     Returns:
         The usable models, and one sentence per model that is left out.

@@ -59,11 +59,12 @@ def cross_validate(
         progress: whether to show a progress bar.
         fitted: the same columns with noise, to train on instead.
     """
+    fitted = features if fitted is None else fitted
     tasks = [(number, seed) for number in range(int(fold.max()) + 1) for seed in range(config.seeds)]
     samples = [draw_training_rows(labels, fold, config, *task) for task in tasks]
     arguments = (
         (
-            (features if fitted is None else fitted).iloc[kept],
+            fitted.iloc[kept],
             labels[kept],
             config.parameters,
             config.seed + 1000 * number + seed,

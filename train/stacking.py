@@ -22,6 +22,7 @@ from inference.run_log import versions
 from inference.schema import ID, PATIENT, TARGET, read_scores
 from inference.scoring import NETWORK, STACKING, TABULAR
 from inference.stacking import logit_features
+from inference.tables import id_mismatch
 from scale.parallel import workers
 from train.combination import FINAL, OF_ALL, choose_combination, difference_line, scores_section
 from train.config import STACKING_PARAMETERS, TabularConfig, add_tabular_options, read_config
@@ -111,8 +112,8 @@ def read_logits(artifacts: Path, rows: Rows, networks: list[str]) -> tuple[pd.Da
         networks: their names.
 
     Returns:
-        A table as ``train.combination`` takes it, with patient_id, and a column for each network, NaN where it has not scored
-        the lesion; its index is the position in ``rows``. And whether the lesion has all scores, bool of shape (rows,).
+        A table as ``train.combination`` takes it, with patient_id, and a column for each network, NaN where it has not
+        scored the lesion; its index is the position in ``rows``. And whether the lesion has all scores, bool of shape (rows,).
     """
     manifest = load_manifest(artifacts)
     names = [TARGET, "fold", TABULAR, NETWORK, "image_scored", *map(network_column, networks)]
@@ -120,9 +121,8 @@ def read_logits(artifacts: Path, rows: Rows, networks: list[str]) -> tuple[pd.Da
     table = rows.metadata[[ID, PATIENT]]
     table = table[table[ID].isin(known.index)]
     if len(table) != len(known):
-        raise InputError(
-            f"{artifacts / OOF_FUSION} has {len(known):,} lesions, {len(table):,} of them in --data; give its data."
-        )
+        differ = id_mismatch(OOF_FUSION, known.index, "train-metadata.csv", rows.metadata[ID])
+        raise InputError(f"{differ}; give the --data that the artifacts were trained on.")
     table = table.join(known, on=ID).astype({"fold": int, TARGET: int, "image_scored": int})
     scored = table["image_scored"].to_numpy() == 1
     table = table.rename(columns={network_column(name): name for name in networks})

@@ -150,9 +150,7 @@ def initial_weights(text: str) -> str:
 def network_name(text: str) -> str:
     """The type of ``--name``: letters, digits and hyphens, since files and columns are named after it."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", text) or text in SINGLES:
-        raise ArgumentTypeError(
-            f"{text!r} cannot name a network; give small letters, digits and hyphens, not {' or '.join(SINGLES)}."
-        )
+        raise ArgumentTypeError(f"{text!r} cannot name a network; give small letters, digits, hyphens, not {SINGLES}.")
     return text
 
 
@@ -173,9 +171,7 @@ def parse_fusion_options(arguments: list[str] | None) -> tuple[RunConfig, Traini
             options[name] = getattr(RANDOM_DEFAULTS, name) if options["weights"] == "none" else pretrained
     if options["inputs"] in SINGLES:
         if options["name"] != FUSION:
-            raise InputError(
-                f"--name is for networks of the kernel, and --inputs {options['inputs']} trains none; leave one out."
-            )
+            raise InputError(f"--inputs {options['inputs']} trains no network for the kernel; leave it out, or --name.")
         options["name"] = options["inputs"]
     artifacts = options["artifacts"]
     artifacts = artifacts.resolve() if artifacts.name in ("", "..") else artifacts  # "." has no name to add to
