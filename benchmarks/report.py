@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from inference.artifacts import fold_network_file
+from inference.artifacts import FUSION, fold_network_file
 from inference.build_kernel import ROOT
 from inference.files import write_csv
 from inference.network import NetworkConfig, build_network
@@ -90,7 +90,8 @@ def add_networks(artifacts: Path, config: NetworkConfig, count: int) -> None:
     network.get_layer("correction").set_weights([np.linspace(-0.5, 0.6, units)[:, None], np.array([0.3])])
     for name in names:
         network.save_weights(artifacts / name)
-    content = {"weights": names, "settings": config.to_dict(), "combination": {"kind": "network"}}
+    network = {"weights": names, "settings": config.to_dict(), "pauc": 0.0}
+    content = {"networks": {FUSION: network}, "combination": {"kind": "network"}}
     record_stage(artifacts, "network", content, names)
 
 

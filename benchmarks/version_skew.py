@@ -27,7 +27,7 @@ from inference.build_kernel import ROOT
 from inference.files import write_json
 from inference.options import Parser, add_data_options, output_folder
 from inference.schema import ID, TARGET, read_scores
-from inference.scoring import NETWORK_ALONE
+from inference.scoring import NETWORK
 from utils import InputError, log, run_command
 
 PACKAGES = ("tensorflow", "keras", "catboost", "numpy", "pandas", "h5py")
@@ -82,12 +82,13 @@ def environment(name: str, folder: Path) -> Path:
 def with_networks_alone(artifacts: Path, folder: Path) -> Path:
     """A copy of the artifacts whose submission is the networks' own logits.
 
-    Ranks hide small differences, and a blend may give the networks next to no weight.
+    A combination may give the networks next to no weight.
     """
     copy = Path(shutil.copytree(artifacts, folder))
     manifest = json.loads((copy / MANIFEST).read_text(encoding="utf-8"))
+    manifest.pop("stacking", None)
     if "network" in manifest:
-        manifest["network"]["combination"] = {"kind": NETWORK_ALONE}
+        manifest["network"]["combination"] = {"kind": NETWORK}
     write_json(copy / MANIFEST, manifest)
     return copy
 

@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         table = bootstrap_scores(rows[TARGET].to_numpy(), rows[PATIENT].to_numpy(), scores)
 
         logits = {name: parts[name].to_numpy("float64") for name in (TABULAR, FINAL)}
-        scored = Scored(rows, scores, logits, outcome.facts.get("combination", ""), options.warning)
+        scored = Scored(rows, scores, logits, options.warning)
         counts = f"{table.rows:,} lesions, {table.malignant:,} malignant, {table.patients:,} patients"
         files = {"data": options.data, "artifacts": options.artifacts, "kernel": options.kernel}
         sections = [

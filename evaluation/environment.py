@@ -292,12 +292,17 @@ def tabular_facts(tabular: dict[str, Any]) -> str:
 
 def network_facts(network: dict[str, Any]) -> str:
     """Networks, the options that matter most, and out-of-fold score of the fusion."""
-    training, score = network["training"], network["scores"]["final"]["pauc"]
-    weights = Path(training["weights"]).name
+    parts = []
+    for name, section in network["networks"].items():
+        training = section["training"]
+        weights = Path(training["weights"]).name
+        parts.append(
+            f"{name}: {len(section['weights'])} of {training['backbone']}, {weights} weights, {training['image_size']} "
+            f"pixels, {training['epochs']} epochs"
+        )
     return (
-        f"{len(network['weights'])} of {training.get('backbone', 'resnet50')}, {weights} weights, {training['image_size']} "
-        f"pixels, {training['epochs']} epochs, {network['trained_on']['images']:,} images, "
-        f"{network['combination']['kind']}, out of fold pAUC {score:.4f}"
+        f"{'; '.join(parts)}; {network['trained_on']['images']:,} images, "
+        f"{network['combination']['kind']}, out of fold pAUC {network['scores']['final']['pauc']:.4f}"
     )
 
 

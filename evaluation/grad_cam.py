@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from inference.artifacts import OOF_FUSION, Manifest, checked_file, load_manifest
+from inference.artifacts import OOF_FUSION, Manifest, best_network, checked_file, load_manifest
 from inference.backbones import PREPROCESSED, RESNET50, backbone_of
 from inference.files import write_csv
 from inference.images import ImageStore, image_batches
@@ -274,7 +274,8 @@ def heat_maps(chosen: pd.DataFrame, crops: np.ndarray, artifacts: Path, manifest
     Raises:
         InputError: there is no network of a fold, or its file is not what training wrote.
     """
-    names, maps, where = manifest["network"]["weights"], np.zeros(crops.shape[:3], dtype="float32"), ""
+    trained, maps, where = best_network(manifest), np.zeros(crops.shape[:3], dtype="float32"), ""
+    names = trained["weights"]
     fold, tabular = chosen["fold"].to_numpy(), chosen["tabular"].to_numpy()
     if orphans := set(fold) - {HOLDOUT} - set(range(len(names))):
         raise InputError(f"{OOF_FUSION} has lesions of fold {min(orphans)} and the manifest no network of it; train again.")
@@ -282,7 +283,7 @@ def heat_maps(chosen: pd.DataFrame, crops: np.ndarray, artifacts: Path, manifest
     with tqdm(total=sum(map(len, rows_of.values())), desc="heat maps", unit="lesion") as bar:
         for name, rows in rows_of.items():
             if len(rows):
-                config = NetworkConfig.from_dict(manifest["network"]["settings"])
+                config = NetworkConfig.from_dict(trained["settings"])
                 network = load_network(config, checked_file(artifacts, manifest, name))
                 layer = default_layer(network)
                 maps[rows] += class_activation(network, crops[rows], tabular[rows], layer)
@@ -380,7 +381,7 @@ def main(arguments: list[str] | None = None) -> int:
         columns = (TARGET, "fold", "tabular", "network", "image_scored")
         oof = read_scores(checked_file(artifacts, manifest, OOF_FUSION), columns).reset_index()
         chosen = choose_lesions(oof, options.lesions)
-        crops = read_crops(open_images(data), chosen[ID].tolist(), manifest["network"]["settings"]["image_size"])
+        crops = read_crops(open_images(data), chosen[ID].tolist(), best_network(manifest)["settings"]["image_size"])
         metadata = read_metadata(data / "train-metadata.csv", labelled=True).set_index(ID)
         if not chosen[ID].isin(metadata.index).all():
             differ = id_mismatch(OOF_FUSION, oof[ID], "train-metadata.csv", metadata.index)

@@ -12,7 +12,7 @@ from scipy.special import expit
 from evaluation.grad_cam import heat_maps, readable_crops, side_by_side
 from evaluation.html import Section, jpeg_of
 from evaluation.measures import FINAL, TABULAR
-from inference.artifacts import load_manifest
+from inference.artifacts import best_network, load_manifest
 from inference.images import find_images
 from inference.schema import HOSPITAL, ID, PATIENT, TARGET
 from train.folds import HOLDOUT
@@ -132,10 +132,10 @@ def heat_of(scored: pd.DataFrame, data: Path, artifacts: Path) -> tuple[dict[str
     """
     try:
         manifest = load_manifest(artifacts)
-        names = manifest.get("network", {}).get("weights")
+        names = best_network(manifest).get("weights")
         if not names:
             return {}, "The pictures are the crops; the artifacts hold no network, so there is no heat map."
-        size = manifest["network"]["settings"]["image_size"]
+        size = best_network(manifest)["settings"]["image_size"]
         crops = readable_crops(open_images(data), scored[ID].tolist(), size)
         scored = scored[scored[ID].isin(crops)].assign(fold=HOLDOUT)
         if scored.empty:

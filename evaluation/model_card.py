@@ -37,7 +37,16 @@ from evaluation.groups import (
 from evaluation.html import ENVIRONMENT
 from evaluation.measures import FINAL, TABULAR
 from evaluation.report import Scored, measured_calibrations
-from inference.artifacts import FOLDS, MANIFEST, Manifest, artifact_path, checked_file, load_manifest
+from inference.artifacts import (
+    FOLDS,
+    MANIFEST,
+    Manifest,
+    artifact_path,
+    best_network,
+    checked_file,
+    last_stage,
+    load_manifest,
+)
 from inference.build_kernel import ROOT
 from inference.files import replacing, sha256_of
 from inference.options import Parser, add_data_options, existing_folder, output_file, positive_number
@@ -129,12 +138,13 @@ def model_card(options: Options) -> dict[str, Any]:
     divisions, absent = divide(scored.rows)
     divisions = {name: divisions[name] for name in SHOWN if name in divisions}
     absent = [sentence for sentence in absent if sentence.startswith(("hospital", "sex", "age", "skin tone"))]
-    calibrations, note = measured_calibrations(scored, table.samples)
+    calibrations = measured_calibrations(scored, table.samples)
     return {
         "manifest": manifest,
         "manifest_hash": sha256_of(artifact_path(options.artifacts, MANIFEST))[:HASH_DIGITS],
-        "training": manifest.get("network", {}).get("training", {}),
-        "weights": Path(manifest.get("network", {}).get("training", {}).get("weights", "none")).name,
+        "training": best_network(manifest).get("training", {}),
+        "weights": Path(best_network(manifest).get("training", {}).get("weights", "none")).name,
+        "last": last_stage(manifest),
         "synthetic": (options.data / "truth.csv").is_file(),
         "run": dry_run.run,
         "warning": scored.warning,
@@ -150,7 +160,6 @@ def model_card(options: Options) -> dict[str, Any]:
         "skin": {"division": SKIN_TONE, "columns": (SKIN_L, SKIN_B), "names": TONE_NAMES},
         "ages": AGE_NAMES,
         "calibrations": calibrations,
-        "calibration_note": note,
         "cost": cost_of(options, dry_run.run),
     }
 
@@ -186,7 +195,7 @@ def read_dry_run(options: Options, manifest: Manifest) -> DryRun:
     submission = checked_submission(report / SUBMISSION, ids)
     scores = gather_scores(parts, submission, options.data, options.artifacts)
     logits = {name: parts[name].to_numpy("float64") for name in (TABULAR, FINAL)}
-    scored = Scored(rows, scores, logits, run.get("combination", ""), warning_of(every, run))
+    scored = Scored(rows, scores, logits, warning_of(every, run))
     return DryRun(scored, bootstrap_scores(rows[TARGET].to_numpy(), rows[PATIENT].to_numpy(), scores), run)
 
 

@@ -17,7 +17,6 @@ from evaluation.groups import divide, group_section, measure_groups
 from evaluation.html import Section, write_page
 from evaluation.measures import BEST, FINAL, SENSITIVITIES, Calibration, calibration, operating_points
 from inference.schema import PATIENT, TARGET
-from inference.scoring import RANK_AVERAGE
 from utils import TOP_K, ScoreTable
 
 
@@ -30,14 +29,12 @@ class Scored:
         scores: name -> finite numbers of shape (rows,). The headline is of "final", the submission, or of the first score
             where there is none of that name; "best possible" is dashed and grey in charts.
         logits: those of ``scores`` that are logits of being malignant, in that scale, shape (rows,).
-        combination: how the submission was combined; an average of ranks is no probability.
         warning: stands above all figures.
     """
 
     rows: pd.DataFrame
     scores: Mapping[str, ArrayLike]
     logits: Mapping[str, ArrayLike] = field(default_factory=dict)
-    combination: str = ""
     warning: str = ""
 
     @property
@@ -98,19 +95,17 @@ def score_sections(table: ScoreTable, scored: Scored) -> list[Section]:
     return sections
 
 
-def measured_calibrations(scored: Scored, samples: int) -> tuple[dict[str, Calibration], str]:
-    """Score -> its calibration, of every score that is logits; and a sentence on the submission where it is none."""
-    logits, note = {name: values for name, values in scored.logits.items() if name != BEST}, ""
-    if scored.combination == RANK_AVERAGE and logits.pop(FINAL, None) is not None:
-        note = "The submission is an average of ranks, which is no probability: it is left out."
+def measured_calibrations(scored: Scored, samples: int) -> dict[str, Calibration]:
+    """Score -> its calibration, of every score that is logits."""
+    logits = {name: values for name, values in scored.logits.items() if name != BEST}
     labels, patients = scored.rows[TARGET].to_numpy(), scored.rows[PATIENT].to_numpy()
-    return {name: calibration(labels, patients, values, samples) for name, values in logits.items()}, note
+    return {name: calibration(labels, patients, values, samples) for name, values in logits.items()}
 
 
 def _calibration_section(scored: Scored, samples: int) -> list[Section]:
     """The section on calibration; none where no score is logits."""
-    measured, note = measured_calibrations(scored, samples)
+    measured = measured_calibrations(scored, samples)
     if not measured:
         return []
-    context = {"calibrations": measured, "charts": calibration_charts(measured), "note": note}
+    context = {"calibrations": measured, "charts": calibration_charts(measured)}
     return [Section("Calibration", "report/calibration.html", context)]

@@ -60,6 +60,21 @@ def stacking_model_file(fold: int, seed: int) -> str:
     return f"stacking_fold{fold}_seed{seed}.cbm"
 
 
+def networks_of(manifest: Manifest) -> dict[str, dict[str, Any]]:
+    """Name -> section ("weights", "settings", "training", "pauc") of every network, the best out of fold first."""
+    return manifest.get("network", {}).get("networks", {})
+
+
+def best_network(manifest: Manifest) -> dict[str, Any]:
+    """The section of the first of ``networks_of``; empty without any."""
+    return next(iter(networks_of(manifest).values()), {})
+
+
+def last_stage(manifest: Manifest) -> dict[str, Any]:
+    """The section with the "combination" and "scores" of the final logits; empty without any network."""
+    return manifest.get("stacking") or manifest.get("network", {})
+
+
 def artifact_path(folder: Path, name: str) -> Path:
     """Where the newest version of an artifact, or of the manifest, lies."""
     committed = folder / COMMITTED / name

@@ -103,6 +103,8 @@ SMALLEST_NORM = 20
 SITE = "anatom_site_general"
 #: Neighbours that a lesion's distance is averaged over, as in the competition winner's local outlier factor.
 NEIGHBOURS = 30
+#: How many of the patient's lesions have all scores.
+SCORED_LESIONS = "scored_lesions"
 #: Squared distances computed at once (9,000 lesions of one patient have 81 million). OpenBLAS computes a product of so few,
 #: over a dozen columns, in one thread; with more, its threads wait for each other at each of the thousand patients: five
 #: times the processor time on two busy cores.
@@ -168,6 +170,31 @@ def context_features(numbers: dict[str, np.ndarray], metadata: pd.DataFrame) -> 
         points = np.column_stack([features[f"{name}_z_patient"] for name in OUTLIER_SPACE])
         features["outlier_patient"] = outlier_scores(points, patient, SMALLEST_NORM)
     return features
+
+
+def logit_features(logits: pd.DataFrame, patients: pd.Series | None = None) -> pd.DataFrame:
+    """The features of the last stage: each stage's logits, and those relative to the patient's other lesions.
+
+    All winners put image scores back into trees. The quotient of the score by the patient's mean, which the first of them
+    used, is not here: it divides by a number near zero.
+
+    Args:
+        logits: a column for the tabular stage and for each network, float64; NaN where no network scored the lesion.
+        patients: of the same rows, shape (rows,); None where they are unknown: every lesion is then compared with none.
+
+    Returns:
+        float32, index of ``logits``; for each column ``NAME_logit``, ``NAME_z_patient`` (standard score within the patient,
+        0 where the patient's scores do not vary or there is one) and ``NAME_rank_patient`` (percentile rank, 0.5 for one
+        alone), NaN where the logit is; and ``SCORED_LESIONS``.
+    """
+    codes = np.arange(len(logits)) if patients is None else group_codes(patients)
+    values = logits.to_numpy("float64")
+    scores, ranks = standard_scores(values, codes), percentile_ranks(values, codes)
+    scored = np.isfinite(values).all(axis=1)
+    features = {SCORED_LESIONS: np.bincount(codes, scored)[codes]}
+    for i, name in enumerate(logits):
+        features |= {f"{name}_logit": values[:, i], f"{name}_z_patient": scores[:, i], f"{name}_rank_patient": ranks[:, i]}
+    return pd.DataFrame({name: finite_float32(column) for name, column in features.items()}, index=logits.index)
 
 
 def finite_float32(values: np.ndarray) -> np.ndarray:

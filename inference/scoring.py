@@ -20,6 +20,11 @@ from utils import InputError
 
 #: The stages' logits, as columns of every table of scores.
 TABULAR, NETWORK, STACKING = "tabular", "network", "stacking"
+#: A combination that leaves the networks' logits as they are.
+AS_THEY_ARE = {
+    "with_image": {"intercept": 0.0, NETWORK: 1.0},
+    "without_image": {"intercept": 0.0, TABULAR: 1.0},
+}
 
 
 def combine(how: Mapping[str, Any], scores: Mapping[str, Any], image_scored: np.ndarray) -> np.ndarray:
@@ -27,14 +32,14 @@ def combine(how: Mapping[str, Any], scores: Mapping[str, Any], image_scored: np.
 
     Args:
         how: "with_image" and "without_image", each with "intercept" and a weight for each stage by name. Both lead to logits
-            on one scale.
+            on one scale. Where they are absent: ``AS_THEY_ARE``.
         scores: stage -> logits, shape (rows,); those of other stages than ``TABULAR`` are read where ``image_scored`` only.
         image_scored: whether the lesion's crop was scored, bool of shape (rows,).
 
     Returns:
         Float64 of shape (rows,).
     """
-    image_scored = np.asarray(image_scored, dtype=bool)
+    how, image_scored = AS_THEY_ARE | how, np.asarray(image_scored, dtype=bool)
 
     def weighted(weights: Mapping[str, float]) -> np.ndarray:
         total = np.full(len(image_scored), float(weights["intercept"]))

@@ -13,7 +13,6 @@ from inference.artifacts import Manifest, checked_file
 from inference.schema import MISSING
 from utils import InputError
 
-
 #: A model and its prior correction: the shift of its raw score to logits at the natural prevalence.
 FoldModels = list[tuple[CatBoostClassifier, float]]
 

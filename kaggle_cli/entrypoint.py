@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from inference.artifacts import MANIFEST, artifact_path, checked_file, fold_network_file, load_manifest
+from inference.artifacts import MANIFEST, artifact_path, best_network, checked_file, fold_network_file, load_manifest
 from inference.files import input_folders, write_json
 from inference.options import Parser, existing_folder, output_folder
 from inference.run_log import versions
@@ -138,7 +138,7 @@ def stages_of(working: Path) -> list[str]:
 
 def finished_folds(working: Path) -> int:
     """How many fold networks are trained: their scores are written last."""
-    named = read_manifest(working).get("network", {}).get("weights", [])
+    named = best_network(read_manifest(working)).get("weights", [])
     kept = [path for folder in (working, working / WAITING) for path in folder.glob("*fusion-*/fold*.csv")]
     return len(named or kept)
 

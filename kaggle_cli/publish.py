@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference.artifacts import MANIFEST, Manifest, artifact_path, checked_file, load_manifest
+from inference.artifacts import MANIFEST, Manifest, artifact_path, checked_file, last_stage, load_manifest
 from inference.files import sha256_of
 from inference.options import Parser, existing_folder
 from kaggle_cli import client as cli
@@ -63,8 +63,8 @@ def checked_artifacts(folder: Path) -> tuple[Manifest, list[str]]:
 def version_notes(manifest: Manifest, folder: Path) -> str:
     """The notes of this version in the dataset's list of versions."""
     scores = [f"tabular pAUC {manifest['tabular']['scores']['pauc']:.4f}"]
-    if "network" in manifest:
-        scores.append(f"final pAUC {manifest['network']['scores']['final']['pauc']:.4f}")
+    if last := last_stage(manifest):
+        scores.append(f"final pAUC {last['scores']['final']['pauc']:.4f}")
     return f"manifest {sha256_of(artifact_path(folder, MANIFEST))[:12]}, out of fold: {', '.join(scores)}"
 
 

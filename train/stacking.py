@@ -3,7 +3,7 @@
     python -m train.stacking --data data/isic-2024-challenge --artifacts artifacts
 
 The last stage. Its features are the out-of-fold logits of CatBoost and of every network, each by itself and relative to the
-patient's other lesions (``inference.stacking``). A lesion's logits come from models and networks that were trained without
+patient's other lesions (``inference.features``). A lesion's logits come from models and networks that were trained without
 its patient. Which combination of the stages the kernel computes is chosen by nested cross-validation, or by ``--combine``.
 """
 
@@ -15,13 +15,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from inference.artifacts import OOF_FUSION, OOF_STACKING, checked_file, load_manifest, network_column, stacking_model_file
+from inference.artifacts import (
+    OOF_FUSION,
+    OOF_STACKING,
+    checked_file,
+    load_manifest,
+    network_column,
+    networks_of,
+    stacking_model_file,
+)
+from inference.features import logit_features
 from inference.files import write_csv
 from inference.options import Number, Parser, add_data_options
 from inference.run_log import versions
 from inference.schema import ID, PATIENT, TARGET, read_scores
 from inference.scoring import NETWORK, STACKING, TABULAR
-from inference.stacking import logit_features
 from inference.tables import id_mismatch
 from scale.parallel import workers
 from train.combination import FINAL, OF_ALL, choose_combination, difference_line, scores_section
@@ -56,7 +64,7 @@ def train_stacking(arguments: list[str] | None = None) -> int:
     reads = [options.data / "train-metadata.csv", artifacts / OOF_FUSION]
     with stage(artifacts, "stacking", reads, options.replace) as current:
         manifest = read_manifest(artifacts)
-        networks = list(manifest.get("network", {"networks": {}})["networks"])
+        networks = list(networks_of(manifest))
         if not networks:
             raise InputError(f"{artifacts} holds no network; run train.fusion first.")
         rows = read_rows(options.data, ColumnChoice.recorded(manifest))
@@ -113,7 +121,7 @@ def read_logits(artifacts: Path, rows: Rows, networks: list[str]) -> tuple[pd.Da
 
     Returns:
         A table as ``train.combination`` takes it, with patient_id, and a column for each network, NaN where it has not
-        scored the lesion; its index is the position in ``rows``. And whether the lesion has all scores, bool of shape (rows,).
+        scored the lesion; its index is the position in ``rows``. And whether the lesion has all scores, bool (rows,).
     """
     manifest = load_manifest(artifacts)
     names = [TARGET, "fold", TABULAR, NETWORK, "image_scored", *map(network_column, networks)]

@@ -20,6 +20,7 @@ from inference.artifacts import (
     OOF_FUSION,
     OOF_TABULAR,
     artifact_path,
+    best_network,
     checked_file,
     fold_network_file,
     load_manifest,
@@ -67,7 +68,7 @@ def fold_logits(artifacts: Path, fold: int, images: ImageStore, isic_ids: Sequen
         InputError: a file is missing or changed; a crop cannot be read.
     """
     manifest = load_manifest(artifacts)
-    config = NetworkConfig.from_dict(manifest["network"]["settings"])
+    config = NetworkConfig.from_dict(best_network(manifest)["settings"])
     network = load_network(config, checked_file(artifacts, manifest, fold_network_file(fold)))
     ensemble = Ensemble(network, places=devices()[:1], views=views or config.views)
     logits, tabular = np.full(len(isic_ids), np.nan), np.full(len(isic_ids), constant_logit(artifacts))

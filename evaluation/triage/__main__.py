@@ -30,7 +30,7 @@ from evaluation.triage.scores import (
     place_lesions,
     score_holdout,
 )
-from inference.artifacts import MANIFEST, OOF_FUSION, artifact_path
+from inference.artifacts import MANIFEST, OOF_FUSION, artifact_path, last_stage
 from inference.files import sha256_of
 from inference.images import ImageStore
 from inference.options import Parser, add_data_options, count, filled_text, output_folder
@@ -175,7 +175,7 @@ def scored_by(fold: int, trained: Trained) -> str:
 def page_facts(trained: Trained, lesions: Lesions, arguments: list[str]) -> dict[str, str]:
     """How the pages were made."""
     manifest = trained.manifest
-    combination = manifest["network"].get("combination", {}).get("kind", "network")
+    combination = last_stage(manifest).get("combination", {}).get("kind", "network")
     return {
         "command": "python -m evaluation.triage " + shlex.join(arguments),
         "scores": f"out of fold those of {OOF_FUSION}",

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from evaluation.grad_cam import BATCH, refuse_without_networks
 from evaluation.studies.explain import load_fold_models
-from inference.artifacts import OOF_FUSION, Manifest, checked_file, load_manifest
+from inference.artifacts import OOF_FUSION, Manifest, best_network, checked_file, load_manifest
 from inference.features import build_features
 from inference.images import ImageStore, image_batches
 from inference.network import Ensemble, NetworkConfig, build_network, devices, load_state, network_logits
@@ -45,12 +45,12 @@ class Trained:
     @property
     def networks(self) -> list[str]:
         """The names of the networks' weights files."""
-        return self.manifest["network"]["weights"]
+        return best_network(self.manifest)["weights"]
 
     @property
     def image_size(self) -> int:
         """Width and height of the networks' crops, pixels."""
-        return self.manifest["network"]["settings"]["image_size"]
+        return best_network(self.manifest)["settings"]["image_size"]
 
     @property
     def categories(self) -> list[str]:

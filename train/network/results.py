@@ -19,6 +19,7 @@ from inference.artifacts import (
     fold_network_file,
     load_manifest,
     network_column,
+    networks_of,
 )
 from inference.files import write_csv
 from inference.network import NetworkConfig, load_network
@@ -138,8 +139,7 @@ def other_networks(stage: Stage, name: str, rows: pd.DataFrame) -> tuple[dict[st
     A lesion that one network has not scored has its tabular logit, as it has in every network's column.
     """
     manifest = load_manifest(stage.artifacts)
-    known = manifest.get("network", {"networks": {}})["networks"]
-    others = {other: section for other, section in known.items() if other != name}
+    others = {other: section for other, section in networks_of(manifest).items() if other != name}
     if not others:
         return {}, {}
     table = read_scores(checked_file(stage.artifacts, manifest, OOF_FUSION), [network_column(other) for other in others])
