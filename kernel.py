@@ -6,20 +6,20 @@ On Kaggle it runs without arguments and without a network connection. It reads t
 that this project's training wrote. Built by `python -m inference.build_kernel`: edit the modules below and build again.
 
 Contents (line numbers):
-       75  utils.py
-      222  inference/files.py
-      362  inference/options.py
-      502  inference/tables.py
-      828  inference/schema.py
-      976  inference/features.py
-     1274  inference/artifacts.py
-     1347  inference/tabular.py
-     1406  inference/images.py
-     1584  inference/backbones.py
-     1722  inference/network.py
-     2019  inference/run_log.py
-     2159  inference/scoring.py
-     2338  inference/submission.py
+       74  utils.py
+      221  inference/files.py
+      361  inference/options.py
+      501  inference/tables.py
+      827  inference/schema.py
+      975  inference/features.py
+     1300  inference/artifacts.py
+     1378  inference/tabular.py
+     1440  inference/images.py
+     1649  inference/backbones.py
+     1787  inference/network.py
+     2068  inference/run_log.py
+     2208  inference/scoring.py
+     2556  inference/submission.py
 """
 
 from __future__ import annotations
@@ -64,7 +64,6 @@ import h5py
 import numpy as np
 import pandas as pd
 from catboost import CatBoostClassifier, CatBoostError, Pool
-from scipy.special import logit
 from scipy.stats import rankdata
 
 if TYPE_CHECKING:
@@ -1071,6 +1070,8 @@ SMALLEST_NORM = 20
 SITE = "anatom_site_general"
 #: Neighbours that a lesion's distance is averaged over, as in the competition winner's local outlier factor.
 NEIGHBOURS = 30
+#: How many of the patient's lesions have all scores.
+SCORED_LESIONS = "scored_lesions"
 #: Squared distances computed at once (9,000 lesions of one patient have 81 million). OpenBLAS computes a product of so few,
 #: over a dozen columns, in one thread; with more, its threads wait for each other at each of the thousand patients: five
 #: times the processor time on two busy cores.
@@ -1136,6 +1137,31 @@ def context_features(numbers: dict[str, np.ndarray], metadata: pd.DataFrame) -> 
         points = np.column_stack([features[f"{name}_z_patient"] for name in OUTLIER_SPACE])
         features["outlier_patient"] = outlier_scores(points, patient, SMALLEST_NORM)
     return features
+
+
+def logit_features(logits: pd.DataFrame, patients: pd.Series | None = None) -> pd.DataFrame:
+    """The features of the last stage: each stage's logits, and those relative to the patient's other lesions.
+
+    All winners put image scores back into trees. The quotient of the score by the patient's mean, which the first of them
+    used, is not here: it divides by a number near zero.
+
+    Args:
+        logits: a column for the tabular stage and for each network, float64; NaN where no network scored the lesion.
+        patients: of the same rows, shape (rows,); None where they are unknown: every lesion is then compared with none.
+
+    Returns:
+        float32, index of ``logits``; for each column ``NAME_logit``, ``NAME_z_patient`` (standard score within the patient,
+        0 where the patient's scores do not vary or there is one) and ``NAME_rank_patient`` (percentile rank, 0.5 for one
+        alone), NaN where the logit is; and ``SCORED_LESIONS``.
+    """
+    codes = np.arange(len(logits)) if patients is None else group_codes(patients)
+    values = logits.to_numpy("float64")
+    scores, ranks = standard_scores(values, codes), percentile_ranks(values, codes)
+    scored = np.isfinite(values).all(axis=1)
+    features = {SCORED_LESIONS: np.bincount(codes, scored)[codes]}
+    for i, name in enumerate(logits):
+        features |= {f"{name}_logit": values[:, i], f"{name}_z_patient": scores[:, i], f"{name}_rank_patient": ranks[:, i]}
+    return pd.DataFrame({name: finite_float32(column) for name, column in features.items()}, index=logits.index)
 
 
 def finite_float32(values: np.ndarray) -> np.ndarray:
@@ -1284,12 +1310,17 @@ new one, also when the process that moved them was killed.
 """
 
 #: Raised by one whenever a kernel of the older format could not read the newer.
-FORMAT = "slice-3d-fusion/3"
+FORMAT = "slice-3d-fusion/4"
 MANIFEST = "manifest.json"
 #: The sub-folder with those files of a finished stage that are not moved out yet.
 COMMITTED = ".committed"
 
 Manifest = dict[str, Any]
+
+
+def networks_of(manifest: Manifest) -> dict[str, dict[str, Any]]:
+    """Name -> section ("weights", "settings", "training", "pauc") of every network, the best out of fold first."""
+    return manifest.get("network", {}).get("networks", {})
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -1349,9 +1380,12 @@ def checked_file(folder: Path, manifest: Manifest, name: str) -> Path:
 
 """CatBoost fold models -> the tabular logit of each lesion."""
 
+#: A model and its prior correction: the shift of its raw score to logits at the natural prevalence.
+FoldModels = list[tuple[CatBoostClassifier, float]]
 
-def load_tabular_models(folder: Path, manifest: Manifest) -> tuple[list[tuple[CatBoostClassifier, float]], list[str]]:
-    """The fold models, each with its prior correction: the shift of its raw score to logits at the natural prevalence.
+
+def load_models(folder: Path, manifest: Manifest, stage: str = "tabular") -> tuple[FoldModels, list[str]]:
+    """A stage's fold models.
 
     Returns:
         The usable models, and one sentence per model that is left out.
@@ -1360,14 +1394,14 @@ def load_tabular_models(folder: Path, manifest: Manifest) -> tuple[list[tuple[Ca
         InputError: no model is usable.
     """
     models, complaints = [], []
-    for entry in manifest.get("tabular", {"models": []})["models"]:
+    for entry in manifest.get(stage, {"models": []})["models"]:
         try:
             model = CatBoostClassifier().load_model(str(checked_file(folder, manifest, entry["file"])))
             models.append((model, float(entry["prior_correction"])))
         except (InputError, CatBoostError) as error:
-            complaints.append(f"tabular model {entry['file']} left out: {error}")
+            complaints.append(f"{stage} model {entry['file']} left out: {error}")
     if not models:
-        raise InputError(f"no usable tabular model in {folder}: {'; '.join(complaints) or 'the manifest names none'}.")
+        raise InputError(f"no usable {stage} model in {folder}: {'; '.join(complaints) or 'the manifest names none'}.")
     return models, complaints
 
 
@@ -1389,7 +1423,7 @@ def tabular_logits(
     """Mean logits over the models.
 
     Args:
-        models: pairs of model and prior correction, as ``load_tabular_models`` gives them.
+        models: pairs of model and prior correction, as ``load_models`` gives them.
         features: exactly the models' columns, in their order (``select_features``).
         categories: which of the columns are categorical; values unseen in training are allowed.
 
@@ -1446,6 +1480,23 @@ class ImageStore:
             return self._file.id.links.get_info(isic_id.encode()).type == h5py.h5l.TYPE_HARD
         except (KeyError, RuntimeError):
             return False
+
+    def places(self, isic_ids: Iterable[str]) -> np.ndarray:
+        """Where each lesion's image lies in the file, int64 of shape (lesions,): reading in that order moves forwards.
+
+        Zeros for a folder, and for a lesion without an image.
+        """
+        if self._file is None:
+            return np.zeros(len(list(isic_ids)), dtype="int64")
+        links = self._file.id.links
+
+        def place(isic_id: str) -> int:
+            try:
+                return links.get_info(isic_id.encode()).u if PLAIN_ID.fullmatch(isic_id) else 0
+            except (KeyError, RuntimeError):
+                return 0
+
+        return np.fromiter(map(place, isic_ids), dtype="int64")
 
     def names(self) -> Iterator[str]:
         """The ids of all images, readable or not."""
@@ -1531,8 +1582,8 @@ def pixels_claimed(image: bytes) -> int:
     return 0
 
 
-def decode_crop(image, image_size: int):
-    """One JPEG, or PNG, as a square crop: uint8 tensor of shape (image_size, image_size, 3).
+def decode_crops(image, sizes: Sequence[int]) -> tuple:
+    """One JPEG, or PNG, as a square crop of each size: uint8 tensors of shape (size, size, 3).
 
     ``INTEGER_ACCURATE`` gives Pillow's pixels exactly (TensorFlow's default differs by up to 3 levels). A pixel of the
     crop is the mean over its area of the image, in a third of the time of a bilinear resize with antialiasing. What cannot
@@ -1541,17 +1592,28 @@ def decode_crop(image, image_size: int):
     import tensorflow as tf
 
     pixels = tf.io.decode_jpeg(image, channels=3, dct_method="INTEGER_ACCURATE")  # it decodes PNG as well
-    crop = tf.image.resize(pixels, (image_size, image_size), method=tf.image.ResizeMethod.AREA)
-    return tf.cast(tf.round(crop), tf.uint8)
+    crops = (tf.image.resize(pixels, (size, size), method=tf.image.ResizeMethod.AREA) for size in sizes)
+    return tuple(tf.cast(tf.round(crop), tf.uint8) for crop in crops)
 
 
-def image_batches(store: ImageStore, isic_ids: Sequence[str], image_size: int, batch_size: int):
+def decode_crop(image, image_size: int):
+    """``decode_crops`` of one size: a uint8 tensor of shape (image_size, image_size, 3)."""
+    return decode_crops(image, (image_size,))[0]
+
+
+def image_batches(store: ImageStore, isic_ids: Sequence[str], image_size: int | Sequence[int], batch_size: int):
     """Decoded crops in the order of ``isic_ids``, read and decoded in the background while the network works.
+
+    Args:
+        store: of the images.
+        isic_ids: the lesions.
+        image_size: width and height of the crops, pixels; several sizes give each image, decoded once, in all of them.
+        batch_size: crops at a time.
 
     Returns:
         A ``tf.data.Dataset`` of (positions, crops): int64 of shape (batch,), indices into ``isic_ids``; uint8 of shape
-        (batch, image_size, image_size, 3). Lesions whose image is missing or unreadable are left out; other
-        errors of the reader are raised.
+        (batch, image_size, image_size, 3), of several sizes a tuple of these. Lesions whose image is missing or unreadable
+        are left out; other errors of the reader are raised.
     """
     import tensorflow as tf
 
@@ -1561,9 +1623,12 @@ def image_batches(store: ImageStore, isic_ids: Sequence[str], image_size: int, b
             found = [(i, image) for i, image in found if image]
             yield np.array([i for i, _ in found], dtype="int64"), np.array([image for _, image in found], dtype=object)
 
+    def decoded(image):
+        return decode_crop(image, image_size) if isinstance(image_size, int) else decode_crops(image, image_size)
+
     def crops_of(positions, images):
         pairs = tf.data.Dataset.from_tensor_slices((positions, images))
-        crops = pairs.map(lambda i, image: (i, decode_crop(image, image_size)), cores(), deterministic=True)
+        crops = pairs.map(lambda i, image: (i, decoded(image)), cores(), deterministic=True)
         return crops.ignore_errors()  # of the decoder only: an error of the reader must be raised
 
     signature = tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None,), tf.string)
@@ -1999,22 +2064,6 @@ class Ensemble:
             raise MemoryError("a single crop does not fit into the memory of the CPU")
 
 
-def network_logits(ensemble: Ensemble, batches: Iterable, tabular: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Mean logits of the networks, batch by batch; each crop is decoded once for all of them.
-
-    Args:
-        ensemble: the networks.
-        batches: (positions, crops), as ``image_batches`` gives them.
-        tabular: logits of every lesion, shape (rows,); ``positions`` point into it.
-
-    Yields:
-        Positions, int64, and logits, float64, both of shape (batch,).
-    """
-    for positions, crops in batches:
-        positions = positions.numpy()
-        yield positions, ensemble.logits(crops, tabular[positions, None].astype("float32"))
-
-
 # ===========================================================================================================================
 # inference/run_log.py
 # ===========================================================================================================================
@@ -2159,50 +2208,65 @@ def versions() -> dict[str, str]:
 # inference/scoring.py
 # ===========================================================================================================================
 
-"""From rows and images to logits: CatBoost for all lesions, then the networks for those with an image, while time lasts."""
+"""From rows and images to logits: CatBoost for all lesions, then the networks for those with an image, while time lasts.
 
-#: The final logit is: the network's; the logit of the mean rank of both scores; a weighted sum of both logits.
-NETWORK_ALONE, RANK_AVERAGE, BLEND = "network", "rank_average", "blend"
-COMBINATIONS = (NETWORK_ALONE, RANK_AVERAGE, BLEND)
-#: Weights that leave the logits as they are.
+Last, the image scores in the context of the patient, and the combination of all stages.
+"""
+
+#: The stages' logits, as columns of every table of scores.
+TABULAR, NETWORK, STACKING, FINAL = "tabular", "network", "stacking", "final"
+#: A combination that leaves the networks' logits as they are.
 AS_THEY_ARE = {
-    "with_image": {"intercept": 0.0, "tabular": 0.0, "network": 1.0},
-    "without_image": {"intercept": 0.0, "tabular": 1.0},
+    "with_image": {"intercept": 0.0, NETWORK: 1.0},
+    "without_image": {"intercept": 0.0, TABULAR: 1.0},
 }
+#: Lesions are scored by image in so many blocks, the highest tabular logits first; inside a block in the order of the file.
+#: pAUC depends on the top of the ranking; a block of a twentieth keeps the reads of an HDF5 file near each other.
+BLOCKS = 20
+#: Share of the patient's lesions that must have all scores for the last stage, which compares them.
+MOST_OF_THE_PATIENT = 0.9
 
 
-def combine(how: dict[str, Any], tabular: np.ndarray, network: np.ndarray, image_scored: np.ndarray) -> np.ndarray:
-    """The final logit of each lesion.
+@dataclass(frozen=True)
+class ImageOptions:
+    """How images are scored.
 
     Args:
-        how: "kind" is one of ``COMBINATIONS``. The weights of the network alone and of a blend are "with_image" {intercept,
-            tabular, network} and "without_image" {intercept, tabular}: both lead to logits on one scale. Where they are
-            absent, ``AS_THEY_ARE``.
-        tabular: tabular logits, shape (rows,).
-        network: mean logits of the fold networks, shape (rows,); read where ``image_scored`` only.
-        image_scored: whether a network scored the lesion's crop, bool of shape (rows,).
+        batch_size: crops at a time.
+        share: of the lesions, above 0 to 1: those with the highest tabular logits; no image of the others is read.
+    """
+
+    batch_size: int
+    share: float = 1.0
+
+
+def combine(how: Mapping[str, Any], scores: Mapping[str, Any], image_scored: np.ndarray) -> np.ndarray:
+    """The final logit of each lesion: a weighted sum of the stages' logits.
+
+    Args:
+        how: "with_image" and "without_image", each with "intercept" and a weight for each stage by name. Both lead to logits
+            on one scale. Where they are absent: ``AS_THEY_ARE``.
+        scores: stage -> logits, shape (rows,); those of other stages than ``TABULAR`` are read where ``image_scored`` only.
+        image_scored: whether the lesion's crop was scored, bool of shape (rows,).
 
     Returns:
-        Float64 of shape (rows,). Average ranks depend on all rows; they come as their logit.
-
-    Raises:
-        InputError: ``how`` is of an unknown kind.
+        Float64 of shape (rows,).
     """
-    kind = how.get("kind")
-    if kind == RANK_AVERAGE:
-        single = np.where(image_scored, network, tabular)
-        return logit((rankdata(tabular) + rankdata(single)) / (2 * (len(single) + 1)))
-    if kind in (NETWORK_ALONE, BLEND):
-        given, absent = ((AS_THEY_ARE | how)[name] for name in ("with_image", "without_image"))
-        network = np.where(image_scored, network, 0.0)
-        with_image = given["intercept"] + given["tabular"] * tabular + given["network"] * network
-        return np.where(image_scored, with_image, absent["intercept"] + absent["tabular"] * tabular)
-    raise InputError(f"the manifest combines scores by {kind!r}, this version by {', '.join(COMBINATIONS)}; train again.")
+    how, image_scored = AS_THEY_ARE | dict(how), np.asarray(image_scored, dtype=bool)
+
+    def weighted(weights: Mapping[str, float]) -> np.ndarray:
+        total = np.full(len(image_scored), float(weights["intercept"]))
+        for name in sorted(weights.keys() - {"intercept"}):
+            logits = np.asarray(scores[name], dtype="float64")
+            total += weights[name] * (logits if name == TABULAR else np.where(image_scored, logits, 0.0))
+        return total
+
+    return np.where(image_scored, weighted(how["with_image"]), weighted(how["without_image"]))
 
 
 def score_tabular(rows: pd.DataFrame, artifacts: Path, manifest: Manifest, run: Run) -> np.ndarray:
     """Tabular logits of every lesion, float64 of shape (rows,); logs their median beside that of training."""
-    models, complaints = load_tabular_models(artifacts, manifest)
+    models, complaints = load_models(artifacts, manifest)
     for complaint in complaints:
         run.fall_back("tabular_models_left_out", 1, complaint)
     settings = manifest["tabular"]
@@ -2219,82 +2283,232 @@ def score_tabular(rows: pd.DataFrame, artifacts: Path, manifest: Manifest, run: 
     return logits
 
 
-def correct_by_image(
+def most_suspicious(tabular: np.ndarray, share: float) -> np.ndarray:
+    """Positions of the highest tabular logits, the highest first; of ``share`` times all, and of one at least."""
+    return np.argsort(-tabular, kind="stable")[: max(1, round(share * len(tabular)))]
+
+
+def in_blocks(ranked: np.ndarray, places: np.ndarray, size: int) -> np.ndarray:
+    """Positions in blocks of ``size``, inside a block in the order of the file.
+
+    Args:
+        ranked: positions, the most important first, shape (lesions,).
+        places: where each position's image lies, as ``ImageStore.places`` gives it; shape (rows,).
+        size: positions of a block.
+
+    Returns:
+        The same positions, shape (lesions,).
+    """
+    return ranked[np.lexsort((ranked, places[ranked], np.arange(len(ranked)) // size))]
+
+
+class Networks:
+    """All networks of the artifacts, the best out of fold first; each is an ensemble of fold networks.
+
+    Args:
+        ensembles: by name.
+        sizes: width and height of each one's crops, pixels.
+        note: as ``Ensemble`` takes it.
+    """
+
+    def __init__(self, ensembles: Mapping[str, Ensemble], sizes: Mapping[str, int], note: Callable[[str, int, str], None]):
+        self.names, self._at_work, self._note = tuple(ensembles), dict(ensembles), note
+        #: Sizes that a crop is decoded to, each once.
+        self.sizes = tuple(dict.fromkeys(sizes[name] for name in self.names))
+        self._place = {name: self.sizes.index(sizes[name]) for name in self.names}
+
+    @property
+    def at_work(self) -> int:
+        """How many networks score further crops."""
+        return len(self._at_work)
+
+    def logits(self, crops: Sequence[Any], tabular: np.ndarray) -> np.ndarray:
+        """Logits float64 of shape (rows, networks), NaN of a network that is not at work any more.
+
+        Args:
+            crops: one tensor for each of ``sizes``, uint8 (rows, size, size, 3).
+            tabular: tabular logits, float32 (rows, 1).
+        """
+        found = np.full((len(tabular), len(self.names)), np.nan)
+        for column, name in enumerate(self.names):
+            if name in self._at_work:
+                try:
+                    found[:, column] = self._at_work[name].logits(crops[self._place[name]], tabular)
+                except Exception as error:
+                    del self._at_work[name]
+                    if not self._at_work:
+                        raise
+                    self._note("networks_stopped", 1, f"{name}: {first_line(error)}; the other networks go on.")
+        return found
+
+    def take_less_time(self) -> bool:
+        """Half the views of each further crop, or where there is one view only, without the weakest network; else False."""
+        reduced = [each.halve_views() for each in self._at_work.values()]
+        if any(reduced):
+            views = max(each.views for each in self._at_work.values())
+            self._note("views_reduced", 1, f"the time is short: {views} view(s) of each further crop.")
+        elif len(self._at_work) > 1:
+            name, _ = self._at_work.popitem()
+            self._note("networks_left_out", 1, f"the time is short: {name}, the weakest, scores no further crop.")
+        else:
+            return False
+        return True
+
+
+def first_line(error: Exception) -> str:
+    """Type and first line of an error's text."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
+def score_images(
     rows: pd.DataFrame,
     tabular: np.ndarray,
-    load: Callable[[], tuple[Ensemble, ImageStore]],
+    load: Callable[[], tuple[Networks, ImageStore]],
     manifest: Manifest,
-    batch_size: int,
+    options: ImageOptions,
     run: Run,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores each lesion with a readable crop by the fold networks, until the time is up.
+) -> pd.DataFrame:
+    """Scores each lesion with a readable crop by all networks, the highest tabular logits first, until the time is up.
 
     Args:
         rows: of the test metadata.
         tabular: their logits, shape (rows,).
         load: opens networks and images. Whatever it raises becomes a fall-back, too.
         manifest: of the artifacts.
-        batch_size: crops at a time.
+        options: batch size, and share of the lesions.
         run: for the log.
 
     Returns:
-        Network logits, float64 of shape (rows,), the tabular ones where no network scored; and whether one did, bool.
+        Network logits, a float64 column for each network of the manifest; NaN where it has not scored the lesion.
     """
-    network, image_scored = tabular.copy(), np.zeros(len(rows), dtype=bool)
-    if "network" not in manifest:
+    names = list(networks_of(manifest))
+    found = np.full((len(rows), len(names)), np.nan)
+    if not names:
         run.fall_back("no_network", len(rows), "the artifacts hold no network; every lesion keeps its tabular score.")
-        return network, image_scored
-    reached, not_finite = 0, 0
+        return pd.DataFrame(found, columns=names)
+    reached, not_finite, ranked = 0, 0, most_suspicious(tabular, options.share)
+    if options.share < 1:
+        run.facts["image_share"] = {"share": options.share, "lesions": len(ranked)}
+        run.log(f"of {len(rows):,} lesions the {len(ranked):,} with the highest tabular logits are scored by image")
     if run.interrupted:
-        run.fall_back("images_not_reached", len(rows), f"{run.interrupted}; no image is read.")
-        return network, image_scored
+        run.fall_back("images_not_reached", len(ranked), f"{run.interrupted}; no image is read.")
+        return pd.DataFrame(found, columns=names)
     try:
-        ensemble, store = load()
-        image_size = manifest["network"]["settings"]["image_size"]
-        batches = image_batches(store, rows[ID].tolist(), image_size, batch_size)
-        forecast = Forecast(run, len(rows))
-        for positions, logits in network_logits(ensemble, batches, tabular):
+        networks, store = load()
+        columns = [names.index(name) for name in networks.names]
+        size = max(options.batch_size, math.ceil(len(rows) / BLOCKS))
+        order = in_blocks(ranked, store.places(rows[ID]), size)
+        batches = image_batches(store, rows[ID].to_numpy()[order].tolist(), networks.sizes, options.batch_size)
+        forecast = Forecast(run, len(order))
+        for places, crops in batches:
+            places = places.numpy()
+            positions = order[places]
+            logits = networks.logits(crops, tabular[positions, None].astype("float32"))
             if not reached:
                 run.log("first batch scored")
                 run.facts["seconds_to_first_batch"] = round(run.elapsed, 1)
-            finite = np.isfinite(logits)
-            network[positions[finite]], image_scored[positions[finite]] = logits[finite], True
-            not_finite += int((~finite).sum())
-            reached = int(positions[-1]) + 1
-            forecast.add(len(positions))
-            if reached < len(rows) and run.reason_to_stop():
-                left = len(rows) - reached
+            not_finite += int((np.isfinite(logits).sum(axis=1) < networks.at_work).sum())
+            found[np.ix_(positions, columns)] = np.where(np.isfinite(logits), logits, np.nan)
+            reached = int(places[-1]) + 1
+            forecast.add(len(places))
+            if reached < len(order) and run.reason_to_stop():
+                left = len(order) - reached
                 run.fall_back("images_not_reached", left, f"{run.reason_to_stop()}; no further image is read.")
                 break
-            if reached < len(rows) and forecast.late and ensemble.halve_views():
-                run.fall_back("views_reduced", 1, f"the time is short: {ensemble.views} view(s) of each further crop.")
-                forecast = Forecast(run, len(rows) - reached)
+            if reached < len(order) and forecast.late and networks.take_less_time():
+                forecast = Forecast(run, len(order) - reached)
     # Whatever breaks here, a tabular submission is better than none.
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        run.fall_back("network_stopped", 1, f"{type(error).__name__}: {reason}; the rest keeps its tabular score.")
+        run.fall_back("network_stopped", 1, f"{first_line(error)}; the rest keeps its tabular score.")
     if not_finite:
-        run.fall_back("network_output_not_finite", not_finite, f"{not_finite:,} lesions keep their tabular score.")
-    left = int((~image_scored).sum())
+        run.fall_back("network_output_not_finite", not_finite, f"{not_finite:,} lesions lack the score of a network.")
+    left = int(np.isnan(found[ranked]).all(axis=1).sum())
     if left:
-        run.fall_back("lesions_without_image_score", left, f"{left:,} of {len(rows):,} keep their tabular score.")
-    return network, image_scored
+        run.fall_back("lesions_without_image_score", left, f"{left:,} of {len(ranked):,} keep their tabular score.")
+    return pd.DataFrame(found, columns=names)
 
 
-def combine_scores(
-    tabular: np.ndarray, network: np.ndarray, image_scored: np.ndarray, manifest: Manifest, run: Run
-) -> np.ndarray:
-    """The final logit of every lesion, float64 of shape (rows,), combined as the manifest says."""
+def combine_stages(
+    rows: pd.DataFrame, tabular: np.ndarray, logits: pd.DataFrame, artifacts: Path, manifest: Manifest, run: Run
+) -> pd.DataFrame:
+    """The logits of every stage, combined as the manifest says.
+
+    A lesion falls back from the last stage to the networks where one of them has not scored it, or has not scored most of its
+    patient's lesions, and from these to the tabular stage where none has.
+
+    Args:
+        rows: of the test metadata.
+        tabular: tabular logits, shape (rows,).
+        logits: of ``score_images``.
+        artifacts: folder of the last stage's models.
+        manifest: of the artifacts.
+        run: for the log.
+
+    Returns:
+        ``TABULAR``, ``NETWORK`` (the mean over networks; the tabular logit where there is none), ``FINAL`` and image_scored
+        (0 or 1); with a last stage, ``STACKING``, NaN where it does not apply.
+    """
+    image_scored = logits.notna().any(axis=1).to_numpy()
+    network = np.where(image_scored, logits.mean(axis=1), tabular)
+    scores = pd.DataFrame({TABULAR: tabular, NETWORK: network, FINAL: network, "image_scored": image_scored.astype(int)})
     if not image_scored.any():
-        return tabular
+        return scores
     try:
         how = manifest["network"]["combination"]
-        final = combine(how, tabular, network, image_scored)
-    except (InputError, LookupError, TypeError) as error:
-        run.fall_back("scores_not_combined", int(image_scored.sum()), f"{error}; the network logits are the final ones.")
-        return network
-    run.facts["combination"] = how["kind"]
-    return final
+        scores[FINAL], run.facts["combination"] = combine(how, scores, image_scored), how["kind"]
+    except (LookupError, TypeError, ValueError) as error:
+        count = int(image_scored.sum())
+        run.fall_back("scores_not_combined", count, f"{first_line(error)}; the network logits are the final ones.")
+    if "stacking" not in manifest:
+        return scores
+    try:
+        compared, stacked = score_stacking(rows, logits.assign(**{TABULAR: tabular}), artifacts, manifest, run)
+        how = manifest["stacking"]["combination"]
+        final = combine(how, scores.assign(**{STACKING: stacked}), compared)
+        scores = scores.assign(**{STACKING: stacked, FINAL: np.where(compared, final, scores[FINAL])})
+        run.facts["combination"] = how["kind"]
+    # Whatever breaks here: the networks' combination is there, and stays.
+    except Exception as error:
+        run.fall_back("stacking_stopped", int(image_scored.sum()), f"{first_line(error)}; the networks' scores are final.")
+    return scores
+
+
+def score_stacking(
+    rows: pd.DataFrame, logits: pd.DataFrame, artifacts: Path, manifest: Manifest, run: Run
+) -> tuple[np.ndarray, np.ndarray]:
+    """The logits of the last stage.
+
+    Args:
+        rows: of the test metadata.
+        logits: ``TABULAR`` and a column for each network, as ``score_images`` gives them.
+        artifacts: folder of its models.
+        manifest: of the artifacts.
+        run: for the log.
+
+    Returns:
+        To which lesions it applies, bool, and their logits, NaN elsewhere; both of shape (rows,).
+
+    Raises:
+        InputError: no model is usable.
+    """
+    settings = manifest["stacking"]
+    models, complaints = load_models(artifacts, manifest, "stacking")
+    for complaint in complaints:
+        run.fall_back("stacking_models_left_out", 1, complaint)
+    patients = rows.get(PATIENT)
+    used = logits[[TABULAR, *settings["networks"]]].set_axis(rows.index)
+    features = logit_features(used, patients)
+    lesions = np.ones(len(rows)) if patients is None else group_sizes(group_codes(patients))
+    compared = used.notna().all(axis=1).to_numpy() & (features[SCORED_LESIONS] >= MOST_OF_THE_PATIENT * lesions).to_numpy()
+    left = int((logits[settings["networks"]].notna().any(axis=1).to_numpy() & ~compared).sum())
+    if left:
+        run.fall_back("lesions_not_stacked", left, f"{left:,} lesions keep the networks' score.")
+    if settings["columns"]:
+        features = features.join(build_features(rows))
+    features = select_features(features[compared], settings["features"], settings["categories"])
+    stacked = np.full(len(rows), np.nan)
+    stacked[compared] = tabular_logits(models, features, settings["categories"])
+    return compared, stacked
 
 
 def open_test_images(competition: Path) -> ImageStore:
@@ -2309,29 +2523,33 @@ def open_test_images(competition: Path) -> ImageStore:
     return ImageStore(source)
 
 
-def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> Ensemble:
-    """The fold networks whose files match the manifest, on every accelerator.
+def load_networks(artifacts: Path, manifest: Manifest, run: Run) -> Networks:
+    """The networks whose files match the manifest, on every accelerator.
 
     Raises:
         InputError: there is none.
     """
     import tensorflow as tf
 
-    places = devices()
-    run.log("building the network")
-    with tf.device(CPU):
-        config = NetworkConfig.from_dict(manifest["network"]["settings"])
-        network, states = build_network(config), []
-        for name in manifest["network"]["weights"]:
-            try:
-                states.append(load_state(network, checked_file(artifacts, manifest, name)))
-            except InputError as error:
-                run.fall_back("fold_networks_left_out", 1, str(error))
-    if not states:
+    places, ensembles, sizes = devices(), {}, {}
+    for name, section in networks_of(manifest).items():
+        run.log(f"building the network {name}")
+        with tf.device(CPU):
+            config = NetworkConfig.from_dict(section["settings"])
+            network, states = build_network(config), []
+            for file in section["weights"]:
+                try:
+                    states.append(load_state(network, checked_file(artifacts, manifest, file)))
+                except InputError as error:
+                    run.fall_back("fold_networks_left_out", 1, str(error))
+        if states:
+            ensembles[name] = Ensemble(network, states, places, run.fall_back, config.views)
+            sizes[name] = config.image_size
+            run.facts["fold_networks"] = run.facts.get("fold_networks", 0) + len(states)
+    if not ensembles:
         raise InputError("no fold network is usable")
-    run.log(f"{len(states)} fold networks loaded, on {', '.join(places)}")
-    run.facts["fold_networks"] = len(states)
-    return Ensemble(network, states, places, run.fall_back, config.views)
+    run.log(f"{run.facts['fold_networks']} fold networks of {', '.join(ensembles)} loaded, on {', '.join(places)}")
+    return Networks(ensembles, sizes, run.fall_back)
 
 
 # ===========================================================================================================================
@@ -2343,8 +2561,9 @@ def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> Ensembl
 1. Find the competition folder and the artifact folder.   Without them: exit status 2.
 2. Score every lesion by its metadata (CatBoost).         Without a usable model: exit status 2.
 3. Write these scores to submission.csv.                  From here on a valid submission exists.
-4. Score the lesions whose crop can be read by the networks and combine both scores; the others keep the tabular score.
-   Stop when the time is up, or on SIGTERM or Ctrl-C, with the scores there are.
+4. Score the lesions whose crop can be read by the networks, compare them within each patient (the last stage), and combine
+   all scores; the others keep the tabular score.
+   The highest tabular logits come first. Stop when the time is up, or on SIGTERM or Ctrl-C, with the scores there are.
 5. Write the final submission.csv, and run.json: how lesions were scored, fall-backs, versions, seconds.
 
 Whatever fails after step 3 costs scores, not the submission.
@@ -2369,6 +2588,7 @@ class RunSettings:
     output: Path = Path("submission.csv")
     scores: Path | None = None
     batch_size: int = BATCH_SIZE
+    image_share: float = 1.0
     input_root: Path = INPUT_ROOT
 
 
@@ -2383,27 +2603,29 @@ def score_folder(settings: RunSettings, run: Run) -> None:
 
     rows = read_rows(competition, run)
     order = submission_order(competition, rows, run)
-    scores = pd.DataFrame({"tabular": score_tabular(rows, artifacts, manifest, run)}, index=pd.Index(rows[ID]))
+    scores = pd.DataFrame({TABULAR: score_tabular(rows, artifacts, manifest, run)}, index=pd.Index(rows[ID]))
     without_row = manifest["tabular"]["out_of_fold"]["median"]  # of ids that the metadata lacks: the file is complete
-    write_submission(settings.output, order, scores["tabular"], without_row)
+    write_submission(settings.output, order, scores[TABULAR], without_row)
     run.log(f"{len(order):,} lesions have their tabular score; {settings.output} is written and valid")
     run.finish("tabular")
 
     def load():
-        networks, images = load_fold_networks(artifacts, manifest, run), open_test_images(competition)
+        networks, images = load_networks(artifacts, manifest, run), open_test_images(competition)
         if len(rows) and not any(isic_id in images for isic_id in rows[ID]):
             note = id_mismatch(TEST_METADATA, rows[ID], images.path.name, images.names())
             run.fall_back("images_of_other_lesions", len(rows), f"{note}.")
         return networks, images
 
-    tabular = scores["tabular"].to_numpy()
+    tabular = scores[TABULAR].to_numpy()
     scores = scores.assign(network=tabular, final=tabular, image_scored=0)
     try:
-        network, image_scored = correct_by_image(rows, tabular, load, manifest, settings.batch_size, run)
-        final = combine_scores(tabular, network, image_scored, manifest, run)
+        options = ImageOptions(settings.batch_size, settings.image_share)
+        logits = score_images(rows, tabular, load, manifest, options, run)
         run.finish("images")
-        write_submission(settings.output, order, pd.Series(final, scores.index), without_row)
-        scores = scores.assign(network=network, final=final, image_scored=image_scored.astype(int))
+        found = combine_stages(rows, tabular, logits, artifacts, manifest, run).set_index(scores.index)
+        run.finish("combination")
+        write_submission(settings.output, order, found[FINAL], without_row)
+        scores = found.join(logits.add_prefix("network_").set_index(scores.index))
     # Whatever breaks here: the submission with the tabular scores is there, and stays.
     except Exception as error:
         note = f"{type(error).__name__}: {error}; {settings.output} has the tabular scores."
@@ -2536,6 +2758,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--scores", type=output_file, help="also write each lesion's logits to this CSV file")
     parser.add_argument("--batch-size", type=crop_count, default=BATCH_SIZE, help="crops at a time (default: %(default)s)")
+    parser.add_argument(
+        "--image-share",
+        type=positive_number(1),
+        default=1.0,
+        metavar="SHARE",
+        help="above 0 to 1: score so many lesions by image, the highest tabular logits (default: %(default)s)",
+    )
     parser.add_argument("--input-root", type=existing_folder, default=INPUT_ROOT, help="where Kaggle mounts inputs")
     parser.add_argument(
         "--time-budget",

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import h5py
@@ -53,6 +53,23 @@ class ImageStore:
             return self._file.id.links.get_info(isic_id.encode()).type == h5py.h5l.TYPE_HARD
         except (KeyError, RuntimeError):
             return False
+
+    def places(self, isic_ids: Iterable[str]) -> np.ndarray:
+        """Where each lesion's image lies in the file, int64 of shape (lesions,): reading in that order moves forwards.
+
+        Zeros for a folder, and for a lesion without an image.
+        """
+        if self._file is None:
+            return np.zeros(len(list(isic_ids)), dtype="int64")
+        links = self._file.id.links
+
+        def place(isic_id: str) -> int:
+            try:
+                return links.get_info(isic_id.encode()).u if PLAIN_ID.fullmatch(isic_id) else 0
+            except (KeyError, RuntimeError):
+                return 0
+
+        return np.fromiter(map(place, isic_ids), dtype="int64")
 
     def names(self) -> Iterator[str]:
         """The ids of all images, readable or not."""
@@ -138,8 +155,8 @@ def pixels_claimed(image: bytes) -> int:
     return 0
 
 
-def decode_crop(image, image_size: int):
-    """One JPEG, or PNG, as a square crop: uint8 tensor of shape (image_size, image_size, 3).
+def decode_crops(image, sizes: Sequence[int]) -> tuple:
+    """One JPEG, or PNG, as a square crop of each size: uint8 tensors of shape (size, size, 3).
 
     ``INTEGER_ACCURATE`` gives Pillow's pixels exactly (TensorFlow's default differs by up to 3 levels). A pixel of the
     crop is the mean over its area of the image, in a third of the time of a bilinear resize with antialiasing. What cannot
@@ -148,17 +165,28 @@ def decode_crop(image, image_size: int):
     import tensorflow as tf
 
     pixels = tf.io.decode_jpeg(image, channels=3, dct_method="INTEGER_ACCURATE")  # it decodes PNG as well
-    crop = tf.image.resize(pixels, (image_size, image_size), method=tf.image.ResizeMethod.AREA)
-    return tf.cast(tf.round(crop), tf.uint8)
+    crops = (tf.image.resize(pixels, (size, size), method=tf.image.ResizeMethod.AREA) for size in sizes)
+    return tuple(tf.cast(tf.round(crop), tf.uint8) for crop in crops)
 
 
-def image_batches(store: ImageStore, isic_ids: Sequence[str], image_size: int, batch_size: int):
+def decode_crop(image, image_size: int):
+    """``decode_crops`` of one size: a uint8 tensor of shape (image_size, image_size, 3)."""
+    return decode_crops(image, (image_size,))[0]
+
+
+def image_batches(store: ImageStore, isic_ids: Sequence[str], image_size: int | Sequence[int], batch_size: int):
     """Decoded crops in the order of ``isic_ids``, read and decoded in the background while the network works.
+
+    Args:
+        store: of the images.
+        isic_ids: the lesions.
+        image_size: width and height of the crops, pixels; several sizes give each image, decoded once, in all of them.
+        batch_size: crops at a time.
 
     Returns:
         A ``tf.data.Dataset`` of (positions, crops): int64 of shape (batch,), indices into ``isic_ids``; uint8 of shape
-        (batch, image_size, image_size, 3). Lesions whose image is missing or unreadable are left out; other
-        errors of the reader are raised.
+        (batch, image_size, image_size, 3), of several sizes a tuple of these. Lesions whose image is missing or unreadable
+        are left out; other errors of the reader are raised.
     """
     import tensorflow as tf
 
@@ -168,9 +196,12 @@ def image_batches(store: ImageStore, isic_ids: Sequence[str], image_size: int, b
             found = [(i, image) for i, image in found if image]
             yield np.array([i for i, _ in found], dtype="int64"), np.array([image for _, image in found], dtype=object)
 
+    def decoded(image):
+        return decode_crop(image, image_size) if isinstance(image_size, int) else decode_crops(image, image_size)
+
     def crops_of(positions, images):
         pairs = tf.data.Dataset.from_tensor_slices((positions, images))
-        crops = pairs.map(lambda i, image: (i, decode_crop(image, image_size)), cores(), deterministic=True)
+        crops = pairs.map(lambda i, image: (i, decoded(image)), cores(), deterministic=True)
         return crops.ignore_errors()  # of the decoder only: an error of the reader must be raised
 
     signature = tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None,), tf.string)

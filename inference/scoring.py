@@ -1,30 +1,53 @@
-"""From rows and images to logits: CatBoost for all lesions, then the networks for those with an image, while time lasts."""
+"""From rows and images to logits: CatBoost for all lesions, then the networks for those with an image, while time lasts.
+
+Last, the image scores in the context of the patient, and the combination of all stages.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from inference.artifacts import Manifest, checked_file
-from inference.features import build_features
+from inference.artifacts import Manifest, checked_file, networks_of
+from inference.features import SCORED_LESIONS, build_features, group_codes, group_sizes, logit_features
 from inference.images import ImageStore, find_images, image_batches
-from inference.network import CPU, Ensemble, NetworkConfig, build_network, devices, load_state, network_logits
+from inference.network import CPU, Ensemble, NetworkConfig, build_network, devices, load_state
 from inference.run_log import Forecast, Run
-from inference.schema import ID
+from inference.schema import ID, PATIENT
 from inference.tabular import load_models, select_features, tabular_logits, unseen_values
 from utils import InputError
 
 #: The stages' logits, as columns of every table of scores.
-TABULAR, NETWORK, STACKING = "tabular", "network", "stacking"
+TABULAR, NETWORK, STACKING, FINAL = "tabular", "network", "stacking", "final"
 #: A combination that leaves the networks' logits as they are.
 AS_THEY_ARE = {
     "with_image": {"intercept": 0.0, NETWORK: 1.0},
     "without_image": {"intercept": 0.0, TABULAR: 1.0},
 }
+#: Lesions are scored by image in so many blocks, the highest tabular logits first; inside a block in the order of the file.
+#: pAUC depends on the top of the ranking; a block of a twentieth keeps the reads of an HDF5 file near each other.
+BLOCKS = 20
+#: Share of the patient's lesions that must have all scores for the last stage, which compares them.
+MOST_OF_THE_PATIENT = 0.9
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How images are scored.
+
+    Args:
+        batch_size: crops at a time.
+        share: of the lesions, above 0 to 1: those with the highest tabular logits; no image of the others is read.
+    """
+
+    batch_size: int
+    share: float = 1.0
 
 
 def combine(how: Mapping[str, Any], scores: Mapping[str, Any], image_scored: np.ndarray) -> np.ndarray:
@@ -39,11 +62,11 @@ def combine(how: Mapping[str, Any], scores: Mapping[str, Any], image_scored: np.
     Returns:
         Float64 of shape (rows,).
     """
-    how, image_scored = AS_THEY_ARE | how, np.asarray(image_scored, dtype=bool)
+    how, image_scored = AS_THEY_ARE | dict(how), np.asarray(image_scored, dtype=bool)
 
     def weighted(weights: Mapping[str, float]) -> np.ndarray:
         total = np.full(len(image_scored), float(weights["intercept"]))
-        for name in weights.keys() - {"intercept"}:
+        for name in sorted(weights.keys() - {"intercept"}):
             logits = np.asarray(scores[name], dtype="float64")
             total += weights[name] * (logits if name == TABULAR else np.where(image_scored, logits, 0.0))
         return total
@@ -70,82 +93,232 @@ def score_tabular(rows: pd.DataFrame, artifacts: Path, manifest: Manifest, run: 
     return logits
 
 
-def correct_by_image(
+def most_suspicious(tabular: np.ndarray, share: float) -> np.ndarray:
+    """Positions of the highest tabular logits, the highest first; of ``share`` times all, and of one at least."""
+    return np.argsort(-tabular, kind="stable")[: max(1, round(share * len(tabular)))]
+
+
+def in_blocks(ranked: np.ndarray, places: np.ndarray, size: int) -> np.ndarray:
+    """Positions in blocks of ``size``, inside a block in the order of the file.
+
+    Args:
+        ranked: positions, the most important first, shape (lesions,).
+        places: where each position's image lies, as ``ImageStore.places`` gives it; shape (rows,).
+        size: positions of a block.
+
+    Returns:
+        The same positions, shape (lesions,).
+    """
+    return ranked[np.lexsort((ranked, places[ranked], np.arange(len(ranked)) // size))]
+
+
+class Networks:
+    """All networks of the artifacts, the best out of fold first; each is an ensemble of fold networks.
+
+    Args:
+        ensembles: by name.
+        sizes: width and height of each one's crops, pixels.
+        note: as ``Ensemble`` takes it.
+    """
+
+    def __init__(self, ensembles: Mapping[str, Ensemble], sizes: Mapping[str, int], note: Callable[[str, int, str], None]):
+        self.names, self._at_work, self._note = tuple(ensembles), dict(ensembles), note
+        #: Sizes that a crop is decoded to, each once.
+        self.sizes = tuple(dict.fromkeys(sizes[name] for name in self.names))
+        self._place = {name: self.sizes.index(sizes[name]) for name in self.names}
+
+    @property
+    def at_work(self) -> int:
+        """How many networks score further crops."""
+        return len(self._at_work)
+
+    def logits(self, crops: Sequence[Any], tabular: np.ndarray) -> np.ndarray:
+        """Logits float64 of shape (rows, networks), NaN of a network that is not at work any more.
+
+        Args:
+            crops: one tensor for each of ``sizes``, uint8 (rows, size, size, 3).
+            tabular: tabular logits, float32 (rows, 1).
+        """
+        found = np.full((len(tabular), len(self.names)), np.nan)
+        for column, name in enumerate(self.names):
+            if name in self._at_work:
+                try:
+                    found[:, column] = self._at_work[name].logits(crops[self._place[name]], tabular)
+                except Exception as error:
+                    del self._at_work[name]
+                    if not self._at_work:
+                        raise
+                    self._note("networks_stopped", 1, f"{name}: {first_line(error)}; the other networks go on.")
+        return found
+
+    def take_less_time(self) -> bool:
+        """Half the views of each further crop, or where there is one view only, without the weakest network; else False."""
+        reduced = [each.halve_views() for each in self._at_work.values()]
+        if any(reduced):
+            views = max(each.views for each in self._at_work.values())
+            self._note("views_reduced", 1, f"the time is short: {views} view(s) of each further crop.")
+        elif len(self._at_work) > 1:
+            name, _ = self._at_work.popitem()
+            self._note("networks_left_out", 1, f"the time is short: {name}, the weakest, scores no further crop.")
+        else:
+            return False
+        return True
+
+
+def first_line(error: Exception) -> str:
+    """Type and first line of an error's text."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
+def score_images(
     rows: pd.DataFrame,
     tabular: np.ndarray,
-    load: Callable[[], tuple[Ensemble, ImageStore]],
+    load: Callable[[], tuple[Networks, ImageStore]],
     manifest: Manifest,
-    batch_size: int,
+    options: ImageOptions,
     run: Run,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores each lesion with a readable crop by the fold networks, until the time is up.
+) -> pd.DataFrame:
+    """Scores each lesion with a readable crop by all networks, the highest tabular logits first, until the time is up.
 
     Args:
         rows: of the test metadata.
         tabular: their logits, shape (rows,).
         load: opens networks and images. Whatever it raises becomes a fall-back, too.
         manifest: of the artifacts.
-        batch_size: crops at a time.
+        options: batch size, and share of the lesions.
         run: for the log.
 
     Returns:
-        Network logits, float64 of shape (rows,), the tabular ones where no network scored; and whether one did, bool.
+        Network logits, a float64 column for each network of the manifest; NaN where it has not scored the lesion.
     """
-    network, image_scored = tabular.copy(), np.zeros(len(rows), dtype=bool)
-    if "network" not in manifest:
+    names = list(networks_of(manifest))
+    found = np.full((len(rows), len(names)), np.nan)
+    if not names:
         run.fall_back("no_network", len(rows), "the artifacts hold no network; every lesion keeps its tabular score.")
-        return network, image_scored
-    reached, not_finite = 0, 0
+        return pd.DataFrame(found, columns=names)
+    reached, not_finite, ranked = 0, 0, most_suspicious(tabular, options.share)
+    if options.share < 1:
+        run.facts["image_share"] = {"share": options.share, "lesions": len(ranked)}
+        run.log(f"of {len(rows):,} lesions the {len(ranked):,} with the highest tabular logits are scored by image")
     if run.interrupted:
-        run.fall_back("images_not_reached", len(rows), f"{run.interrupted}; no image is read.")
-        return network, image_scored
+        run.fall_back("images_not_reached", len(ranked), f"{run.interrupted}; no image is read.")
+        return pd.DataFrame(found, columns=names)
     try:
-        ensemble, store = load()
-        image_size = manifest["network"]["settings"]["image_size"]
-        batches = image_batches(store, rows[ID].tolist(), image_size, batch_size)
-        forecast = Forecast(run, len(rows))
-        for positions, logits in network_logits(ensemble, batches, tabular):
+        networks, store = load()
+        columns = [names.index(name) for name in networks.names]
+        size = max(options.batch_size, math.ceil(len(rows) / BLOCKS))
+        order = in_blocks(ranked, store.places(rows[ID]), size)
+        batches = image_batches(store, rows[ID].to_numpy()[order].tolist(), networks.sizes, options.batch_size)
+        forecast = Forecast(run, len(order))
+        for places, crops in batches:
+            places = places.numpy()
+            positions = order[places]
+            logits = networks.logits(crops, tabular[positions, None].astype("float32"))
             if not reached:
                 run.log("first batch scored")
                 run.facts["seconds_to_first_batch"] = round(run.elapsed, 1)
-            finite = np.isfinite(logits)
-            network[positions[finite]], image_scored[positions[finite]] = logits[finite], True
-            not_finite += int((~finite).sum())
-            reached = int(positions[-1]) + 1
-            forecast.add(len(positions))
-            if reached < len(rows) and run.reason_to_stop():
-                left = len(rows) - reached
+            not_finite += int((np.isfinite(logits).sum(axis=1) < networks.at_work).sum())
+            found[np.ix_(positions, columns)] = np.where(np.isfinite(logits), logits, np.nan)
+            reached = int(places[-1]) + 1
+            forecast.add(len(places))
+            if reached < len(order) and run.reason_to_stop():
+                left = len(order) - reached
                 run.fall_back("images_not_reached", left, f"{run.reason_to_stop()}; no further image is read.")
                 break
-            if reached < len(rows) and forecast.late and ensemble.halve_views():
-                run.fall_back("views_reduced", 1, f"the time is short: {ensemble.views} view(s) of each further crop.")
-                forecast = Forecast(run, len(rows) - reached)
+            if reached < len(order) and forecast.late and networks.take_less_time():
+                forecast = Forecast(run, len(order) - reached)
     # Whatever breaks here, a tabular submission is better than none.
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        run.fall_back("network_stopped", 1, f"{type(error).__name__}: {reason}; the rest keeps its tabular score.")
+        run.fall_back("network_stopped", 1, f"{first_line(error)}; the rest keeps its tabular score.")
     if not_finite:
-        run.fall_back("network_output_not_finite", not_finite, f"{not_finite:,} lesions keep their tabular score.")
-    left = int((~image_scored).sum())
+        run.fall_back("network_output_not_finite", not_finite, f"{not_finite:,} lesions lack the score of a network.")
+    left = int(np.isnan(found[ranked]).all(axis=1).sum())
     if left:
-        run.fall_back("lesions_without_image_score", left, f"{left:,} of {len(rows):,} keep their tabular score.")
-    return network, image_scored
+        run.fall_back("lesions_without_image_score", left, f"{left:,} of {len(ranked):,} keep their tabular score.")
+    return pd.DataFrame(found, columns=names)
 
 
-def combine_scores(
-    tabular: np.ndarray, network: np.ndarray, image_scored: np.ndarray, manifest: Manifest, run: Run
-) -> np.ndarray:
-    """The final logit of every lesion, float64 of shape (rows,), combined as the manifest says."""
+def combine_stages(
+    rows: pd.DataFrame, tabular: np.ndarray, logits: pd.DataFrame, artifacts: Path, manifest: Manifest, run: Run
+) -> pd.DataFrame:
+    """The logits of every stage, combined as the manifest says.
+
+    A lesion falls back from the last stage to the networks where one of them has not scored it, or has not scored most of its
+    patient's lesions, and from these to the tabular stage where none has.
+
+    Args:
+        rows: of the test metadata.
+        tabular: tabular logits, shape (rows,).
+        logits: of ``score_images``.
+        artifacts: folder of the last stage's models.
+        manifest: of the artifacts.
+        run: for the log.
+
+    Returns:
+        ``TABULAR``, ``NETWORK`` (the mean over networks; the tabular logit where there is none), ``FINAL`` and image_scored
+        (0 or 1); with a last stage, ``STACKING``, NaN where it does not apply.
+    """
+    image_scored = logits.notna().any(axis=1).to_numpy()
+    network = np.where(image_scored, logits.mean(axis=1), tabular)
+    scores = pd.DataFrame({TABULAR: tabular, NETWORK: network, FINAL: network, "image_scored": image_scored.astype(int)})
     if not image_scored.any():
-        return tabular
+        return scores
     try:
         how = manifest["network"]["combination"]
-        final = combine(how, tabular, network, image_scored)
-    except (InputError, LookupError, TypeError) as error:
-        run.fall_back("scores_not_combined", int(image_scored.sum()), f"{error}; the network logits are the final ones.")
-        return network
-    run.facts["combination"] = how["kind"]
-    return final
+        scores[FINAL], run.facts["combination"] = combine(how, scores, image_scored), how["kind"]
+    except (LookupError, TypeError, ValueError) as error:
+        count = int(image_scored.sum())
+        run.fall_back("scores_not_combined", count, f"{first_line(error)}; the network logits are the final ones.")
+    if "stacking" not in manifest:
+        return scores
+    try:
+        compared, stacked = score_stacking(rows, logits.assign(**{TABULAR: tabular}), artifacts, manifest, run)
+        how = manifest["stacking"]["combination"]
+        final = combine(how, scores.assign(**{STACKING: stacked}), compared)
+        scores = scores.assign(**{STACKING: stacked, FINAL: np.where(compared, final, scores[FINAL])})
+        run.facts["combination"] = how["kind"]
+    # Whatever breaks here: the networks' combination is there, and stays.
+    except Exception as error:
+        run.fall_back("stacking_stopped", int(image_scored.sum()), f"{first_line(error)}; the networks' scores are final.")
+    return scores
+
+
+def score_stacking(
+    rows: pd.DataFrame, logits: pd.DataFrame, artifacts: Path, manifest: Manifest, run: Run
+) -> tuple[np.ndarray, np.ndarray]:
+    """The logits of the last stage.
+
+    Args:
+        rows: of the test metadata.
+        logits: ``TABULAR`` and a column for each network, as ``score_images`` gives them.
+        artifacts: folder of its models.
+        manifest: of the artifacts.
+        run: for the log.
+
+    Returns:
+        To which lesions it applies, bool, and their logits, NaN elsewhere; both of shape (rows,).
+
+    Raises:
+        InputError: no model is usable.
+    """
+    settings = manifest["stacking"]
+    models, complaints = load_models(artifacts, manifest, "stacking")
+    for complaint in complaints:
+        run.fall_back("stacking_models_left_out", 1, complaint)
+    patients = rows.get(PATIENT)
+    used = logits[[TABULAR, *settings["networks"]]].set_axis(rows.index)
+    features = logit_features(used, patients)
+    lesions = np.ones(len(rows)) if patients is None else group_sizes(group_codes(patients))
+    compared = used.notna().all(axis=1).to_numpy() & (features[SCORED_LESIONS] >= MOST_OF_THE_PATIENT * lesions).to_numpy()
+    left = int((logits[settings["networks"]].notna().any(axis=1).to_numpy() & ~compared).sum())
+    if left:
+        run.fall_back("lesions_not_stacked", left, f"{left:,} lesions keep the networks' score.")
+    if settings["columns"]:
+        features = features.join(build_features(rows))
+    features = select_features(features[compared], settings["features"], settings["categories"])
+    stacked = np.full(len(rows), np.nan)
+    stacked[compared] = tabular_logits(models, features, settings["categories"])
+    return compared, stacked
 
 
 def open_test_images(competition: Path) -> ImageStore:
@@ -160,26 +333,30 @@ def open_test_images(competition: Path) -> ImageStore:
     return ImageStore(source)
 
 
-def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> Ensemble:
-    """The fold networks whose files match the manifest, on every accelerator.
+def load_networks(artifacts: Path, manifest: Manifest, run: Run) -> Networks:
+    """The networks whose files match the manifest, on every accelerator.
 
     Raises:
         InputError: there is none.
     """
     import tensorflow as tf
 
-    places = devices()
-    run.log("building the network")
-    with tf.device(CPU):
-        config = NetworkConfig.from_dict(manifest["network"]["settings"])
-        network, states = build_network(config), []
-        for name in manifest["network"]["weights"]:
-            try:
-                states.append(load_state(network, checked_file(artifacts, manifest, name)))
-            except InputError as error:
-                run.fall_back("fold_networks_left_out", 1, str(error))
-    if not states:
+    places, ensembles, sizes = devices(), {}, {}
+    for name, section in networks_of(manifest).items():
+        run.log(f"building the network {name}")
+        with tf.device(CPU):
+            config = NetworkConfig.from_dict(section["settings"])
+            network, states = build_network(config), []
+            for file in section["weights"]:
+                try:
+                    states.append(load_state(network, checked_file(artifacts, manifest, file)))
+                except InputError as error:
+                    run.fall_back("fold_networks_left_out", 1, str(error))
+        if states:
+            ensembles[name] = Ensemble(network, states, places, run.fall_back, config.views)
+            sizes[name] = config.image_size
+            run.facts["fold_networks"] = run.facts.get("fold_networks", 0) + len(states)
+    if not ensembles:
         raise InputError("no fold network is usable")
-    run.log(f"{len(states)} fold networks loaded, on {', '.join(places)}")
-    run.facts["fold_networks"] = len(states)
-    return Ensemble(network, states, places, run.fall_back, config.views)
+    run.log(f"{run.facts['fold_networks']} fold networks of {', '.join(ensembles)} loaded, on {', '.join(places)}")
+    return Networks(ensembles, sizes, run.fall_back)

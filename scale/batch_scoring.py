@@ -13,11 +13,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import pandas as pd
-import pyarrow.parquet as pq
-
-from inference.artifacts import MANIFEST, Manifest, artifact_path, load_manifest
-from inference.files import replacing, sha256_of, sha256_of_images, write_json
+from inference.artifacts import MANIFEST, artifact_path, load_manifest
+from inference.files import sha256_of, sha256_of_images, write_json
 from inference.images import ImageStore
 from inference.options import Parser, count, crop_count, existing_folder, existing_path, output_folder
 from inference.submission import BATCH_SIZE
@@ -27,7 +24,6 @@ from scale.parts import (
     SCORED,
     find_repeated,
     input_files,
-    needs_all_parts,
     pieces_of,
     reading_repairs,
     refuse_other_images,
@@ -36,7 +32,6 @@ from scale.parts import (
     score_part,
     scores_of,
     split_file,
-    with_final,
 )
 from utils import InputError, log, run_command
 
@@ -81,22 +76,6 @@ def score_parts(files: Files, parts: int, artifacts: Path, images: Path | None, 
     run_tasks(score_part, tasks, len(todo), files, Progress("scoring", "part"))
 
 
-def combine_all(out: Path, parts: int, manifest: Manifest) -> None:
-    """Combines the scores of all parts at once and writes each part anew, with its final scores."""
-    paths = [path for part in range(parts) if (path := scores_of(out, part)).is_file()]
-    if all("final" in pq.read_schema(path).names for path in paths):
-        return
-    names = ["tabular", "network", "image_scored"]  # without the ids, which would take most of the memory
-    scores = pd.concat([pd.read_parquet(path, columns=names) for path in paths], ignore_index=True)
-    final, start = with_final(scores, manifest, with_images=True)[["final", "probability"]], 0
-    for path in paths:
-        table = pd.read_parquet(path)
-        rows = final.iloc[start : start + len(table)].set_axis(table.index)
-        with replacing(out / SCORED / path.name) as temporary:
-            table.assign(**rows).to_parquet(temporary, index=False)
-        start += len(table)
-
-
 def summarize(out: Path, rows: int) -> str:
     """Writes run.json, beside the scores, from the reports of all parts; returns one line of it."""
     parts = reports(out)
@@ -134,7 +113,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=crop_count, default=BATCH_SIZE, help="crops at a time (default: %(default)s)")
     add_worker_options(parser)
     options = parser.parse_args(arguments)
-    sources, manifest = input_files(options.input), load_manifest(options.artifacts)
+    sources = input_files(options.input)
+    load_manifest(options.artifacts)  # an error in it is found now, too
     if options.images:
         ImageStore(options.images).close()  # an error in it is found now, not after hours of scoring
     parts = options.parts or parts_for(sources)
@@ -155,8 +135,6 @@ def main(arguments: list[str] | None = None) -> int:
             if options.images:
                 refuse_other_images(options.out, options.images)
             score_parts(files, parts, options.artifacts, options.images, options.batch_size)
-        if options.images and needs_all_parts(manifest):
-            combine_all(options.out, parts, manifest)
         summary = summarize(options.out, sum(rows))
         commit(options.out, options.out / SCORED)
     log(summary)

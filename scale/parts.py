@@ -21,13 +21,22 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from inference.artifacts import Manifest, load_manifest
+from inference.artifacts import load_manifest
 from inference.files import refuse_dangling, replacing, sha256_of, write_json
 from inference.images import ImageStore
-from inference.network import Ensemble
 from inference.run_log import Run, peak_memory
 from inference.schema import ID, PATIENT, TEST_COLUMNS, TEXT_COLUMNS, repaired
-from inference.scoring import RANK_AVERAGE, combine, correct_by_image, load_fold_networks, score_tabular
+from inference.scoring import (
+    FINAL,
+    NETWORK,
+    TABULAR,
+    ImageOptions,
+    Networks,
+    combine_stages,
+    load_networks,
+    score_images,
+    score_tabular,
+)
 from inference.tables import Reading, as_text, csv_chunks, id_mismatch
 from scale.parallel import Files
 from utils import InputError
@@ -201,8 +210,7 @@ def _all_pieces(folder: Path) -> list[Path]:
 def score_part(files: Files, part: int, artifacts: Path, images: Path | None, batch_size: int) -> None:
     """Scores the patients of a part; writes report-<part>.json and scores-<part>.parquet, a row per lesion.
 
-    Columns: isic_id, patient_id, ``tabular``, ``network`` and ``final`` logits, ``image_scored``, ``probability``. Where
-    scores are combined by their ranks, ``final`` and ``probability`` follow when all parts are there: ``needs_all_parts``.
+    Columns: isic_id, patient_id, the logits of all stages and ``final``, ``image_scored``, ``probability``.
     """
     manifest, run = load_manifest(files[artifacts]), Run()
     frame = pd.concat([pd.read_parquet(piece) for piece in pieces_of(files.folder, part)], ignore_index=True)
@@ -211,18 +219,18 @@ def score_part(files: Files, part: int, artifacts: Path, images: Path | None, ba
     with contextlib.redirect_stdout(io.StringIO()):  # the kernel's log lines, once per part, would be too many
         rows, repairs = repaired(frame, f"part {part}")
         tabular = score_tabular(rows, files[artifacts], manifest, run)
-        network, image_scored = tabular.copy(), np.zeros(len(rows), dtype=bool)
+        scores = pd.DataFrame({TABULAR: tabular, NETWORK: tabular, FINAL: tabular, "image_scored": 0})
         if images and "network" in manifest:
 
             def load():
                 return networks(files[artifacts]), ImageStore(files[images])
 
-            network, image_scored = correct_by_image(rows, tabular, load, manifest, batch_size, run)
-    scores = rows[[ID, PATIENT]].assign(tabular=tabular, network=network, image_scored=image_scored)
-    if not (images and needs_all_parts(manifest)):
-        scores = with_final(scores, manifest, with_images=images is not None)
+            logits = score_images(rows, tabular, load, manifest, ImageOptions(batch_size), run)
+            scores = combine_stages(rows, tabular, logits, files[artifacts], manifest, run)
+    probability = 1.0 / (1.0 + np.exp(-np.clip(scores[FINAL].to_numpy(), -700, 700)))
+    scores = rows[[ID, PATIENT]].join(scores.set_index(rows.index)).assign(probability=probability)
     fallbacks = {reason: count for reason, count in run.fallbacks.items() if reason != "lesions_without_image_score"}
-    report = {"lesions": len(rows), "image_scored": int(image_scored.sum()), "seconds": round(run.elapsed, 1)}
+    report = {"lesions": len(rows), "image_scored": int(scores["image_scored"].sum()), "seconds": round(run.elapsed, 1)}
     repairs |= {"duplicated_isic_id": len(repeated)} if len(repeated) else {}
     report |= {"fallbacks": fallbacks | repairs, "peak_memory_gb": peak_memory()}
     write_json(files.folder / f"report-{part:05d}.json", report)
@@ -257,21 +265,7 @@ def scores_of(folder: Path, part: int) -> Path:
     return final if final.is_file() else folder / SCORED / final.name
 
 
-def needs_all_parts(manifest: Manifest) -> bool:
-    """Whether a lesion's final score depends on all lesions: an average of ranks does."""
-    return manifest.get("network", {}).get("combination", {}).get("kind") == RANK_AVERAGE
-
-
-def with_final(scores: pd.DataFrame, manifest: Manifest, *, with_images: bool) -> pd.DataFrame:
-    """The scores with ``final`` and ``probability``, combined as the kernel does; tabular where there are no images."""
-    final = scores["tabular"].to_numpy()
-    if with_images and "network" in manifest:
-        how = manifest["network"]["combination"]
-        final = combine(how, final, scores["network"].to_numpy(), scores["image_scored"].to_numpy())
-    return scores.assign(final=final, probability=1.0 / (1.0 + np.exp(-np.clip(final, -700, 700))))
-
-
 @lru_cache(maxsize=1)
-def networks(artifacts: Path) -> Ensemble:
-    """The fold networks, loaded once per process."""
-    return load_fold_networks(artifacts, load_manifest(artifacts), Run())
+def networks(artifacts: Path) -> Networks:
+    """All networks, loaded once per process."""
+    return load_networks(artifacts, load_manifest(artifacts), Run())
