@@ -20,6 +20,7 @@ from evaluation.dry_run import mount_test_folder, rows_to_score
 from inference.schema import ID, read_metadata
 from train.folds import make_folds
 from train.fusion import train_fusion
+from train.stacking import train_stacking
 from train.synthetic.__main__ import main as make_synthetic
 from train.tabular import train_tabular
 
@@ -121,7 +122,7 @@ def real_release():
 
 @pytest.fixture(scope="session")
 def trained(shared_folder):
-    """The main path, small: ``.data`` (160 synthetic lesions), ``.artifacts`` (two folds, one seed, 32-pixel networks)."""
+    """The main path, small: ``.data`` (160 synthetic lesions), ``.artifacts`` (all stages; two folds, one seed, 32 pixels)."""
 
     def make(folder):
         data, artifacts, parameters = folder / "data", folder / "artifacts", folder / "few_trees.json"
@@ -133,6 +134,7 @@ def trained(shared_folder):
         network = ["--weights", "none", "--image-size", "32", "--epochs", "1", "--batch-size", "16"]
         with without_graphs():
             train_fusion([*where, *network, "--learning-rate", "0.003"])
+        train_stacking([*where, "--seeds", "1", "--params", str(parameters)])
 
     folder = shared_folder("trained", make)
     return SimpleNamespace(data=folder / "data", artifacts=folder / "artifacts")
@@ -157,7 +159,7 @@ def tabular_only(trained, shared_folder):
         for path in trained.artifacts.glob("tabular_*.cbm"):
             shutil.copy(path, folder)
         manifest = json.loads((trained.artifacts / "manifest.json").read_text())
-        del manifest["network"]
+        del manifest["network"], manifest["stacking"]
         (folder / "manifest.json").write_text(json.dumps(manifest))
 
     return shared_folder("tabular_only", make)

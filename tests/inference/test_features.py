@@ -12,6 +12,7 @@ from inference.features import (
     ENGINEERED,
     MODEL_CATEGORIES,
     OUTLIER_SPACE,
+    SCORED_LESIONS,
     SITE,
     SMALLEST_NORM,
     build_features,
@@ -19,6 +20,7 @@ from inference.features import (
     group_codes,
     group_sizes,
     groups_of,
+    logit_features,
     outlier_scores,
     percentile_ranks,
     standard_scores,
@@ -378,3 +380,35 @@ def test_no_rows_have_no_ranks_and_no_outlier_scores():
     none = np.zeros(0, int)
     assert percentile_ranks(np.zeros((0, 3)), none).shape == (0, 3)
     assert outlier_scores(np.zeros((0, 3)), none, 20).shape == (0,)
+
+
+# Of the last stage
+
+
+def test_logits_are_compared_with_those_of_the_patients_other_lesions():
+    logits = pd.DataFrame({"tabular": [0.0, 2.0, 1.0, 5.0], "fusion": [1.0, 3.0, np.nan, -2.0]}, index=[7, 8, 9, 3])
+    found = logit_features(logits, pd.Series(["a", "a", "a", "b"], index=logits.index))
+    assert found.index.tolist() == [7, 8, 9, 3]
+    assert found.dtypes.unique().tolist() == [np.dtype("float32")]
+    expected = {
+        SCORED_LESIONS: [2, 2, 2, 1],
+        "tabular_logit": [0, 2, 1, 5],
+        "tabular_z_patient": [-np.sqrt(1.5), np.sqrt(1.5), 0, 0],
+        "tabular_rank_patient": [1 / 6, 5 / 6, 0.5, 0.5],
+        "fusion_logit": [1, 3, np.nan, -2],
+        "fusion_z_patient": [-1, 1, np.nan, 0],
+        "fusion_rank_patient": [0.25, 0.75, np.nan, 0.5],
+    }
+    assert list(found) == list(expected)
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-6, err_msg=name)
+
+
+def test_without_patients_every_lesion_is_alone():
+    found = logit_features(pd.DataFrame({"fusion": [1.0, 3.0]}))
+    assert found.to_dict("list") == {
+        SCORED_LESIONS: [1, 1],
+        "fusion_logit": [1, 3],
+        "fusion_z_patient": [0, 0],
+        "fusion_rank_patient": [0.5, 0.5],
+    }
