@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -138,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.images:
         ImageStore(options.images).close()  # an error in it is found now, not after hours of scoring
     parts = options.parts or parts_for(sources)
-    settings = {
+    settings: dict[str, Any] = {
         "input": [[path.name, sha256_of(path)] for path in sources],
         "artifacts": sha256_of(artifact_path(options.artifacts, MANIFEST)),
         "images": options.images and sha256_of_images(options.images),
