@@ -7,19 +7,19 @@ that this project's training wrote. Built by `python -m inference.build_kernel`:
 
 Contents (line numbers):
        74  utils.py
-      221  inference/files.py
-      361  inference/options.py
-      501  inference/tables.py
-      827  inference/schema.py
-      975  inference/features.py
-     1300  inference/artifacts.py
-     1378  inference/tabular.py
-     1440  inference/images.py
-     1649  inference/backbones.py
-     1787  inference/network.py
-     2068  inference/run_log.py
-     2208  inference/scoring.py
-     2556  inference/submission.py
+      222  inference/files.py
+      362  inference/options.py
+      502  inference/tables.py
+      837  inference/schema.py
+      985  inference/features.py
+     1310  inference/artifacts.py
+     1388  inference/tabular.py
+     1450  inference/images.py
+     1660  inference/backbones.py
+     1798  inference/network.py
+     2080  inference/run_log.py
+     2220  inference/scoring.py
+     2568  inference/submission.py
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def log(text: str) -> None:
 class _LossyOutput(io.FileIO):
     """A file descriptor whose reader may go away or whose disk may be full: what cannot be written is lost."""
 
-    def write(self, data: bytes | memoryview) -> int:
-        """Writes what it can; never fails."""
+    def write(self, data: Any) -> int:
+        """Writes what it can of bytes or a memoryview of them; never fails."""
         with contextlib.suppress(OSError):
             return super().write(data) or len(data)
         return len(data)
@@ -114,8 +114,9 @@ def guard_process() -> None:
             lossy = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=at_once)
             setattr(sys, name, lossy)
     logging.raiseExceptions = False
-    logging.setLogRecordFactory(lambda *given, **_: logging.LogRecord(*given[:6], None, *given[7:8]))  # no traceback
-    sys.unraisablehook = sys.excepthook = lambda *_: None
+    logging.setLogRecordFactory(lambda *given, **_: logging.LogRecord(*(*given[:6], None, *given[7:8])))  # no traceback
+    sys.unraisablehook = lambda _: None
+    sys.excepthook = lambda *_: None
     threading.excepthook = _note_thread
 
 
@@ -202,7 +203,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except BaseException as error:
         logging.disable()  # what libraries say as they clean up is not the reason
         warnings.simplefilter("ignore")
-        cause = error
+        cause: BaseException | None = error
         while cause and not isinstance(cause, KeyboardInterrupt):
             cause = cause.__cause__ or cause.__context__
         if cause:
@@ -518,7 +519,15 @@ UNDECODED = "\udcff"
 _COMMA, _NEWLINE, _RETURN, _QUOTE = b',\n\r"'
 _SEPARATORS = np.isin(np.arange(256), (_COMMA, _NEWLINE))
 
-codecs.register_error("undecoded", lambda error: (UNDECODED, error.end))
+
+def _undecoded(error: UnicodeError) -> tuple[str, int]:
+    """The error handler of ``codecs``: a byte that cannot be decoded becomes ``UNDECODED``."""
+    if isinstance(error, UnicodeDecodeError):
+        return UNDECODED, error.end
+    raise error
+
+
+codecs.register_error("undecoded", _undecoded)
 
 
 @dataclass(frozen=True)
@@ -601,7 +610,7 @@ def _header_of(path: Path, encoding: str, reading: Reading) -> list[str]:
     with path.open(encoding=encoding, errors="undecoded", newline="") as file:
         first = next(_records(file, None), None)
     names = _without_empty_end(first.cells) if first else []
-    if not names:
+    if not first or not names:
         raise InputError(f"{path} cannot be read as CSV ({'its first line' if first else 'it'} is empty); fetch it again.")
     if not reading.header:
         return [str(number) for number in range(len(names))]
@@ -764,7 +773,8 @@ def _records(file: io.TextIOBase, width: int | None) -> Iterator[Record]:
         if '"' not in text:
             yield Record(number, text.rstrip("\r\n").split(","), cut=cut)
             continue
-        cells, more = _cells_of(text, strict=False), []
+        more: list[tuple[int, str]] = []
+        cells = _cells_of(text, strict=False)
         while cells == [] and len(more) < MOST_QUOTED_LINES and (found := following()) is not None:
             more.append(found)
             if '"' in found[1]:
@@ -1509,16 +1519,17 @@ class ImageStore:
                 return b""
             if self._file is None:
                 return checked((self.path / f"{isic_id}.jpg").read_bytes())
-            return checked(self._read_dataset(isic_id))
+            return checked(self._read_dataset(self._file, isic_id))
         except (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError, MemoryError):
             return b""
 
-    def _read_dataset(self, isic_id: str) -> bytes:
+    @staticmethod
+    def _read_dataset(file: h5py.File, isic_id: str) -> bytes:
         """The bytes of a dataset: one string or opaque value, or an array; empty where they lie in another file.
 
         h5py's low-level interface takes half the time of ``dataset[()]``: 0.03 ms for a crop that is decoded in 0.1 ms.
         """
-        dataset = h5py.h5d.open(self._file.id, isic_id.encode())
+        dataset = h5py.h5d.open(file.id, isic_id.encode())
         properties = dataset.get_create_plist()
         if properties.get_external_count() or properties.get_layout() == h5py.h5d.VIRTUAL:
             return b""
@@ -1932,7 +1943,8 @@ def _load_weights(network: keras.Model, weights: Path) -> None:
 def _state_of(network: keras.Model) -> State:
     import tensorflow as tf
 
-    return tuple([tf.identity(variable.value) for variable in group] for group in _variables(network))
+    trainable, others = ([tf.identity(variable.value) for variable in group] for group in _variables(network))
+    return trainable, others
 
 
 def _variables(network: keras.Model) -> tuple[list, list]:
@@ -2433,8 +2445,8 @@ def combine_stages(
 ) -> pd.DataFrame:
     """The logits of every stage, combined as the manifest says.
 
-    A lesion falls back from the last stage to the networks where one of them has not scored it, or has not scored most of its
-    patient's lesions, and from these to the tabular stage where none has.
+    A lesion falls back from the last stage to the networks where one of them has not scored it or most of its patient's
+    lesions, and from these to the tabular stage where none has scored it.
 
     Args:
         rows: of the test metadata.

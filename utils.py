@@ -51,6 +51,7 @@ class _Ranking:
     def __init__(self, y_true: NDArray[np.bool_], y_score: NDArray[np.float64], codes: NDArray[np.intp]) -> None:
         malignant, benign = np.flatnonzero(y_true), np.flatnonzero(~y_true)
         benign = benign[np.argsort(y_score[benign], kind="stable")]
+        levels: NDArray[np.float64]
         levels, self._level_of_malignant = np.unique(y_score[malignant], return_inverse=True)
         self._group_of_malignant = codes[malignant]
         self._group_of_benign = codes[benign]
@@ -324,8 +325,8 @@ def log(text: str) -> None:
 class _LossyOutput(io.FileIO):
     """A file descriptor whose reader may go away or whose disk may be full: what cannot be written is lost."""
 
-    def write(self, data: bytes | memoryview) -> int:
-        """Writes what it can; never fails."""
+    def write(self, data: Any) -> int:
+        """Writes what it can of bytes or a memoryview of them; never fails."""
         with contextlib.suppress(OSError):
             return super().write(data) or len(data)
         return len(data)
@@ -347,8 +348,9 @@ def guard_process() -> None:
             lossy = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=at_once)
             setattr(sys, name, lossy)
     logging.raiseExceptions = False
-    logging.setLogRecordFactory(lambda *given, **_: logging.LogRecord(*given[:6], None, *given[7:8]))  # no traceback
-    sys.unraisablehook = sys.excepthook = lambda *_: None
+    logging.setLogRecordFactory(lambda *given, **_: logging.LogRecord(*(*given[:6], None, *given[7:8])))  # no traceback
+    sys.unraisablehook = lambda _: None
+    sys.excepthook = lambda *_: None
     threading.excepthook = _note_thread
 
 
@@ -435,7 +437,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except BaseException as error:
         logging.disable()  # what libraries say as they clean up is not the reason
         warnings.simplefilter("ignore")
-        cause = error
+        cause: BaseException | None = error
         while cause and not isinstance(cause, KeyboardInterrupt):
             cause = cause.__cause__ or cause.__context__
         if cause:

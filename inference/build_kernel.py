@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeGuard
 
 from inference.files import replacing
 from inference.options import Parser, output_file
@@ -199,19 +200,22 @@ def read_module(root: Path, name: str, earlier: Sequence[str], *, is_last: bool)
         if isinstance(node, ast.Import | ast.ImportFrom):
             _refuse_unmergeable(node, path_of(name), packages, earlier if node in tree.body else ())
     docstring, sections, end = "", [], 0
-    imports, typing_only, needs = {}, {}, {}
+    imports: dict[str, str] = {}
+    typing_only: dict[str, str] = {}
+    needs: dict[str, set[str]] = {}
     for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in packages:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in packages:
             needs.setdefault(node.module, set()).update(alias.name for alias in node.names)
         elif isinstance(node, ast.Import | ast.ImportFrom):
             imports |= _single_imports(node)
         elif _is_test_of(node, "TYPE_CHECKING"):
-            typing_only |= {key: value for inner in node.body for key, value in _single_imports(inner).items()}
+            for inner in node.body:
+                typing_only |= _single_imports(inner) if isinstance(inner, ast.Import | ast.ImportFrom) else {}
         elif node is tree.body[0] and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             docstring = "\n".join(lines[: node.end_lineno])
         elif is_last or not _is_test_of(node, "__name__"):
             sections.append(_section(node, lines, end))
-        end = node.end_lineno
+        end = node.end_lineno or end
     return Module(name, docstring, tuple(sections), imports, typing_only, needs)
 
 
@@ -220,7 +224,7 @@ def _refuse_unmergeable(node: ast.Import | ast.ImportFrom, path: str, packages: 
     if isinstance(node, ast.Import):
         wrong = any(alias.name.split(".")[0] in packages for alias in node.names)
     else:
-        project = node.level > 0 or node.module.split(".")[0] in packages
+        project = node.level > 0 or (node.module or "").split(".")[0] in packages
         wrong = project and (node.module not in importable or any(alias.asname for alias in node.names))
     if wrong:
         raise InputError(
@@ -229,7 +233,7 @@ def _refuse_unmergeable(node: ast.Import | ast.ImportFrom, path: str, packages: 
         )
 
 
-def _is_test_of(node: ast.stmt, name: str) -> bool:
+def _is_test_of(node: ast.stmt, name: str) -> TypeGuard[ast.If]:
     """Whether a statement is ``if TYPE_CHECKING`` or ``if __name__ == ...``."""
     return isinstance(node, ast.If) and name in _names(node.test)
 

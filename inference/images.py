@@ -82,16 +82,17 @@ class ImageStore:
                 return b""
             if self._file is None:
                 return checked((self.path / f"{isic_id}.jpg").read_bytes())
-            return checked(self._read_dataset(isic_id))
+            return checked(self._read_dataset(self._file, isic_id))
         except (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError, MemoryError):
             return b""
 
-    def _read_dataset(self, isic_id: str) -> bytes:
+    @staticmethod
+    def _read_dataset(file: h5py.File, isic_id: str) -> bytes:
         """The bytes of a dataset: one string or opaque value, or an array; empty where they lie in another file.
 
         h5py's low-level interface takes half the time of ``dataset[()]``: 0.03 ms for a crop that is decoded in 0.1 ms.
         """
-        dataset = h5py.h5d.open(self._file.id, isic_id.encode())
+        dataset = h5py.h5d.open(file.id, isic_id.encode())
         properties = dataset.get_create_plist()
         if properties.get_external_count() or properties.get_layout() == h5py.h5d.VIRTUAL:
             return b""

@@ -173,7 +173,8 @@ def _load_weights(network: keras.Model, weights: Path) -> None:
 def _state_of(network: keras.Model) -> State:
     import tensorflow as tf
 
-    return tuple([tf.identity(variable.value) for variable in group] for group in _variables(network))
+    trainable, others = ([tf.identity(variable.value) for variable in group] for group in _variables(network))
+    return trainable, others
 
 
 def _variables(network: keras.Model) -> tuple[list, list]:

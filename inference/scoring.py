@@ -243,8 +243,8 @@ def combine_stages(
 ) -> pd.DataFrame:
     """The logits of every stage, combined as the manifest says.
 
-    A lesion falls back from the last stage to the networks where one of them has not scored it, or has not scored most of its
-    patient's lesions, and from these to the tabular stage where none has.
+    A lesion falls back from the last stage to the networks where one of them has not scored it or most of its patient's
+    lesions, and from these to the tabular stage where none has scored it.
 
     Args:
         rows: of the test metadata.

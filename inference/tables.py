@@ -38,7 +38,15 @@ MISSING_WORDS = (
     *("#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "1.#IND", "1.#QNAN"),
 )
 
-codecs.register_error("undecoded", lambda error: (UNDECODED, error.end))
+
+def _undecoded(error: UnicodeError) -> tuple[str, int]:
+    """The error handler of ``codecs``: a byte that cannot be decoded becomes ``UNDECODED``."""
+    if isinstance(error, UnicodeDecodeError):
+        return UNDECODED, error.end
+    raise error
+
+
+codecs.register_error("undecoded", _undecoded)
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,7 @@ def encoding_of(path: Path) -> str:
 
 def lines_of(path: Path, header: bool = True) -> np.ndarray:
     """The line of every row as an editor counts them, int64 of shape (rows,)."""
-    counted = Counter()
+    counted: Counter[str] = Counter()
     rows = (row.line for row in _rows(path, encoding_of(path), Reading(header=header, repairs=counted)))
     return np.fromiter(rows, "int64")
 
@@ -128,7 +136,7 @@ def _header_of(path: Path, encoding: str, reading: Reading) -> list[str]:
     with path.open(encoding=encoding, errors="undecoded", newline="") as file:
         first = next(_records(file, None), None)
     names = _without_empty_end(first.cells) if first else []
-    if not names:
+    if not first or not names:
         raise InputError(f"{path} cannot be read as CSV ({'its first line' if first else 'it'} is empty); fetch it again.")
     if not reading.header:
         return [str(number) for number in range(len(names))]
@@ -291,7 +299,8 @@ def _records(file: io.TextIOBase, width: int | None) -> Iterator[Record]:
         if '"' not in text:
             yield Record(number, text.rstrip("\r\n").split(","), cut=cut)
             continue
-        cells, more = _cells_of(text, strict=False), []
+        more: list[tuple[int, str]] = []
+        cells = _cells_of(text, strict=False)
         while cells == [] and len(more) < MOST_QUOTED_LINES and (found := following()) is not None:
             more.append(found)
             if '"' in found[1]:

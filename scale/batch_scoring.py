@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from inference.artifacts import MANIFEST, artifact_path, load_manifest
 from inference.files import sha256_of, sha256_of_images, write_json
@@ -118,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.images:
         ImageStore(options.images).close()  # an error in it is found now, not after hours of scoring
     parts = options.parts or parts_for(sources)
-    settings = {
+    settings: dict[str, Any] = {
         "input": [[path.name, sha256_of(path)] for path in sources],
         "artifacts": sha256_of(artifact_path(options.artifacts, MANIFEST)),
         "images": options.images and sha256_of_images(options.images),

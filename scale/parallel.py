@@ -206,6 +206,8 @@ def run_tasks(
             done, desc=progress.desc, unit=progress.unit, total=count, disable=not progress.show
         ):
             results[number] = result
+            if files is None:
+                continue
             for name, content in written.items():
                 with replacing(files.folder / name) as temporary:
                     temporary.write_bytes(content)

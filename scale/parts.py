@@ -140,7 +140,8 @@ def split_file(files: Files, number: int, path: Path, sha256: str, parts: int) -
     """
     done = files.folder / f"split-{number:05d}.json"
     if not done.is_file():
-        rows, repairs = 0, Counter()
+        rows = 0
+        repairs: Counter[str] = Counter()
         for chunk, frame in enumerate(chunks(files[path], repairs)):
             frame = frame.assign(order=(number << 40) + rows + np.arange(len(frame)))
             rows += len(frame)
@@ -230,7 +231,11 @@ def score_part(files: Files, part: int, artifacts: Path, images: Path | None, ba
     probability = 1.0 / (1.0 + np.exp(-np.clip(scores[FINAL].to_numpy(), -700, 700)))
     scores = rows[[ID, PATIENT]].join(scores.set_index(rows.index)).assign(probability=probability)
     fallbacks = {reason: count for reason, count in run.fallbacks.items() if reason != "lesions_without_image_score"}
-    report = {"lesions": len(rows), "image_scored": int(scores["image_scored"].sum()), "seconds": round(run.elapsed, 1)}
+    report: dict[str, Any] = {
+        "lesions": len(rows),
+        "image_scored": int(scores["image_scored"].sum()),
+        "seconds": round(run.elapsed, 1),
+    }
     repairs |= {"duplicated_isic_id": len(repeated)} if len(repeated) else {}
     report |= {"fallbacks": fallbacks | repairs, "peak_memory_gb": peak_memory()}
     write_json(files.folder / f"report-{part:05d}.json", report)

@@ -122,7 +122,7 @@ def real_release():
 
 @pytest.fixture(scope="session")
 def trained(shared_folder):
-    """The main path, small: ``.data`` (160 synthetic lesions), ``.artifacts`` (all stages; two folds, one seed, 32 pixels)."""
+    """The main path, small: ``.data`` (160 synthetic lesions), ``.artifacts`` (two folds, one seed, 32 pixels)."""
 
     def make(folder):
         data, artifacts, parameters = folder / "data", folder / "artifacts", folder / "few_trees.json"

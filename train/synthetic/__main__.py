@@ -14,7 +14,7 @@ import os
 
 from inference.options import Number, Parser, add_seed_option, count, output_folder, processes
 from scale.parallel import workers
-from train.synthetic.dataset import LESIONS, MOST_LESIONS, PATIENTS, PREVALENCE, DatasetConfig, write_dataset
+from train.synthetic.dataset import IMAGES, LESIONS, MOST_LESIONS, PATIENTS, PREVALENCE, DatasetConfig, write_dataset
 from utils import log, run_command
 
 
@@ -32,13 +32,23 @@ def main(arguments: list[str] | None = None) -> int:
         default=PREVALENCE,
         help="mean probability of malignancy (default: %(default)s)",
     )
-    parser.add_argument("--images", choices=("all", "none"), default="all", help="none: metadata only")
+    parser.add_argument(
+        "--test-lesions",
+        type=count(high=MOST_LESIONS),
+        help="of the test file, of patients as in the train file (default: the competition's three public rows)",
+    )
+    parser.add_argument(
+        "--images",
+        choices=IMAGES,
+        default="all",
+        help="bank: variations of some thousand rendered crops, quickly; none: metadata only (default: %(default)s)",
+    )
     parser.add_argument("--jobs", type=processes, default=os.cpu_count() or 1, help="processes that render images")
     add_seed_option(parser)
     options = parser.parse_args(arguments)
-    config = DatasetConfig(options.patients, options.lesions, options.prevalence, options.seed)
+    config = DatasetConfig(options.patients, options.lesions, options.prevalence, options.seed, options.test_lesions)
     with workers(options.jobs):
-        log(write_dataset(options.out, config, images=options.images == "all"))
+        log(write_dataset(options.out, config, options.images))
     return 0
 
 

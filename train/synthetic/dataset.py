@@ -17,6 +17,7 @@ from inference.schema import ID, TARGET, TEST_COLUMNS
 from scale.output_folder import output_set
 from scale.parallel import stream_tasks
 from train.image_files import write_image_file
+from train.synthetic.bank import Bank, bank_rows, turned
 from train.synthetic.images import RENDER_COLUMNS, render
 from train.synthetic.malignancy import malignancy
 from train.synthetic.metadata import (
@@ -33,6 +34,7 @@ from utils import InputError, partial_auc
 PATIENTS, LESIONS, PREVALENCE = 1_042, 401_059, 0.00098  # the competition's train file
 SAMPLE_SCORE = 0.3  # in the competition's sample_submission.csv
 MOST_LESIONS = 5_000_000  # ids have seven digits
+IMAGES = ("all", "bank", "none")  # rendered for each lesion, drawn from a bank of rendered ones, metadata only
 TRUTH = "truth.csv"  # which no other competition folder has
 FILES = (
     *("train-metadata.csv", "train-image.hdf5", "test-metadata.csv", "test-image.hdf5"),
@@ -46,17 +48,29 @@ CHUNK = 128  # lesions that a process renders at a time
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """Size of the train file, mean probability of malignancy, and start of all random numbers."""
+    """Size of the train file, mean probability of malignancy, and start of all random numbers.
+
+    ``test_lesions`` are of other patients, with as many lesions each as the train file's; None for the competition's three
+    public ones.
+    """
 
     patients: int = PATIENTS
     lesions: int = LESIONS
     prevalence: float = PREVALENCE
     seed: int = 0
+    test_lesions: int | None = None
+
+    @property
+    def test_patients(self) -> int:
+        """How many patients the test file has."""
+        if self.test_lesions is None:
+            return len(TEST_HOSPITALS)
+        return max(1, round(self.test_lesions * self.patients / self.lesions))
 
 
 @dataclass(frozen=True)
 class Tables:
-    """The train rows (55 columns) with their truth, the three test rows, and the texture strength that the images show.
+    """The train rows (55 columns) with their truth, the test rows, and the texture strength that the images show.
 
     Rows are in the order of their ids, as the competition's are, so that a patient's lesions are scattered. The texture,
     standard normal and independent of every column, has one value per row: the lesion's own, which decides about malignancy,
@@ -70,8 +84,8 @@ class Tables:
     test_texture: NDArray[np.float64]
 
 
-def write_dataset(out: Path, config: DatasetConfig, images: bool = True) -> str:
-    """Writes the folder and returns a line that sums it up.
+def write_dataset(out: Path, config: DatasetConfig, images: str = "all") -> str:
+    """Writes the folder, with ``images`` of ``IMAGES``, and returns a line that sums it up.
 
     The same configuration gives the same bytes in every CSV file and image, whichever workers render them.
 
@@ -91,13 +105,14 @@ def write_dataset(out: Path, config: DatasetConfig, images: bool = True) -> str:
         write_csv(staging / "sample_submission.csv", test[[ID]].assign(**{TARGET: SAMPLE_SCORE}), float_format=None)
         write_csv(staging / TRUTH, tables.truth, float_format=None)
         rendering = time.perf_counter()
-        if images:
-            write_images(staging / "train-image.hdf5", train, tables.train_texture, config.seed)
-            write_images(staging / "test-image.hdf5", test, tables.test_texture, config.seed)
+        if images != "none":
+            bank = make_bank(train, tables.train_texture, config.seed) if images == "bank" else None
+            write_images(staging / "train-image.hdf5", train, tables.train_texture, config.seed, bank)
+            write_images(staging / "test-image.hdf5", test, tables.test_texture, config.seed, bank)
     end = time.perf_counter()
     target = train[TARGET].to_numpy()
     best = f"{partial_auc(target, tables.truth['logit']):.4f}" if 0 < target.sum() < len(target) else "undefined (one class)"
-    speed = f", {len(train) / (end - rendering):.0f} images/s" if images else ""
+    speed = f", {(len(train) + len(test)) / (end - rendering):.0f} images/s" if images != "none" else ""
     return (
         f"{out}: {len(train)} lesions of {config.patients} patients, {target.sum()} malignant, best possible pAUC {best}, "
         f"{end - start:.1f} s{speed}"
@@ -107,12 +122,16 @@ def write_dataset(out: Path, config: DatasetConfig, images: bool = True) -> str:
 def make_tables(config: DatasetConfig) -> Tables:
     """All rows, their truth and their images' texture strength, drawn from ``config.seed``."""
     rng = np.random.default_rng(config.seed)
-    lesions = config.lesions
-    ids = draw_ids("ISIC_", lesions + len(TEST_HOSPITALS), rng)
+    lesions, tests = config.lesions, config.test_lesions
+    ids = draw_ids("ISIC_", lesions + (len(TEST_HOSPITALS) if tests is None else tests), rng)
     counts = choose_lesion_counts(config.patients, lesions, rng)
-    patients = make_patients(
-        np.append(counts, [1] * len(TEST_HOSPITALS)), [*choose_hospitals(counts, rng), *TEST_HOSPITALS], rng
-    )
+    hospitals = choose_hospitals(counts, rng)
+    if tests is None:
+        test_counts, test_hospitals = np.ones(len(TEST_HOSPITALS), int), list(TEST_HOSPITALS)
+    else:
+        test_counts = choose_lesion_counts(config.test_patients, tests, rng)
+        test_hospitals = choose_hospitals(test_counts, rng)
+    patients = make_patients(np.append(counts, test_counts), hospitals + test_hospitals, rng)
     rows = make_rows(patients, rng)
     own = rng.standard_normal(len(rows))
     style = rng.standard_normal(len(patients))[np.repeat(np.arange(len(patients)), patients["lesions"])]
@@ -132,24 +151,43 @@ def make_tables(config: DatasetConfig) -> Tables:
     )
 
 
-def write_images(path: Path, rows: pd.DataFrame, texture: NDArray[np.float64], seed: int) -> None:
-    """Renders one image per row into an HDF5 file, wherever ``scale.parallel.workers`` says.
+def make_bank(rows: pd.DataFrame, texture: NDArray[np.float64], seed: int) -> Bank:
+    """Renders some of the rows, wherever ``scale.parallel.workers`` says; arguments as of ``write_images``."""
+    chosen = bank_rows(texture)
+    rows, texture = rows.iloc[chosen], texture[chosen]
+    chunks = stream_tasks(turned_chunk, chunks_of(rows, texture, seed))
+    return Bank([jpegs for chunk in chunks for jpegs in chunk], texture)
+
+
+def write_images(path: Path, rows: pd.DataFrame, texture: NDArray[np.float64], seed: int, bank: Bank | None = None) -> None:
+    """Writes one image per row into an HDF5 file, rendered wherever ``scale.parallel.workers`` says.
 
     Args:
         path: the HDF5 file.
         rows: metadata, with isic_id and the columns of ``RENDER_COLUMNS``.
         texture: latent strength of the texture in each image, shape (rows,).
         seed: with a row's isic_id, the source of all random numbers of its image.
+        bank: to draw the images from; None to render each.
     """
-
-    def chunks() -> Iterator[tuple]:
-        for start in range(0, len(ids), CHUNK):
-            part = slice(start, start + CHUNK)
-            yield ids[part], numbers[part], texture[part], seed
-
-    ids, numbers = rows[ID].tolist(), rows[list(RENDER_COLUMNS)].to_numpy(np.float32)
-    jpegs = (jpeg for chunk in stream_tasks(render_chunk, chunks()) for jpeg in chunk)
+    ids = rows[ID].tolist()
+    if bank:
+        jpegs = bank.crops(ids, texture, seed)
+    else:
+        jpegs = (jpeg for chunk in stream_tasks(render_chunk, chunks_of(rows, texture, seed)) for jpeg in chunk)
     write_image_file(path, zip(ids, jpegs, strict=True), len(ids))
+
+
+def chunks_of(rows: pd.DataFrame, texture: NDArray[np.float64], seed: int) -> Iterator[tuple]:
+    """Arguments of ``render_chunk``, for all rows."""
+    ids, numbers = rows[ID].tolist(), rows[list(RENDER_COLUMNS)].to_numpy(np.float32)
+    for start in range(0, len(ids), CHUNK):
+        part = slice(start, start + CHUNK)
+        yield ids[part], numbers[part], texture[part], seed
+
+
+def turned_chunk(ids: list[str], numbers: NDArray[np.float32], texture: NDArray[np.float64], seed: int) -> list[list[bytes]]:
+    """As ``render_chunk``; each crop ``turned``."""
+    return [turned(jpeg) for jpeg in render_chunk(ids, numbers, texture, seed)]
 
 
 def render_chunk(ids: list[str], numbers: NDArray[np.float32], texture: NDArray[np.float64], seed: int) -> list[bytes]:

@@ -120,7 +120,7 @@ def test_same_arguments_give_same_bytes_whatever_the_jobs(folder, tmp_path, monk
 
 
 def test_metadata_alone(tmp_path):
-    summary = write_dataset(tmp_path, DatasetConfig(patients=3, lesions=3), images=False)
+    summary = write_dataset(tmp_path, DatasetConfig(patients=3, lesions=3), images="none")
     assert not list(tmp_path.glob("*.hdf5"))
     assert "3 lesions of 3 patients" in summary
     truth = pd.read_csv(tmp_path / "truth.csv")
@@ -163,13 +163,15 @@ def test_texture_is_independent_of_every_column():
         ({"prevalence": float("nan")}, "--prevalence"),
         ({"lesions": 7}, "--lesions"),
         ({"lesions": 10_000_000}, "--lesions"),
+        ({"test-lesions": 0}, "--test-lesions"),
         ({"patients": 0}, "--patients"),
         ({"jobs": 0}, "--jobs"),
         ({"seed": -1}, "--seed"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(tmp_path, bad, word):
-    arguments = asdict(SMALL) | {"jobs": 1} | bad
+    arguments = asdict(SMALL) | {"test-lesions": 5, "jobs": 1} | bad
+    arguments.pop("test_lesions")
     with pytest.raises(InputError, match=word):
         main(["--out", str(tmp_path / "new"), *(f"--{name}={value}" for name, value in arguments.items())])
     assert not (tmp_path / "new").exists()
