@@ -136,7 +136,8 @@ def make_tables(config: DatasetConfig) -> Tables:
     own = rng.standard_normal(len(rows))
     style = rng.standard_normal(len(patients))[np.repeat(np.arange(len(patients)), patients["lesions"])]
     shown = np.sqrt(1.0 - STYLE) * own + np.sqrt(STYLE) * style
-    order = np.append(rng.permutation(lesions), np.arange(lesions, len(rows)))
+    test_order = np.arange(lesions, len(rows)) if tests is None else rng.permutation(np.arange(lesions, len(rows)))
+    order = np.append(rng.permutation(lesions), test_order)
     rows, own, shown = rows.iloc[order].reset_index(drop=True), own[order], shown[order]
     train, test = rows[:lesions], rows[lesions:].reset_index(drop=True)
     train_ids = np.sort(ids[:lesions])
