@@ -4,7 +4,7 @@
 2. Score every lesion by its metadata (CatBoost).         Without a usable model: exit status 2.
 3. Write these scores to submission.csv.                  From here on a valid submission exists.
 4. Score the lesions whose crop can be read by the networks and combine both scores; the others keep the tabular score.
-   Stop when the time is up, or on SIGTERM or Ctrl-C, with the scores there are.
+   The highest tabular logits come first. Stop when the time is up, or on SIGTERM or Ctrl-C, with the scores there are.
 5. Write the final submission.csv, and run.json: how lesions were scored, fall-backs, versions, seconds.
 
 Whatever fails after step 3 costs scores, not the submission.
@@ -25,7 +25,14 @@ from inference.files import input_folders, write_csv
 from inference.options import Parser, crop_count, existing_folder, output_file, positive_number, refuse_same_file
 from inference.run_log import Run, hours, stop_on_signal, versions
 from inference.schema import ID, TARGET, TEXT_COLUMNS, read_metadata_leniently
-from inference.scoring import combine_scores, correct_by_image, load_fold_networks, open_test_images, score_tabular
+from inference.scoring import (
+    ImageOptions,
+    combine_scores,
+    correct_by_image,
+    load_fold_networks,
+    open_test_images,
+    score_tabular,
+)
 from inference.tables import Reading, id_mismatch, read_csv_file
 from utils import InputError, run_command
 
@@ -48,6 +55,7 @@ class RunSettings:
     output: Path = Path("submission.csv")
     scores: Path | None = None
     batch_size: int = BATCH_SIZE
+    image_share: float = 1.0
     input_root: Path = INPUT_ROOT
 
 
@@ -78,7 +86,8 @@ def score_folder(settings: RunSettings, run: Run) -> None:
     tabular = scores["tabular"].to_numpy()
     scores = scores.assign(network=tabular, final=tabular, image_scored=0)
     try:
-        network, image_scored = correct_by_image(rows, tabular, load, manifest, settings.batch_size, run)
+        options = ImageOptions(settings.batch_size, settings.image_share)
+        network, image_scored = correct_by_image(rows, tabular, load, manifest, options, run)
         final = combine_scores(tabular, network, image_scored, manifest, run)
         run.finish("images")
         write_submission(settings.output, order, pd.Series(final, scores.index), without_row)
@@ -215,6 +224,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--scores", type=output_file, help="also write each lesion's logits to this CSV file")
     parser.add_argument("--batch-size", type=crop_count, default=BATCH_SIZE, help="crops at a time (default: %(default)s)")
+    parser.add_argument(
+        "--image-share",
+        type=positive_number(1),
+        default=1.0,
+        metavar="SHARE",
+        help="above 0 to 1: score so many lesions by image, the highest tabular logits (default: %(default)s)",
+    )
     parser.add_argument("--input-root", type=existing_folder, default=INPUT_ROOT, help="where Kaggle mounts inputs")
     parser.add_argument(
         "--time-budget",

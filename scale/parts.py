@@ -27,7 +27,7 @@ from inference.images import ImageStore
 from inference.network import Ensemble
 from inference.run_log import Run, peak_memory
 from inference.schema import ID, PATIENT, TEST_COLUMNS, TEXT_COLUMNS, repaired
-from inference.scoring import RANK_AVERAGE, combine, correct_by_image, load_fold_networks, score_tabular
+from inference.scoring import RANK_AVERAGE, ImageOptions, combine, correct_by_image, load_fold_networks, score_tabular
 from inference.tables import Reading, as_text, csv_chunks, id_mismatch
 from scale.parallel import Files
 from utils import InputError
@@ -218,7 +218,7 @@ def score_part(files: Files, part: int, artifacts: Path, images: Path | None, ba
             def load():
                 return networks(files[artifacts]), ImageStore(files[images])
 
-            network, image_scored = correct_by_image(rows, tabular, load, manifest, batch_size, run)
+            network, image_scored = correct_by_image(rows, tabular, load, manifest, ImageOptions(batch_size), run)
     scores = rows[[ID, PATIENT]].assign(tabular=tabular, network=network, image_scored=image_scored)
     if not (images and needs_all_parts(manifest)):
         scores = with_final(scores, manifest, with_images=images is not None)

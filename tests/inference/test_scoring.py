@@ -7,19 +7,38 @@ from scipy.special import expit
 
 from inference.run_log import Run
 from inference.schema import ID
-from inference.scoring import COMBINATIONS, combine, combine_scores, correct_by_image
+from inference.scoring import (
+    BLOCKS,
+    COMBINATIONS,
+    ImageOptions,
+    combine,
+    combine_scores,
+    correct_by_image,
+    in_blocks,
+    most_suspicious,
+)
 from utils import InputError
 
 ROWS = pd.DataFrame({ID: [f"ISIC_{number:07d}" for number in range(10)]})
-TABULAR = np.linspace(-8, -1, 10)
+TABULAR = np.linspace(-1, -8, 10)  # the first row is scored first
 MANIFEST = {"network": {"settings": {"image_size": 32}, "weights": ["a"], "combination": {"kind": "network"}}}
+
+
+class Store:
+    """Stands for an image file; ``file`` is the order of the rows in it."""
+
+    def __init__(self, file=range(10)):
+        self.file = list(file)
+
+    def places(self, isic_ids):
+        return np.array([self.file.index(ROWS[ID].tolist().index(isic_id)) for isic_id in isic_ids])
 
 
 @pytest.fixture
 def corrected(monkeypatch):
     """Calls `correct_by_image` with networks that give these batches: (positions, logits), or an exception to raise."""
 
-    def call(batches, run=None, manifest=MANIFEST, ensemble=None):
+    def call(batches, run=None, manifest=MANIFEST, ensemble=None, share=1.0):
         def replayed(ensemble, images, tabular):
             for batch in batches:
                 if isinstance(batch, BaseException):
@@ -29,7 +48,7 @@ def corrected(monkeypatch):
         monkeypatch.setattr("inference.scoring.image_batches", lambda *_: None)
         monkeypatch.setattr("inference.scoring.network_logits", replayed)
         run = run or Run()
-        return *correct_by_image(ROWS, TABULAR, lambda: (ensemble, None), manifest, 4, run), run
+        return *correct_by_image(ROWS, TABULAR, lambda: (ensemble, Store()), manifest, ImageOptions(4, share), run), run
 
     return call
 
@@ -68,6 +87,74 @@ def test_what_is_not_reached_in_time_keeps_its_tabular_score(corrected, budget, 
     assert final.tolist() == [1, 2, *TABULAR[2:]]
     assert run.fallbacks == {"images_not_reached": 8, "lesions_without_image_score": 8}
     assert reason in capsys.readouterr().out
+
+
+# The order of the lesions
+
+
+def test_the_highest_tabular_logits_are_scored_first_and_a_block_in_the_order_of_the_file(monkeypatch):
+    tabular = np.array([-3.0, -9.0, -1.0, -8.0, -2.0, -7.0, -4.0, -6.0, -5.0, -10.0])
+    ranked = [2, 4, 0, 6, 8, 7, 5, 3, 1, 9]
+    assert most_suspicious(tabular, 1.0).tolist() == ranked
+    file = [0, 9, 1, 8, 2, 7, 3, 6, 4, 5]
+    places = Store(file).places(ROWS[ID])
+    assert in_blocks(np.array(ranked), places, 4).tolist() == [0, 2, 6, 4, 8, 7, 3, 5, 9, 1]
+    assert in_blocks(np.array(ranked), places, 10).tolist() == file
+    assert in_blocks(np.array(ranked), np.zeros(10, int), 4).tolist() == [0, 2, 4, 6, 3, 5, 7, 8, 1, 9]
+    read = []
+
+    def decoded(store, isic_ids, image_size, batch_size):
+        read.extend(isic_ids)
+        return [slice(start, start + batch_size) for start in range(0, len(isic_ids), batch_size)]
+
+    def scored(ensemble, batches, tabular):  # a network that adds 100 to the tabular logit
+        for batch in batches:
+            yield np.arange(len(tabular))[batch], tabular[batch] + 100
+
+    monkeypatch.setattr("inference.scoring.image_batches", decoded)
+    monkeypatch.setattr("inference.scoring.network_logits", scored)
+    load = lambda: (None, Store(file))  # noqa: E731
+    network, image_scored = correct_by_image(ROWS, tabular, load, MANIFEST, ImageOptions(4), Run())
+    assert read == ROWS[ID].iloc[[0, 2, 6, 4, 8, 7, 3, 5, 9, 1]].tolist()
+    assert network.tolist() == (tabular + 100).tolist()
+    network, image_scored = correct_by_image(ROWS, tabular, load, MANIFEST, ImageOptions(4), Run(time_budget=0.0))
+    assert np.flatnonzero(image_scored).tolist() == [0, 2, 4, 6]
+    assert network.tolist() == np.where(image_scored, tabular + 100, tabular).tolist()
+
+
+def test_many_lesions_are_scored_in_blocks_larger_than_a_batch(monkeypatch):
+    sizes = []
+    monkeypatch.setattr("inference.scoring.in_blocks", lambda ranked, places, size: sizes.append(size) or ranked)
+    monkeypatch.setattr("inference.scoring.image_batches", lambda *_: None)
+    monkeypatch.setattr("inference.scoring.network_logits", lambda *_: [])
+    store = type("Zeros", (), {"places": lambda self, ids: np.zeros(len(ids), int)})()
+    for count in (30, 3_000):
+        rows = pd.DataFrame({ID: [f"ISIC_{number:07d}" for number in range(count)]})
+        correct_by_image(rows, np.zeros(count), lambda: (None, store), MANIFEST, ImageOptions(4), Run())
+    assert sizes == [4, 3_000 // BLOCKS]
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.001, 1), (0.2, 2), (0.5, 5), (1.0, 10)])
+def test_a_share_on_purpose_is_a_fact_and_no_fall_back(corrected, share, count):
+    network, image_scored, run = corrected([(range(count), np.arange(count) + 1.0)], share=share)
+    assert network.tolist() == [*range(1, count + 1), *TABULAR[count:]]
+    assert image_scored.sum() == count
+    assert run.fallbacks == {}
+    assert run.facts.get("image_share") == ({"share": share, "lesions": count} if share < 1 else None)
+
+
+def test_what_is_not_reached_of_a_share_is_counted_within_it(corrected):
+    _, image_scored, run = corrected([([0, 2], [1.0, 2.0]), ([3], [1.0])], Run(time_budget=0.0), share=0.6)
+    assert image_scored.sum() == 2
+    assert run.fallbacks == {"images_not_reached": 3, "lesions_without_image_score": 4}
+
+
+def test_no_row_is_no_error(monkeypatch):
+    monkeypatch.setattr("inference.scoring.image_batches", lambda *_: None)
+    monkeypatch.setattr("inference.scoring.network_logits", lambda *_: [])
+    rows, run = ROWS[:0], Run()
+    network, image_scored = correct_by_image(rows, TABULAR[:0], lambda: (None, Store()), MANIFEST, ImageOptions(4, 0.5), run)
+    assert len(network) == len(image_scored) == 0
 
 
 class Views:
