@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from evaluation.report import Scored, write_report
 from inference.artifacts import FOLDS, OOF_IMAGE_ONLY, checked_file, load_manifest
 from inference.build_kernel import ROOT, build_kernel
 from inference.images import ImageStore, find_images
-from inference.options import Parser, add_data_options, existing_file, output_folder, share
+from inference.options import Parser, add_data_options, existing_file, output_folder, positive_number, share
 from inference.schema import ID, PATIENT, TARGET, TEST_COLUMNS, read_metadata, read_scores, read_table
 from inference.tables import Reading, id_mismatch, read_csv_file
 from scale.output_folder import output_set
@@ -52,13 +52,23 @@ class Options:
     rows: str
     report: Path
     lose_images: float
+    image_share: float
     kernel: Path
 
     @property
     def warning(self) -> str:
         """What makes the scores differ from those of a submission; empty if nothing does."""
         lost = f"{self.lose_images:.0%} of the images, drawn at random, were withheld from the kernel (--lose-images)"
-        return "; ".join([TRAINED_ON] * (self.rows == "all") + [lost] * (self.lose_images > 0))
+        part = (
+            f"the networks scored the {self.image_share:.0%} of the lesions with the highest tabular logits (--image-share)"
+        )
+        reasons = {TRAINED_ON: self.rows == "all", lost: self.lose_images > 0, part: self.image_share < 1}
+        return "; ".join(reason for reason, applies in reasons.items() if applies)
+
+    @property
+    def kernel_options(self) -> list[str]:
+        """Options that are passed on to the kernel; none, if they have its defaults: it may be an older one."""
+        return ["--image-share", str(self.image_share)] if self.image_share < 1 else []
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as mount:
             competition = Path(mount) / "isic-2024-challenge"
             mount_test_folder(options.data, isic_ids, competition, options.lose_images)
-            outcome = run_kernel(options.kernel, competition, options.artifacts, staging)
+            outcome = run_kernel(options.kernel, competition, options.artifacts, staging, more=options.kernel_options)
 
         submission = checked_submission(staging / "submission.csv", isic_ids)
         parts = read_scores(staging / "scores.csv", (TABULAR, FINAL, "image_scored")).reindex(isic_ids)
@@ -116,6 +126,13 @@ def read_options(arguments: list[str] | None) -> Options:
     )
     parser.add_argument(
         "--lose-images", type=share(), default=0.0, metavar="SHARE", help="0 to 1: withhold so many images, drawn at random"
+    )
+    parser.add_argument(
+        "--image-share",
+        type=positive_number(1),
+        default=1.0,
+        metavar="SHARE",
+        help="above 0 to 1: of the lesions that the networks score, the highest tabular logits (default: %(default)s)",
     )
     parser.add_argument(
         "--kernel", type=existing_file, default=ROOT / "kernel.py", metavar="FILE", help="the kernel (%(default)s)"
@@ -188,9 +205,22 @@ def without_network() -> tuple[list[str], str]:
 
 
 def run_kernel(
-    kernel: Path, competition: Path, artifacts: Path, report: Path, python: Path = Path(sys.executable)
+    kernel: Path,
+    competition: Path,
+    artifacts: Path,
+    report: Path,
+    python: Path = Path(sys.executable),
+    more: Sequence[str] = (),
 ) -> Outcome:
     """Runs a copy of the kernel from an empty folder; it writes submission.csv, run.json and scores.csv to ``report``.
+
+    Args:
+        kernel: the built file.
+        competition: the test folder.
+        artifacts: the artifact folder.
+        report: folder to write to.
+        python: the interpreter.
+        more: options of the kernel.
 
     Raises:
         InputError: the kernel ends with another status than 0.
@@ -200,7 +230,7 @@ def run_kernel(
         copy = shutil.copy(kernel, empty)
         command = [*prefix, str(python.absolute()), "-I", copy, "--competition", str(competition.resolve())]
         command += ["--artifacts", str(artifacts.resolve()), "--output", str(report.resolve() / "submission.csv")]
-        command += ["--scores", str(report.resolve() / "scores.csv")]
+        command += ["--scores", str(report.resolve() / "scores.csv"), *more]
         log(f"kernel.py, isolation: {isolation}")
         start = time.monotonic()
         status = subprocess.run(command, cwd=empty, check=False).returncode

@@ -65,13 +65,19 @@ def test_rows_of_another_data_set_are_refused_with_both_counts_and_ids(trained, 
         rows_to_score(synthetic_data, trained.artifacts, "holdout")
 
 
-def test_lesions_whose_image_is_withheld_keep_their_tabular_score(trained, tmp_path, capsys, monkeypatch, eager):
-    def in_process(kernel, competition, artifacts, report):
+@pytest.fixture
+def in_process(monkeypatch, eager):
+    """The kernel runs in this process."""
+
+    def run(kernel, competition, artifacts, report, more):
         files = ["--output", str(report / "submission.csv"), "--scores", str(report / "scores.csv")]
-        assert run_submission(["--competition", str(competition), "--artifacts", str(artifacts), *files]) == 0
+        assert run_submission(["--competition", str(competition), "--artifacts", str(artifacts), *files, *more]) == 0
         return Outcome(1.0, "none", json.loads((report / "run.json").read_text()))
 
-    monkeypatch.setattr(dry_run, "run_kernel", in_process)
+    monkeypatch.setattr(dry_run, "run_kernel", run)
+
+
+def test_lesions_whose_image_is_withheld_keep_their_tabular_score(trained, tmp_path, capsys, in_process):
     where = ["--data", str(trained.data), "--artifacts", str(trained.artifacts), "--report", str(tmp_path / "report")]
     assert main([*where, "--lose-images", "0.5"]) == 0
     run = json.loads((tmp_path / "report" / "run.json").read_text())
@@ -79,6 +85,24 @@ def test_lesions_whose_image_is_withheld_keep_their_tabular_score(trained, tmp_p
     assert run["fallbacks"]["lesions_without_image_score"] == run["lesions"] - run["image_scored"]
     assert "50%" in capsys.readouterr().out
     assert re.search(r'class="warning">50% of the images', (tmp_path / "report" / "index.html").read_text(encoding="utf-8"))
+
+
+def test_the_networks_score_a_share_of_the_lesions(trained, tmp_path, capsys, in_process):
+    where = ["--data", str(trained.data), "--artifacts", str(trained.artifacts), "--report", str(tmp_path / "report")]
+    assert main([*where, "--image-share", "0.25"]) == 0
+    run = json.loads((tmp_path / "report" / "run.json").read_text())
+    assert run["image_scored"] == run["image_share"]["lesions"] == round(run["lesions"] / 4)
+    assert run["fallbacks"] == {}
+    scores = pd.read_csv(tmp_path / "report" / "scores.csv").sort_values("tabular", ascending=False)
+    assert scores["image_scored"].is_monotonic_decreasing
+    assert "--image-share" in capsys.readouterr().out
+    assert re.search(r'class="warning">the networks scored the 25%', (tmp_path / "report" / "index.html").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("share", ["0", "1.01"])
+def test_an_image_share_outside_of_0_to_1_is_refused(tmp_path, share):
+    with pytest.raises(InputError, match=rf"--image-share.*{share}"):
+        main(["--data", str(tmp_path), "--artifacts", str(tmp_path), "--image-share", share])
 
 
 @pytest.mark.parametrize("share", ["-0.1", "1.5", "nan"])

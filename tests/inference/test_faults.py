@@ -323,8 +323,21 @@ def test_where_not_even_one_crop_fits_the_tabular_scores_stay(artifacts, competi
 def test_a_time_budget_that_is_nearly_spent_leaves_the_rest_tabular(artifacts, competition):
     _, scores, facts = scored(competition, artifacts, ["--batch-size", "4", "--time-budget", "0.000001"])
     assert scores["image_scored"].sum() == 4
+    assert scores["tabular"][scores["image_scored"] == 1].min() >= scores["tabular"][scores["image_scored"] == 0].max()
     assert facts["fallbacks"]["images_not_reached"] == len(scores) - 4
     assert (scores["final"] == scores["tabular"])[scores["image_scored"] == 0].all()
+
+
+def test_a_share_of_the_lesions_has_the_scores_of_the_whole_and_the_others_their_tabular_one(artifacts, competition):
+    _, whole, _ = scored(competition, artifacts, ["--batch-size", "4"])
+    _, scores, facts = scored(competition, artifacts, ["--batch-size", "4", "--image-share", "0.3"])
+    first = scores["image_scored"] == 1
+    assert whole["image_scored"].all()
+    assert first.sum() == facts["image_share"]["lesions"] == round(0.3 * len(scores))
+    assert facts["fallbacks"] == {}
+    np.testing.assert_allclose(scores["final"][first], whole["final"][first], atol=1e-5)
+    assert (scores["final"] == scores["tabular"])[~first].all()
+    assert scores["tabular"][first].min() >= scores["tabular"][~first].max()
 
 
 def test_output_that_is_not_finite_is_not_submitted(artifacts, competition, monkeypatch):

@@ -54,6 +54,25 @@ def same_crops(found, expected, without=()):
     return list(found) == list(expected) and all(np.array_equal(found[name], expected[name]) for name in expected)
 
 
+# Places in the file
+
+
+def test_places_follow_the_bytes_in_the_file(tmp_path, store, ids):
+    names = [ids[number] for number in (4, 1, 3, 0, 2)]
+    with h5py.File(tmp_path / "image.hdf5", "w") as file:
+        for name in names:
+            file[name] = np.bytes_(store.read(name))
+        file["link"] = h5py.ExternalLink("outside.hdf5", "/secret")
+        offsets = [file[name].id.get_offset() for name in names]
+    other = ImageStore(tmp_path / "image.hdf5")
+    places = other.places(names)
+    assert np.argsort(places).tolist() == np.argsort(offsets).tolist() == [0, 1, 2, 3, 4]
+    assert other.places(["ISIC_9999999", "a/b", ""]).tolist() == [0, 0, 0]
+    assert other.places([]).tolist() == []
+    other.close()
+    assert ImageStore(tmp_path).places(names).tolist() == [0] * 5
+
+
 # Decoding
 
 
