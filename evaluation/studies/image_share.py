@@ -81,10 +81,10 @@ def read_out_of_fold(artifacts: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 def share_scores(rows: pd.DataFrame, how: dict[str, Any], share: float) -> np.ndarray:
     """Final logits where the networks score so many of the lesions, shape (rows,)."""
-    tabular, network = rows["tabular"].to_numpy(), rows["network"].to_numpy()
+    tabular = rows["tabular"].to_numpy()
     reached = np.zeros(len(rows), dtype=bool)
     reached[most_suspicious(tabular, share)] = True
-    return combine(how, tabular, network, reached & rows["image_scored"].to_numpy(bool))
+    return combine(how, rows, reached & rows["image_scored"].to_numpy(bool))
 
 
 def name_of(share: float) -> str:
