@@ -247,9 +247,9 @@ def train_variant(study: Study, variant: Variant) -> float:
     return train_once(study, variant, own_artifacts(study.artifacts, variant.folder(study)))
 
 
-def train_once(study: Study, variant: Variant, folder: Path) -> float:
-    """As ``train_variant``, in an artifact folder that has folds and tabular logits."""
-    finished, inputs = folder / FINISHED, inputs_of(study, variant)
+def train_once(study: Study, variant: Variant, folder: Path, network: str = "") -> float:
+    """As ``train_variant``, in an artifact folder that has folds and tabular logits; ``network`` is one of several there."""
+    finished, inputs = folder / f"{network}{FINISHED}", inputs_of(study, variant)
     if finished.is_file():
         known = json.loads(finished.read_text(encoding="utf-8"))
         other = [name for name, sha256 in inputs.items() if known.get("inputs", {}).get(name) != sha256]

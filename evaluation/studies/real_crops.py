@@ -40,6 +40,7 @@ from evaluation.studies.real_fusion import Columns, compare_columns_and_crops, f
 from evaluation.studies.real_recipe import (
     ARCHIVES,
     FACTORS,
+    NETWORKS,
     RECIPE,
     SHORT,
     UNLABELLED,
@@ -63,7 +64,7 @@ from utils import InputError, log, run_command
 
 METADATA, IMAGES, SPLIT = "train-metadata.csv", "train-image.hdf5", "split.csv"
 #: Options of ``train.fusion`` that this study sets.
-FIXED = ("--data", "--artifacts", "--inputs", "--seed", "--cache", "--logs", "--restart")
+FIXED = ("--data", "--artifacts", "--inputs", "--name", "--seed", "--cache", "--logs", "--restart")
 FOLD_COUNT = 3
 
 
@@ -286,10 +287,13 @@ def as_markdown(
 
 
 def train_final(request: Request) -> float:
-    """Trains the recipe on all crops, unless it is there; the artifact folder is complete then. The seconds that it took."""
-    study = request.study("all")
-    words = (*request.recipe, "--inputs", "fusion")
-    return train_once(study, Variant("all crops", words, {"options": list(words)}), study.artifacts)
+    """Trains the networks on all crops, unless they are there; the artifact folder is complete then. The seconds it took."""
+    study, seconds = request.study("all"), 0.0
+    for name, options in NETWORKS.items():
+        words = (*request.recipe, "--inputs", "fusion", "--name", name, *options)
+        trained = with_sources(request, Trained(name, 0, Variant(f"all crops, {name}", words, {"options": list(words)})))
+        seconds += train_once(study, trained.variant, study.artifacts, f"{name}-")
+    return seconds
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -20,23 +20,24 @@ from inference.artifacts import (
     OOF_FUSION,
     OOF_TABULAR,
     artifact_path,
-    best_network,
     checked_file,
     fold_network_file,
     load_manifest,
+    network_column,
+    networks_of,
 )
 from inference.files import write_csv
 from inference.images import ImageStore, image_batches
 from inference.network import Ensemble, NetworkConfig, devices, load_network, network_logits
 from inference.schema import ID, PATIENT, TARGET, read_scores
-from inference.scoring import BLEND
+from inference.scoring import NETWORK, TABULAR
+from train.combination import BLEND, nested_scores
 from train.lesions import open_images
-from train.network.results import OutOfFold, nested_scores
 from utils import InputError, bootstrap_scores, fold_mean, log
 
 #: Crops per step of the scoring.
 BATCH = 64
-COMBINATION, NETWORK, TABULAR = "tabular and network", "network", "tabular"
+COMBINATION = "tabular and network"
 
 
 def constant_logit(artifacts: Path) -> float:
@@ -55,7 +56,7 @@ def constant_logit(artifacts: Path) -> float:
 
 
 def fold_logits(artifacts: Path, fold: int, images: ImageStore, isic_ids: Sequence[str], views: int = 0) -> np.ndarray:
-    """Logits of crops by the network of a fold, float64 of shape (crops,).
+    """Logits of crops by the networks of a fold, float64 of shape (crops,): their mean.
 
     Args:
         artifacts: of a training whose tabular logits are constant.
@@ -67,18 +68,20 @@ def fold_logits(artifacts: Path, fold: int, images: ImageStore, isic_ids: Sequen
     Raises:
         InputError: a file is missing or changed; a crop cannot be read.
     """
-    manifest = load_manifest(artifacts)
-    config = NetworkConfig.from_dict(best_network(manifest)["settings"])
-    network = load_network(config, checked_file(artifacts, manifest, fold_network_file(fold)))
-    ensemble = Ensemble(network, places=devices()[:1], views=views or config.views)
-    logits, tabular = np.full(len(isic_ids), np.nan), np.full(len(isic_ids), constant_logit(artifacts))
-    batches = image_batches(images, list(isic_ids), config.image_size, BATCH)
-    for positions, scores in network_logits(ensemble, batches, tabular):
-        logits[positions] = scores
-    if not np.isfinite(logits).all():
-        first = np.asarray(isic_ids)[~np.isfinite(logits)][0]
+    manifest, tabular = load_manifest(artifacts), np.full(len(isic_ids), constant_logit(artifacts))
+    logits = np.full((len(isic_ids), len(networks_of(manifest))), np.nan)
+    for column, (name, section) in enumerate(networks_of(manifest).items()):
+        config = NetworkConfig.from_dict(section["settings"])
+        network = load_network(config, checked_file(artifacts, manifest, fold_network_file(fold, name)))
+        ensemble = Ensemble(network, places=devices()[:1], views=views or config.views)
+        batches = image_batches(images, list(isic_ids), config.image_size, BATCH)
+        for positions, scores in network_logits(ensemble, batches, tabular):
+            logits[positions, column] = scores
+    broken = ~np.isfinite(logits).all(axis=1)
+    if broken.any():
+        first = np.asarray(isic_ids)[broken][0]
         raise InputError(f"{images.path} has no readable crop of {first}, or the network no finite logit; train again.")
-    return logits
+    return logits.mean(axis=1)
 
 
 def rescored(data: Path, artifacts: Path, views: int) -> tuple[pd.Series, float]:
@@ -99,19 +102,22 @@ def rescored(data: Path, artifacts: Path, views: int) -> tuple[pd.Series, float]
 
 def final_table(artifacts: Path) -> str:
     """pAUC and AUC of the networks of an artifact folder, out of fold, in Markdown."""
-    oof = read_scores(artifact_path(artifacts, OOF_FUSION), [TARGET, "fold", NETWORK])
+    names = list(networks_of(load_manifest(artifacts)))
+    columns = {"mean of the networks": NETWORK} | {f"network {name}": network_column(name) for name in names}
+    oof = read_scores(artifact_path(artifacts, OOF_FUSION), [TARGET, "fold", *columns.values()])
     patients = read_scores(artifact_path(artifacts, FOLDS), [PATIENT]).loc[oof.index, PATIENT]
-    table = bootstrap_scores(oof[TARGET], patients, {NETWORK: oof[NETWORK]})
-    score = table.scores[NETWORK]
+    table = bootstrap_scores(oof[TARGET], patients, {name: oof[column] for name, column in columns.items()})
     mean, deviation = fold_mean(oof[TARGET], oof[NETWORK], oof["fold"])
-    row = ["network, the crop alone"]
-    for estimate in (score.pauc, score.auc):
-        row += [f"{estimate.value:.4f}", f"{estimate.low:.4f} to {estimate.high:.4f}"]
+    rows = []
+    for name, score in table.scores.items():
+        difference = signed(table.difference("mean of the networks", name)) if rows else ""
+        intervals = (f"{each.value:.4f} [{each.low:.4f}, {each.high:.4f}]" for each in (score.pauc, score.auc))
+        rows.append([name, *intervals, difference])
     lines = [
         f"{size_of(table, 'crops')}; out of fold, {table.samples:,} resamples of patients.",
-        markdown_table(["score", "pAUC", "95 % interval", "AUC", "95 % interval"], [row]),
-        f"Fold mean of the pAUC {mean:.4f}, sd {deviation:.4f}. Out of fold every crop has the score of one network; what "
-        "the mean of the folds' networks is worth, which the kernel computes, shows on other crops only.",
+        markdown_table(["score", "pAUC [95 % interval]", "AUC [95 % interval]", "mean minus it, paired"], rows),
+        f"Fold mean of the pAUC {mean:.4f}, sd {deviation:.4f}. Out of fold every crop has the scores of its fold's networks; "
+        "what the mean of the folds' networks is worth, which the kernel computes, shows on other crops only.",
     ]
     return "\n\n".join(lines) + "\n"
 
@@ -167,16 +173,7 @@ def compare_columns_and_crops(columns: Columns, artifacts: Path) -> str:
     network = network_scores(table, columns.data, artifacts)
     table = table.loc[table.index.isin(network.index)].assign(network=network)
     trained_on = read_scores(artifact_path(artifacts, FOLDS), ["fold"]).index
-    rows = OutOfFold(
-        table.index.to_numpy(),
-        table[PATIENT].to_numpy(),
-        table[TARGET].to_numpy(),
-        table["fold"].to_numpy(),
-        table[TABULAR].to_numpy(),
-        table[NETWORK].to_numpy(),
-        np.ones(len(table), dtype=bool),
-    )
-    table = table.assign(**{COMBINATION: nested_scores(rows)[BLEND]})
+    table = table.assign(**{COMBINATION: nested_scores(table.assign(image_scored=1), [BLEND])[BLEND]})
     inside = table.index.isin(trained_on)
     cells = []
     for name, part in (("all", table), ("crops of the release", table[inside]), ("other crops", table[~inside])):
