@@ -108,7 +108,7 @@ def final_table(artifacts: Path) -> str:
     patients = read_scores(artifact_path(artifacts, FOLDS), [PATIENT]).loc[oof.index, PATIENT]
     table = bootstrap_scores(oof[TARGET], patients, {name: oof[column] for name, column in columns.items()})
     mean, deviation = fold_mean(oof[TARGET], oof[NETWORK], oof["fold"])
-    rows = []
+    rows: list[list[str]] = []
     for name, score in table.scores.items():
         difference = signed(table.difference("mean of the networks", name)) if rows else ""
         intervals = (f"{each.value:.4f} [{each.low:.4f}, {each.high:.4f}]" for each in (score.pauc, score.auc))
@@ -116,8 +116,8 @@ def final_table(artifacts: Path) -> str:
     lines = [
         f"{size_of(table, 'crops')}; out of fold, {table.samples:,} resamples of patients.",
         markdown_table(["score", "pAUC [95 % interval]", "AUC [95 % interval]", "mean minus it, paired"], rows),
-        f"Fold mean of the pAUC {mean:.4f}, sd {deviation:.4f}. Out of fold every crop has the scores of its fold's networks; "
-        "what the mean of the folds' networks is worth, which the kernel computes, shows on other crops only.",
+        f"Fold mean of the pAUC {mean:.4f}, sd {deviation:.4f}. Out of fold every crop has the scores of its fold's "
+        "networks; what the mean of the folds' networks is worth, which the kernel computes, shows on other crops only.",
     ]
     return "\n\n".join(lines) + "\n"
 
