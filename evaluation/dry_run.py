@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from evaluation.lesions import lesion_section
-from evaluation.measures import BEST, FINAL, IMAGE, TABULAR
+from evaluation.measures import BEST, FINAL, IMAGE, NETWORK, STACKING, TABULAR
 from evaluation.provenance import kernel_section, making_section
 from evaluation.report import Scored, write_report
 from inference.artifacts import FOLDS, OOF_IMAGE_ONLY, checked_file, load_manifest
@@ -92,12 +92,11 @@ def main(arguments: list[str] | None = None) -> int:
             outcome = run_kernel(options.kernel, competition, options.artifacts, staging, more=options.kernel_options)
 
         submission = checked_submission(staging / "submission.csv", isic_ids)
-        parts = read_scores(staging / "scores.csv", (TABULAR, FINAL, "image_scored")).reindex(isic_ids)
+        parts = read_parts(staging / "scores.csv").reindex(isic_ids)
         scores = gather_scores(parts, submission, options.data, options.artifacts)
         table = bootstrap_scores(rows[TARGET].to_numpy(), rows[PATIENT].to_numpy(), scores)
 
-        logits = {name: parts[name].to_numpy("float64") for name in (TABULAR, FINAL)}
-        scored = Scored(rows, scores, logits, options.warning)
+        scored = Scored(rows, scores, logits_of(parts), options.warning)
         counts = f"{table.rows:,} lesions, {table.malignant:,} malignant, {table.patients:,} patients"
         files = {"data": options.data, "artifacts": options.artifacts, "kernel": options.kernel}
         sections = [
@@ -257,11 +256,29 @@ def checked_submission(path: Path, isic_ids: list[str]) -> pd.Series:
     return pd.Series(scores.to_numpy("float64"), index=isic_ids)
 
 
+def read_parts(path: Path) -> pd.DataFrame:
+    """The logits of every stage that the kernel wrote to scores.csv, and image_scored, by isic_id.
+
+    The last stage, where there is one, has the networks' logit of a lesion that it does not apply to.
+
+    Raises:
+        InputError: the file lacks one of them.
+    """
+    stacking = [STACKING] if STACKING in read_table(path) else []
+    parts = read_scores(path, [TABULAR, NETWORK, *stacking, FINAL, "image_scored"])
+    return parts.assign(**{name: parts[name].fillna(parts[NETWORK]) for name in stacking})
+
+
+def logits_of(parts: pd.DataFrame) -> dict[str, np.ndarray]:
+    """The scores of ``read_parts``, by name."""
+    return {name: parts[name].to_numpy("float64") for name in parts if name != "image_scored"}
+
+
 def gather_scores(parts: pd.DataFrame, submission: pd.Series, data: Path, artifacts: Path) -> dict[str, np.ndarray]:
-    """Name -> scores, shape (rows,): tabular and final, and where they are known image only and best possible.
+    """Name -> scores, shape (rows,): of every stage and final, and where they are known image only and best possible.
 
     Args:
-        parts: ``tabular`` by isic_id.
+        parts: of ``read_parts``.
         submission: by isic_id, rows as in ``parts``.
         data: the competition folder, which has truth.csv if it is synthetic.
         artifacts: the artifact folder; a lesion without an image-only score gets the median of the others.
@@ -270,6 +287,7 @@ def gather_scores(parts: pd.DataFrame, submission: pd.Series, data: Path, artifa
     if "image_only" in manifest:
         image = read_scores(checked_file(artifacts, manifest, OOF_IMAGE_ONLY), ["network"])["network"]
         scores[IMAGE] = image.reindex(parts.index).fillna(image.median())
+    scores |= {name: parts[name] for name in (NETWORK, STACKING) if name in parts}
     scores[FINAL] = submission
     if truth.is_file():
         best = read_scores(truth, ["logit"])["logit"]

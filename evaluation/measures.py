@@ -21,6 +21,8 @@ from utils import INTERVAL, MIN_TPR, Estimate, resampled_weights
 # The scores of a dry run, as tables name them; "final" is the submission.
 TABULAR = "tabular"
 IMAGE = "image only"
+NETWORK = "network"  # the mean over all networks
+STACKING = "stacking"
 FINAL = "final"
 BEST = "best possible"
 

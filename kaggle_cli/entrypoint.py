@@ -1,4 +1,4 @@
-"""Trains on Kaggle: folds, CatBoost, networks, in this order, for as many hours as a session has.
+"""Trains on Kaggle: folds, CatBoost, networks, the last stage, in this order, for as many hours as a session has.
 
 1. Find the competition folder, and the output of the part before this one, if any: it is copied to the working folder.
 2. Run the stages that are not done. The working folder is the artifact folder: a kernel can attach a finished part's output.
@@ -35,6 +35,7 @@ from train.fusion import train_fusion
 from train.manifest import read_manifest
 from train.network.config import parse_fusion_options
 from train.network.imagenet_weights import IMAGENET_FILES
+from train.stacking import train_stacking
 from train.tabular import train_tabular
 from utils import InputError, log, run_command
 
@@ -53,8 +54,8 @@ class TrainingReport:
     """training.json, what a part of the training did.
 
     Args:
-        finished: whether the networks of all folds are trained.
-        settings: options of the stages "folds", "tabular" and "fusion".
+        finished: whether all stages have run.
+        settings: options of the stages "folds", "tabular", "fusion" and "stacking".
         folds: number of trained fold networks.
         trouble: why it stopped; empty if it finished.
         stages: sections of the manifest.
@@ -133,7 +134,7 @@ def take_over(before: Path, working: Path, settings: dict[str, list[str]]) -> No
 def stages_of(working: Path) -> list[str]:
     """The stages that the manifest has."""
     manifest = read_manifest(working)
-    return [stage for stage in ("folds", "tabular", "network") if stage in manifest]
+    return [stage for stage in ("folds", "tabular", "network", "stacking") if stage in manifest]
 
 
 def finished_folds(working: Path) -> int:
@@ -152,6 +153,8 @@ def run_stages(data: Path, working: Path, settings: dict[str, list[str]]) -> Non
         train_tabular([*where, *settings["tabular"]])
     if "network" not in done:
         train_fusion([*where, "--logs", str(working / "logs"), *settings["fusion"]])
+    if "stacking" not in done:
+        train_stacking([*where, *settings["stacking"]])
 
 
 def set_aside(working: Path) -> None:
@@ -178,7 +181,7 @@ def main(settings: dict[str, list[str]], hours: float, arguments: list[str] | No
     """Runs a part of the training; returns 0 also when time or an error stopped it, which training.json records.
 
     Args:
-        settings: options of the three stages, by their names.
+        settings: options of the four stages, by their names.
         hours: after which to stop.
         arguments: for tests; on Kaggle there are none.
     """
@@ -215,7 +218,7 @@ def main(settings: dict[str, list[str]], hours: float, arguments: list[str] | No
         trouble = f"{type(error).__name__}: {reason}"
     set_aside(working)
     stages = stages_of(working)
-    report = TrainingReport("network" in stages, settings, finished_folds(working), trouble, stages)
+    report = TrainingReport("stacking" in stages, settings, finished_folds(working), trouble, stages)
     write_json(working / REPORT, asdict(report))
     end = "finished" if report.finished else f"to be continued: {trouble}"
     log(f"{', '.join(stages)}, {report.folds} fold networks: {end}")

@@ -21,7 +21,7 @@ from kaggle_cli.entrypoint import REPORT, TrainingReport, read_report
 from kaggle_cli.failures import explain
 from utils import InputError, log, run_command
 
-STAGES = ("folds", "tabular", "fusion")
+STAGES = ("folds", "tabular", "fusion", "stacking")
 HOURS_PER_PART = 11.0
 MOST_HOURS = 11.75
 

@@ -21,7 +21,7 @@ from train.manifest import record_stage
 from train.network.imagenet_weights import IMAGENET_FILES
 from utils import InputError
 
-NO_OPTIONS = {"folds": [], "tabular": [], "fusion": []}
+NO_OPTIONS = {"folds": [], "tabular": [], "fusion": [], "stacking": []}
 
 
 # Real trainings

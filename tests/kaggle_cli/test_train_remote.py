@@ -11,7 +11,7 @@ from kaggle_cli import client, push, train_remote
 from kaggle_cli.entrypoint import REPORT
 from utils import InputError
 
-NO_OPTIONS = {"folds": [], "tabular": [], "fusion": []}
+NO_OPTIONS = {"folds": [], "tabular": [], "fusion": [], "stacking": []}
 FAST = ["--poll", "0.05"]
 
 
