@@ -1,0 +1,83 @@
+"""What each stage adds: the out-of-fold scores of every stage and combination of an artifact folder, side by side.
+
+    python -m evaluation.studies.stages --artifacts artifacts --out stages
+
+Tabular, each network, their mean, and the combinations that the last stage chose from, with patient-bootstrap intervals and
+paired differences to the tabular score and to the combination without the last stage.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from evaluation.studies.compare import markdown_table, signed, size_of, write_text
+from inference.artifacts import FOLDS, OOF_FUSION, OOF_STACKING, checked_file, load_manifest, network_column, networks_of
+from inference.options import Parser, existing_folder, output_folder
+from inference.schema import PATIENT, TARGET, read_scores
+from inference.scoring import NETWORK, STACKING, TABULAR
+from scale.output_folder import output_set
+from train.combination import FINAL, OF_ALL, OF_NETWORKS, nested_scores
+from utils import InputError, ScoreTable, bootstrap_scores, log, run_command
+
+TABLE = "stages.md"
+BEFORE, AFTER = "combination without the last stage", "combination"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes stages.md."""
+    parser = Parser(description="Out-of-fold scores of all stages of an artifact folder -> stages.md")
+    parser.add_argument("--artifacts", type=existing_folder, required=True, metavar="DIR", help="artifact folder")
+    parser.add_argument("--out", type=output_folder, required=True, metavar="DIR", help="folder for the table")
+    options = parser.parse_args(arguments)
+    with output_set(options.out, [TABLE]) as staging:
+        table = score_stages(options.artifacts)
+        text = as_markdown(table)
+        write_text(staging / TABLE, text)
+    log(text)
+    log(f"{options.out / TABLE}: {len(table.scores)} scores of {size_of(table)}")
+    return 0
+
+
+def score_stages(artifacts: Path) -> ScoreTable:
+    """The out-of-fold scores of all stages, by name.
+
+    Raises:
+        InputError: the artifacts hold no networks, or their files are of different lesions.
+    """
+    manifest = load_manifest(artifacts)
+    networks = list(networks_of(manifest))
+    if not networks:
+        raise InputError(f"{artifacts} holds no network; run train.fusion first.")
+    columns = {f"network {name}": network_column(name) for name in networks} if len(networks) > 1 else {}
+    names = [TARGET, "fold", TABULAR, NETWORK, "image_scored", *columns.values()]
+    rows = read_scores(checked_file(artifacts, manifest, OOF_FUSION), names)
+    patients = read_scores(checked_file(artifacts, manifest, FOLDS), [PATIENT])[PATIENT].reindex(rows.index)
+    if patients.isna().any():
+        raise InputError(f"{artifacts / FOLDS} lacks lesions of {OOF_FUSION}; train again.")
+    scores = {TABULAR: rows[TABULAR]} | {name: rows[column] for name, column in columns.items()}
+    scores |= {"network" if not columns else "mean of the networks": rows[NETWORK]}
+    before = nested_scores(rows, OF_NETWORKS)
+    scores |= {"tabular + network (blend)": pd.Series(before["blend"]), BEFORE: pd.Series(before[FINAL])}
+    if "stacking" in manifest:
+        rows = rows.join(read_scores(checked_file(artifacts, manifest, OOF_STACKING), [STACKING]))
+        after = nested_scores(rows, OF_ALL)
+        scores |= {"last stage": rows[STACKING], "mean of blend and last stage": pd.Series(after["mean"])}
+        scores |= {AFTER: pd.Series(after[FINAL])}
+    return bootstrap_scores(rows[TARGET], patients, {name: values.to_numpy() for name, values in scores.items()})
+
+
+def as_markdown(table: ScoreTable) -> str:
+    """The table as Markdown, one row for each score."""
+    rows = []
+    for name, score in table.scores.items():
+        cells = [f"{score.pauc.value:.4f}", f"{score.pauc.low:.4f} to {score.pauc.high:.4f}", f"{score.auc.value:.4f}"]
+        differences = [signed(table.difference(name, base)) if name != base else "" for base in (TABULAR, BEFORE)]
+        rows.append([name, *cells, *differences])
+    head = ("score", "pAUC", "95 % interval", "AUC", "minus tabular, paired", f"minus {BEFORE}, paired")
+    return f"{size_of(table)}, out of fold; 95 % patient bootstrap\n\n{markdown_table(head, rows)}\n"
+
+
+if __name__ == "__main__":
+    run_command(main)
