@@ -26,18 +26,21 @@ from inference.artifacts import (
     network_column,
     networks_of,
 )
+from inference.features import logit_features
 from inference.files import write_csv
 from inference.images import ImageStore, image_batches
 from inference.network import Ensemble, NetworkConfig, devices, load_network, network_logits
 from inference.schema import ID, PATIENT, TARGET, read_scores
-from inference.scoring import NETWORK, TABULAR
-from train.combination import BLEND, nested_scores
+from inference.scoring import NETWORK, STACKING, TABULAR
+from train.combination import BLEND, MEAN, nested_scores
+from train.config import STACKING_PARAMETERS, TabularConfig
+from train.cross_validation import cross_validate
 from train.lesions import open_images
 from utils import InputError, bootstrap_scores, fold_mean, log
 
 #: Crops per step of the scoring.
 BATCH = 64
-COMBINATION = "tabular and network"
+COMBINATION, STACKED = "tabular and network", "mean of both and the last stage"
 
 
 def constant_logit(artifacts: Path) -> float:
@@ -167,13 +170,20 @@ def compare_columns_and_crops(columns: Columns, artifacts: Path) -> str:
     """Tabular logits against their combination with network logits, on the rows that have a crop, in Markdown.
 
     The combination is a logistic regression of both logits, fitted on the other folds of the tabular stage, whose patients
-    are others.
+    are others. The last stage, CatBoost on both logits in the context of the patient's rows that have a crop, is trained on the
+    same folds.
     """
     table = columns.table()
     network = network_scores(table, columns.data, artifacts)
     table = table.loc[table.index.isin(network.index)].assign(network=network)
     trained_on = read_scores(artifact_path(artifacts, FOLDS), ["fold"]).index
-    table = table.assign(**{COMBINATION: nested_scores(table.assign(image_scored=1), [BLEND])[BLEND]})
+    features = logit_features(table[[TABULAR, NETWORK]], table[PATIENT])
+    last = cross_validate(
+        features, table[TARGET].to_numpy(), table["fold"].to_numpy(), TabularConfig(STACKING_PARAMETERS), progress=False
+    )
+    table = table.assign(**{STACKING: last.logits, "image_scored": 1})
+    scores = nested_scores(table, [BLEND, MEAN])
+    table = table.assign(**{COMBINATION: scores[BLEND], STACKED: scores[MEAN]})
     inside = table.index.isin(trained_on)
     cells = []
     for name, part in (("all", table), ("crops of the release", table[inside]), ("other crops", table[~inside])):
@@ -187,7 +197,7 @@ def part_of_table(name: str, part: pd.DataFrame) -> list[list[str]]:
     if part[TARGET].nunique() < 2:
         log(f"{name}: {len(part)} rows of one class, left out")
         return []
-    scores = {score: part[score].to_numpy() for score in (TABULAR, NETWORK, COMBINATION)}
+    scores = {score: part[score].to_numpy() for score in (TABULAR, NETWORK, COMBINATION, STACKING, STACKED)}
     table = bootstrap_scores(part[TARGET].to_numpy(), part[PATIENT].to_numpy(), scores)
     cells = []
     for score, found in table.scores.items():
