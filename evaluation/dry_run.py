@@ -36,7 +36,7 @@ from inference.tables import Reading, id_mismatch, read_csv_file
 from scale.output_folder import output_set
 from train.folds import HOLDOUT
 from train.image_files import write_image_file
-from utils import InputError, ScoreTable, bootstrap_scores, format_table, log, run_command
+from utils import Estimate, InputError, ScoreTable, bootstrap_scores, format_table, log, run_command
 
 PAGE, TITLE = "index.html", "Dry run of the submission kernel"
 FILES = (PAGE, "submission.csv", "scores.csv", "run.json")
@@ -259,19 +259,19 @@ def checked_submission(path: Path, isic_ids: list[str]) -> pd.Series:
 def read_parts(path: Path) -> pd.DataFrame:
     """The logits of every stage that the kernel wrote to scores.csv, and image_scored, by isic_id.
 
-    The last stage, where there is one, has the networks' logit of a lesion that it does not apply to.
+    Those of the last stage, where there is one, are NaN where it does not apply.
 
     Raises:
         InputError: the file lacks one of them.
     """
     stacking = [STACKING] if STACKING in read_table(path) else []
-    parts = read_scores(path, [TABULAR, NETWORK, *stacking, FINAL, "image_scored"])
-    return parts.assign(**{name: parts[name].fillna(parts[NETWORK]) for name in stacking})
+    return read_scores(path, [TABULAR, NETWORK, *stacking, FINAL, "image_scored"])
 
 
 def logits_of(parts: pd.DataFrame) -> dict[str, np.ndarray]:
-    """The scores of ``read_parts``, by name."""
-    return {name: parts[name].to_numpy("float64") for name in parts if name != "image_scored"}
+    """The logits of ``read_parts`` by name, shape (rows,); where the last stage does not apply, it has the networks'."""
+    names = [name for name in parts if name != "image_scored"]
+    return {name: parts[name].fillna(parts[NETWORK]).to_numpy("float64") for name in names}
 
 
 def gather_scores(parts: pd.DataFrame, submission: pd.Series, data: Path, artifacts: Path) -> dict[str, np.ndarray]:
@@ -283,29 +283,35 @@ def gather_scores(parts: pd.DataFrame, submission: pd.Series, data: Path, artifa
         data: the competition folder, which has truth.csv if it is synthetic.
         artifacts: the artifact folder; a lesion without an image-only score gets the median of the others.
     """
-    scores, manifest, truth = {TABULAR: parts[TABULAR]}, load_manifest(artifacts), data / "truth.csv"
+    stages, manifest, truth = logits_of(parts), load_manifest(artifacts), data / "truth.csv"
+    scores = {TABULAR: stages.pop(TABULAR)}
     if "image_only" in manifest:
         image = read_scores(checked_file(artifacts, manifest, OOF_IMAGE_ONLY), ["network"])["network"]
-        scores[IMAGE] = image.reindex(parts.index).fillna(image.median())
-    scores |= {name: parts[name] for name in (NETWORK, STACKING) if name in parts}
-    scores[FINAL] = submission
+        scores[IMAGE] = image.reindex(parts.index).fillna(image.median()).to_numpy("float64")
+    scores |= stages | {FINAL: submission.to_numpy("float64")}
     if truth.is_file():
         best = read_scores(truth, ["logit"])["logit"]
         if not parts.index.isin(best.index).all():
             differ = id_mismatch("train-metadata.csv", parts.index, str(truth), best.index)
             raise InputError(f"{differ}; remove {truth.name}, or make both with train.synthetic again.")
-        scores[BEST] = best.reindex(parts.index)
-    return {name: values.to_numpy("float64") for name, values in scores.items()}
+        scores[BEST] = best.reindex(parts.index).to_numpy("float64")
+    return scores
+
+
+def paired_differences(table: ScoreTable) -> dict[str, Estimate]:
+    """Stage -> the paired difference in pAUC of the submission to it."""
+    return {name: table.difference(FINAL, name) for name in (TABULAR, NETWORK, STACKING) if name in table.scores}
 
 
 def log_scores(table: ScoreTable, counts: str, options: Options) -> None:
-    """Prints the warning, the table and the summary line."""
-    apart = table.difference(FINAL, TABULAR)
+    """Prints the warning, the table, the differences between stages and the summary line."""
     if options.warning:
         log(f"Warning: {options.warning}")
     log(f"\n{counts}; 95 % patient bootstrap\n")
     log(format_table(table))
-    log(f"\nfinal - tabular, paired: {apart.value:+.4f} [{apart.low:+.4f}, {apart.high:+.4f}] pAUC")
+    log("")
+    for name, apart in paired_differences(table).items():
+        log(f"final - {name}, paired: {apart.value:+.4f} [{apart.low:+.4f}, {apart.high:+.4f}] pAUC")
     page = options.report / PAGE
     log(f"submission {options.report / 'submission.csv'}, report {page}, artifacts {options.artifacts}")
 

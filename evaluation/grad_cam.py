@@ -226,7 +226,7 @@ def side_by_side(crop: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 def refuse_without_networks(artifacts: Path, manifest: Manifest) -> None:
     """Raises InputError where ``artifacts``, whose manifest is given, has no networks."""
-    if not manifest.get("network", {}).get("weights"):
+    if not best_network(manifest).get("weights"):
         raise InputError(f"{artifacts} has no networks; run: python -m train.fusion --data DIR --artifacts {artifacts}")
 
 

@@ -18,7 +18,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evaluation.dry_run import TRAINED_ON, checked_submission, gather_scores, rows_to_score
+from evaluation.dry_run import (
+    TRAINED_ON,
+    checked_submission,
+    gather_scores,
+    logits_of,
+    paired_differences,
+    read_parts,
+    rows_to_score,
+)
 from evaluation.environment import HASH_DIGITS, public
 from evaluation.groups import (
     AGE_NAMES,
@@ -35,7 +43,7 @@ from evaluation.groups import (
     skin_tone_angles,
 )
 from evaluation.html import ENVIRONMENT
-from evaluation.measures import FINAL, TABULAR
+from evaluation.measures import FINAL, STACKING
 from evaluation.report import Scored, measured_calibrations
 from inference.artifacts import (
     FOLDS,
@@ -150,8 +158,7 @@ def model_card(options: Options) -> dict[str, Any]:
         "warning": scored.warning,
         "table": table,
         "final": FINAL,
-        "tabular": TABULAR,
-        "difference": table.difference(FINAL, TABULAR),
+        "differences": paired_differences(table),
         "sources": sources_of(training),
         "characteristics": characteristics(training, scored.rows),
         "groups": grouped(measure_groups(scored.rows, scored.scores[FINAL], divisions, table.samples)),
@@ -184,7 +191,7 @@ def read_dry_run(options: Options, manifest: Manifest) -> DryRun:
         rows = rows_to_score(options.data, options.artifacts, "holdout")
     if rows[ID].tolist() != ids:
         raise InputError(f"{report / SUBMISSION} has {len(ids):,} lesions, not the {len(rows):,} of the holdout; {again}.")
-    parts = read_scores(report / SCORES, (TABULAR, "network", FINAL, "image_scored")).reindex(ids)
+    parts = read_parts(report / SCORES).reindex(ids)
     try:
         run = json.loads((report / RUN).read_text(encoding="utf-8"))
         median = run["tabular_logits"]["training_median"]
@@ -194,8 +201,7 @@ def read_dry_run(options: Options, manifest: Manifest) -> DryRun:
         raise InputError(f"{report} is of other artifacts than {options.artifacts}; {again}.")
     submission = checked_submission(report / SUBMISSION, ids)
     scores = gather_scores(parts, submission, options.data, options.artifacts)
-    logits = {name: parts[name].to_numpy("float64") for name in (TABULAR, FINAL)}
-    scored = Scored(rows, scores, logits, warning_of(every, run))
+    scored = Scored(rows, scores, logits_of(parts), warning_of(every, run))
     return DryRun(scored, bootstrap_scores(rows[TARGET].to_numpy(), rows[PATIENT].to_numpy(), scores), run)
 
 
@@ -204,8 +210,11 @@ def is_combined(parts: pd.DataFrame, run: dict[str, Any], manifest: Manifest) ->
     how, fallbacks = manifest.get("network", {}).get("combination"), run.get("fallbacks", {})
     if how is None or {"network_stopped", "scores_not_combined", "no_network"} & set(fallbacks):
         return True
-    tabular, network, final = (parts[name].to_numpy("float64") for name in (TABULAR, "network", FINAL))
-    return np.allclose(combine(how, tabular, network, parts["image_scored"].to_numpy() == 1), final, atol=TOLERANCE)
+    final = combine(how, parts, parts["image_scored"].to_numpy() == 1)
+    if STACKING in parts and "stacking" in manifest:
+        compared = parts[STACKING].notna().to_numpy()
+        final = np.where(compared, combine(manifest["stacking"]["combination"], parts, compared), final)
+    return np.allclose(final, parts[FINAL], atol=TOLERANCE)
 
 
 def warning_of(every: bool, run: dict[str, Any]) -> str:

@@ -30,7 +30,7 @@ from evaluation.triage.scores import (
     place_lesions,
     score_holdout,
 )
-from inference.artifacts import MANIFEST, OOF_FUSION, artifact_path, last_stage
+from inference.artifacts import MANIFEST, OOF_FUSION, artifact_path, last_stage, networks_of
 from inference.files import sha256_of
 from inference.images import ImageStore
 from inference.options import Parser, add_data_options, count, filled_text, output_folder
@@ -165,10 +165,10 @@ def scored_by(fold: int, trained: Trained) -> str:
             f"A patient of the holdout, which is in no training: the mean of all {len(trained.models)} CatBoost models "
             f"and of all {len(trained.networks)} networks."
         )
-    count = sum(number == fold for number, _ in trained.models)
+    models, networks = sum(number == fold for number, _ in trained.models), len(networks_of(trained.manifest))
     return (
-        f"A patient of fold {fold}: scored and explained by the {count} CatBoost model{'s' if count > 1 else ''} and the "
-        "network trained without this patient."
+        f"A patient of fold {fold}: scored and explained by the {models} CatBoost model{'s' if models > 1 else ''} and the "
+        f"{f'{networks} networks' if networks > 1 else 'network'} trained without this patient."
     )
 
 

@@ -8,20 +8,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from catboost import CatBoostClassifier
-from tqdm import tqdm
 
 from evaluation.grad_cam import BATCH, refuse_without_networks
 from evaluation.studies.explain import load_fold_models
-from inference.artifacts import OOF_FUSION, Manifest, best_network, checked_file, load_manifest
+from inference.artifacts import OOF_FUSION, Manifest, best_network, checked_file, load_manifest, networks_of
 from inference.features import build_features
-from inference.images import ImageStore, image_batches
-from inference.network import Ensemble, NetworkConfig, build_network, devices, load_state, network_logits
+from inference.images import ImageStore
+from inference.run_log import Run
 from inference.schema import ID, PATIENT, TARGET, TRAIN_ONLY, read_scores
+from inference.scoring import ImageOptions, load_networks, score_images
 from inference.tables import id_mismatch
 from inference.tabular import tabular_logits
 from train.folds import HOLDOUT, read_folds
 from train.lesions import refuse_train_only
-from utils import InputError, log
+from utils import InputError
 
 #: Lesions of a patient that have a card, and of those the ones with a heat map; malignant ones have both at any place.
 #: A card takes some 8 kB.
@@ -44,12 +44,12 @@ class Trained:
 
     @property
     def networks(self) -> list[str]:
-        """The names of the networks' weights files."""
-        return best_network(self.manifest)["weights"]
+        """The names of all networks' weights files."""
+        return [name for section in networks_of(self.manifest).values() for name in section["weights"]]
 
     @property
     def image_size(self) -> int:
-        """Width and height of the networks' crops, pixels."""
+        """Width and height of the crops of the best network, whose heat maps are shown, pixels."""
         return best_network(self.manifest)["settings"]["image_size"]
 
     @property
@@ -147,7 +147,7 @@ def model_features(metadata: pd.DataFrame, trained: Trained) -> pd.DataFrame:
 
 
 def score_holdout(lesions: pd.DataFrame, features: pd.DataFrame, trained: Trained, store: ImageStore) -> pd.DataFrame:
-    """Fills in the scores of the holdout's lesions: the mean over all CatBoost models, and over all networks.
+    """Fills in the scores of the holdout's lesions: the mean over all CatBoost models, and over all networks of any name.
 
     Args:
         lesions: rows of ``out_of_fold_scores``.
@@ -165,21 +165,13 @@ def score_holdout(lesions: pd.DataFrame, features: pd.DataFrame, trained: Traine
     shifts = [float(entry["prior_correction"]) for entry in trained.manifest["tabular"]["models"]]
     shifted = [(model, shift) for (_, model), shift in zip(trained.models, shifts, strict=True)]
     tabular = tabular_logits(shifted, features.iloc[held], trained.categories)
-    config = NetworkConfig.from_dict(trained.manifest["network"]["settings"])
-    network = build_network(config)
-    states = [load_state(network, checked_file(trained.folder, trained.manifest, name)) for name in trained.networks]
-    ensemble = Ensemble(network, states, devices()[:1], views=config.views)
-    final, image_scored = tabular.copy(), np.zeros(len(held))
-    batches = image_batches(store, lesions[ID].iloc[held].tolist(), trained.image_size, BATCH)
-    with tqdm(total=len(held), desc="holdout", unit="lesion") as bar:
-        for positions, logits in network_logits(ensemble, batches, tabular):
-            final[positions], image_scored[positions] = logits, 1
-            bar.update(len(positions))
-    if unread := int((image_scored == 0).sum()):
-        log(f"{unread:,} of {len(held):,} holdout lesions have no readable image: they keep their tabular logit")
+    run, manifest = Run(), trained.manifest
+    networks = load_networks(trained.folder, manifest, run)  # outside of score_images, which would fall back from an error
+    logits = score_images(lesions.iloc[held], tabular, lambda: (networks, store), manifest, ImageOptions(BATCH), run)
+    network = np.where(logits.notna().any(axis=1), logits.mean(axis=1), tabular)
     filled = lesions.copy()
     columns = [filled.columns.get_loc(name) for name in ("tabular", "network", "image_scored")]
-    filled.iloc[held, columns] = np.column_stack([tabular, final, image_scored])
+    filled.iloc[held, columns] = np.column_stack([tabular, network, logits.notna().any(axis=1)])
     return filled
 
 
