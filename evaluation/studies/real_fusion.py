@@ -170,8 +170,8 @@ def compare_columns_and_crops(columns: Columns, artifacts: Path) -> str:
     """Tabular logits against their combination with network logits, on the rows that have a crop, in Markdown.
 
     The combination is a logistic regression of both logits, fitted on the other folds of the tabular stage, whose patients
-    are others. The last stage, CatBoost on both logits in the context of the patient's rows that have a crop, is trained on the
-    same folds.
+    are others. The last stage, CatBoost on both logits in the context of the patient's rows that have a crop, is trained on
+    the same folds.
     """
     table = columns.table()
     network = network_scores(table, columns.data, artifacts)
