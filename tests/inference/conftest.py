@@ -11,7 +11,14 @@ import pytest
 from small_network import a_network, small_backbone
 
 from evaluation.dry_run import without_network
-from inference.artifacts import MANIFEST, checked_file, fold_network_file, load_manifest, tabular_model_file
+from inference.artifacts import (
+    MANIFEST,
+    best_network,
+    checked_file,
+    fold_network_file,
+    load_manifest,
+    tabular_model_file,
+)
 from inference.build_kernel import ROOT
 from inference.files import sha256_of
 
@@ -29,8 +36,9 @@ def small_artifacts(trained, tabular_only, shared_folder):
             network.get_layer("correction").bias.assign([fold + 0.5])
             network.save_weights(folder / fold_network_file(fold))
             manifest["files"][fold_network_file(fold)] = sha256_of(folder / fold_network_file(fold))
-        manifest["network"]["settings"] |= {"head_units": 8, "tabular_mean": 0.0, "tabular_std": 1.0}
+        best_network(manifest)["settings"] |= {"head_units": 8, "tabular_mean": 0.0, "tabular_std": 1.0}
         manifest["network"]["combination"] = {"kind": "network"}
+        del manifest["stacking"]
         (folder / MANIFEST).write_text(json.dumps(manifest))
 
     return shared_folder("small_artifacts", make)

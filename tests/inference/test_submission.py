@@ -13,10 +13,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from evaluation.dry_run import checked_submission
 from inference import submission
+from inference.artifacts import best_network, fold_network_file, load_manifest
 from inference.build_kernel import ROOT
+from inference.files import sha256_of
+from inference.images import ImageStore, decode_crop
+from inference.network import NetworkConfig, build_network, load_network
 from inference.run_log import Run
-from inference.schema import ID, TARGET
+from inference.schema import ID, PATIENT, TARGET
+from inference.scoring import NETWORK, STACKING, TABULAR
 from inference.submission import find_artifacts, find_competition, main, read_sample
 from utils import InputError
 
@@ -27,11 +33,11 @@ def competition(mounted, tmp_path):
     return shutil.copytree(mounted, tmp_path / "competition")
 
 
-def run_in_process(competition, artifacts, tmp_path):
+def run_in_process(competition, artifacts, tmp_path, *more):
     """Scores a folder by calling main; returns submission, per-lesion scores and run.json."""
     output = tmp_path / "out" / "submission.csv"
     where = ["--competition", str(competition), "--artifacts", str(artifacts), "--output", str(output)]
-    assert main([*where, "--scores", str(output.with_name("scores.csv"))]) == 0
+    assert main([*where, "--scores", str(output.with_name("scores.csv")), *more]) == 0
     return (
         pd.read_csv(output),
         pd.read_csv(output.with_name("scores.csv")).set_index(ID),
@@ -74,16 +80,15 @@ def test_the_classic_mounts_are_found(small_artifacts, small_networks, mounted, 
 @pytest.fixture(scope="module")
 def trained_scores(trained):
     """The holdout's logits by the functions that training calls, from the rows of train-metadata.csv."""
-    from inference.artifacts import load_manifest
     from inference.features import build_features
-    from inference.images import ImageStore, find_images
-    from inference.network import NetworkConfig, load_network
+    from inference.images import find_images
     from inference.schema import read_metadata
     from inference.scoring import combine
     from inference.tabular import load_models, select_features, tabular_logits
     from train.lesions import Lesions
     from train.network.fold import score_rows
     from train.network.known_images import KnownImages, image_digests
+    from train.stacking import stacking_features
 
     manifest = load_manifest(trained.artifacts)
     metadata = read_metadata(trained.data / "train-metadata.csv", labelled=True)
@@ -101,13 +106,19 @@ def trained_scores(trained):
     rows = np.flatnonzero(fold == -1)
     networks = [
         load_network(
-            NetworkConfig.from_dict(manifest["network"]["settings"]), trained.artifacts / f"fusion_fold{k}.weights.h5"
+            NetworkConfig.from_dict(best_network(manifest)["settings"]), trained.artifacts / f"fusion_fold{k}.weights.h5"
         )
         for k in (0, 1)
     ]
-    scores = np.mean([score_rows(network, lesions, rows, images, options) for network in networks], axis=0)
-    scores = combine(manifest["network"]["combination"], tabular[rows], scores, every[rows])
-    return pd.Series(scores, index=metadata[ID].iloc[rows])
+    network = np.mean([score_rows(network, lesions, rows, images, options) for network in networks], axis=0)
+    scores = pd.DataFrame({TABULAR: tabular[rows], NETWORK: network, "fusion": network}).assign(
+        patient_id=metadata[PATIENT].to_numpy()[rows]
+    )
+    last = manifest["stacking"]
+    models, _ = load_models(trained.artifacts, manifest, "stacking")
+    features = select_features(stacking_features(scores, last["networks"], None), last["features"], last["categories"])
+    scores[STACKING] = tabular_logits(models, features, last["categories"])
+    return pd.Series(combine(last["combination"], scores, every[rows]), index=metadata[ID].iloc[rows])
 
 
 # Always a valid submission
@@ -143,6 +154,70 @@ def test_a_changed_network_is_left_out_and_the_others_score(small_artifacts, sma
     assert facts["fallbacks"] == {"fold_networks_left_out": 1}
     assert scores["image_scored"].all()
     assert any("fusion_fold0.weights.h5" in note and "SHA-256" in note for note in facts["notes"])
+
+
+# Several networks
+
+LITE = NetworkConfig(40, backbone="efficientnet-lite0", head_units=8)
+
+
+@pytest.fixture(scope="module")
+def two_networks(small_artifacts, tmp_path_factory):
+    """The small artifacts, whose crops have 32 pixels, with a second network: another backbone, 40 pixels."""
+    folder = shutil.copytree(small_artifacts, tmp_path_factory.mktemp("two") / "artifacts")
+    manifest, network = load_manifest(folder), build_network(LITE)
+    names = [fold_network_file(fold, "lite") for fold in (0, 1)]
+    for bias, name in enumerate(names):
+        network.get_layer("correction").set_weights([np.linspace(-0.4, 0.5, 8)[:, None], np.array([bias - 1.0])])
+        network.save_weights(folder / name)
+        manifest["files"][name] = sha256_of(folder / name)
+    manifest["network"]["networks"]["lite"] = {"weights": names, "settings": LITE.to_dict(), "pauc": 0.0}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.mark.usefixtures("eager", "small_networks")
+def test_the_mean_of_two_networks_is_submitted_each_on_crops_of_its_own_size(two_networks, mounted, tmp_path):
+    submission, scores, facts = run_in_process(mounted, two_networks, tmp_path)
+    assert (facts["fallbacks"], facts["fold_networks"]) == ({}, 4)
+    assert scores["image_scored"].all()
+    store, some = ImageStore(mounted / "test-image.hdf5"), scores.index[:3]
+    crops = np.stack([decode_crop(store.read(isic_id), 40) for isic_id in some])
+    batch = {"crop": crops, "tabular": scores.loc[some, ["tabular"]].to_numpy("float32")}
+    lite = [load_network(LITE, two_networks / fold_network_file(fold, "lite"))(batch, training=False) for fold in (0, 1)]
+    np.testing.assert_allclose(scores.loc[some, "network_lite"], np.mean(lite, axis=0)[:, 0], atol=1e-5)
+    assert (scores["network_fusion"] != scores["network_lite"]).all()
+    np.testing.assert_allclose(scores["final"], scores[["network_fusion", "network_lite"]].mean(axis=1))
+    np.testing.assert_allclose(submission[TARGET], 1 / (1 + np.exp(-scores.loc[submission[ID], "final"])))
+
+
+@pytest.mark.usefixtures("eager", "small_networks")
+@pytest.mark.parametrize("broken", [1, 2])
+def test_broken_files_of_one_network_leave_the_rest(two_networks, mounted, tmp_path, broken):
+    artifacts = shutil.copytree(two_networks, tmp_path / "artifacts")
+    for fold in range(broken):
+        (artifacts / fold_network_file(fold, "lite")).write_bytes(b"broken")
+    _, scores, facts = run_in_process(mounted, artifacts, tmp_path)
+    checked_submission(tmp_path / "out" / "submission.csv", pd.read_csv(mounted / "sample_submission.csv")[ID].tolist())
+    assert (facts["fallbacks"], facts["fold_networks"]) == ({"fold_networks_left_out": broken}, 4 - broken)
+    assert scores["image_scored"].all()
+    left = ["network_fusion", "network_lite"][: 3 - broken]
+    assert scores["network_lite"].isna().all() == (broken == 2)
+    np.testing.assert_allclose(scores["final"], scores[left].mean(axis=1))
+
+
+@pytest.mark.usefixtures("eager", "small_networks")
+def test_two_networks_without_time_leave_the_rest_tabular(two_networks, mounted, tmp_path):
+    _, scores, facts = run_in_process(mounted, two_networks, tmp_path, "--batch-size", "4", "--time-budget", "0.000001")
+    checked_submission(tmp_path / "out" / "submission.csv", pd.read_csv(mounted / "sample_submission.csv")[ID].tolist())
+    left = len(scores) - 4
+    assert facts["fallbacks"] == {"images_not_reached": left, "lesions_without_image_score": left}
+    reached = scores["image_scored"] == 1
+    assert scores.loc[reached, ["network_fusion", "network_lite"]].notna().all(axis=None)
+    assert scores.loc[~reached, ["network_fusion", "network_lite"]].isna().all(axis=None)
+    assert scores["tabular"][reached].min() >= scores["tabular"][~reached].max()
+    assert (scores["final"] == scores["tabular"])[~reached].all()
+    assert (scores["final"] != scores["tabular"])[reached].all()
 
 
 def test_no_usable_network_leaves_the_tabular_submission(tabular_only, mounted, tmp_path):
@@ -213,7 +288,7 @@ def test_a_full_disk_leaves_the_tabular_submission(small_artifacts, mounted, tmp
         write(path, *more)
 
     monkeypatch.setattr("inference.submission.write_submission", on_a_full_disk)
-    monkeypatch.setattr("inference.submission.correct_by_image", lambda rows, tabular, *_: (tabular, tabular > 0))
+    monkeypatch.setattr("inference.submission.score_images", lambda rows, tabular, *_: pd.DataFrame({"fusion": tabular}))
     output = tmp_path / "submission.csv"
     where = ["--competition", str(mounted), "--artifacts", str(small_artifacts), "--output", str(output)]
     assert main(where) == 0
@@ -246,7 +321,8 @@ def rows_left_after(number, line, trained, mounted, tmp_path):
 
 def test_sigterm_ends_the_kernel_with_the_scores_it_has(trained, mounted, tmp_path):
     fallbacks, rows = rows_left_after(signal.SIGTERM, "building the network", trained, mounted, tmp_path)
-    assert fallbacks == {"images_not_reached": rows - 4, "lesions_without_image_score": rows - 4}
+    left = {"images_not_reached": rows - 4, "lesions_without_image_score": rows - 4}
+    assert fallbacks == left | {"lesions_not_stacked": 4}  # most of their patients' lesions lack a score
 
 
 def test_ctrl_c_before_the_tabular_scores_ends_the_kernel_after_them(trained, mounted, tmp_path):
@@ -255,7 +331,7 @@ def test_ctrl_c_before_the_tabular_scores_ends_the_kernel_after_them(trained, mo
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("1 / 0"), MemoryError(), OSError(errno.EIO, "Input/output error")])
-@pytest.mark.parametrize("step", ["correct_by_image", "combine_scores"])
+@pytest.mark.parametrize("step", ["score_images", "combine_stages"])
 def test_whatever_fails_after_the_tabular_stage_leaves_its_submission(
     tabular_only, mounted, tmp_path, monkeypatch, step, error
 ):
@@ -275,7 +351,7 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_the_tabular_submission(tabular
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("inference.submission.correct_by_image", interrupt)
+    monkeypatch.setattr("inference.submission.score_images", interrupt)
     where = ["--competition", str(mounted), "--artifacts", str(tabular_only), "--output", str(tmp_path / "submission.csv")]
     with pytest.raises(KeyboardInterrupt):
         main(where)

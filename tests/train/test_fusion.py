@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 from small_network import small_backbone
 
-from inference.artifacts import load_manifest
+from inference.artifacts import best_network, checked_file, load_manifest, networks_of
+from inference.backbones import backbone_layer_name
 from inference.files import sha256_of
 from inference.images import ImageStore, image_batches
 from inference.network import Ensemble, NetworkConfig, build_network, load_network, network_logits
@@ -62,7 +63,7 @@ def untrained(small, monkeypatch):
 
 def test_every_row_outside_the_holdout_has_out_of_fold_logits(trained):
     oof = pd.read_csv(trained.artifacts / "oof_fusion.csv")
-    assert list(oof) == [ID, TARGET, "fold", "tabular", "network", "image_scored", "final"]
+    assert list(oof) == [ID, TARGET, "fold", "tabular", "network", "image_scored", "final", "network_fusion"]
     folds = pd.read_csv(trained.artifacts / "folds.csv").query("fold >= 0")
     assert oof[ID].tolist() == folds[ID].tolist()
     assert np.isfinite(oof["network"]).all()
@@ -70,11 +71,13 @@ def test_every_row_outside_the_holdout_has_out_of_fold_logits(trained):
     tabular = pd.read_csv(trained.artifacts / "oof_tabular.csv")
     np.testing.assert_allclose(oof["tabular"], tabular["tabular"], rtol=1e-8)
     assert (oof["network"] != oof["tabular"]).all()
+    assert (oof["network_fusion"] == oof["network"]).all()
 
 
 def test_the_manifest_describes_the_networks(trained):
     manifest = load_manifest(trained.artifacts)
-    network = manifest["network"]
+    assert list(networks_of(manifest)) == ["fusion"]
+    network = best_network(manifest)
     assert network["weights"] == ["fusion_fold0.weights.h5", "fusion_fold1.weights.h5"]
     for name in [*network["weights"], "oof_fusion.csv"]:
         assert manifest["files"][name] == sha256_of(trained.artifacts / name)
@@ -82,7 +85,10 @@ def test_the_manifest_describes_the_networks(trained):
     assert network["settings"]["tabular_mean"] == pytest.approx(oof.mean())
     assert network["settings"]["tabular_std"] == pytest.approx(oof.std(ddof=0))
     assert network["training"]["learning_rate"] == 0.003
-    assert network["trained_on"] == {"lesions": len(oof), "images": len(oof)}
+    assert manifest["network"]["trained_on"] == {"lesions": len(oof), "images": len(oof)}
+    low, high = network["interval"]
+    assert low <= network["pauc"] <= high
+    assert network["pauc"] == manifest["network"]["scores"]["network"]["pauc"]
 
 
 def test_the_folder_is_flat_and_holds_no_pickle(trained):
@@ -99,9 +105,9 @@ def test_weights_files_hold_weights_only(trained):
 
 def test_the_manifest_has_the_combination_with_its_reason_and_the_scores(trained):
     network = load_manifest(trained.artifacts)["network"]
-    assert network["combination"]["kind"] in ("network", "rank_average", "blend")
+    assert network["combination"]["kind"] in ("network", "blend", "tabular")
     assert network["combination"]["kind"] in network["combination"]["reason"]
-    assert set(network["scores"]) == {"tabular", "network", "rank_average", "blend", "final"}
+    assert set(network["scores"]) == {"tabular", "network", "blend", "final"}
     assert network["scores"]["tabular"]["difference_to_tabular"] == [0, 0, 0]
     low, high = network["scores"]["final"]["interval"]
     assert low <= network["scores"]["final"]["pauc"] <= high
@@ -117,7 +123,7 @@ def test_the_logs_have_history_curves_and_tensorboard(trained):
 
 def test_the_scores_are_those_of_the_weights_in_the_folder(trained):
     """Out-of-fold scores come from the networks as the kernel will load them, to 1e-5."""
-    config = NetworkConfig.from_dict(load_manifest(trained.artifacts)["network"]["settings"])
+    config = NetworkConfig.from_dict(best_network(load_manifest(trained.artifacts))["settings"])
     oof = pd.read_csv(trained.artifacts / "oof_fusion.csv").query("fold == 1")
     network = load_network(config, trained.artifacts / "fusion_fold1.weights.h5")
     store = ImageStore(trained.data / "train-image.hdf5")
@@ -236,6 +242,81 @@ def test_a_killed_process_continues_and_ends_with_the_same_bytes(trained, tmp_pa
         assert sha256_of(folders["killed"] / name) == sha256_of(folders["whole"] / name)
 
 
+# Several networks
+
+
+@pytest.fixture
+def two(trained, artifacts, untrained, monkeypatch):
+    """Artifacts with a second network, lite, whose logits are the tabular ones: its backbone is small, and not fitted."""
+    import keras
+
+    def small_lite(name, shape, classes=0):
+        return small_backbone(keras.Input(shape), backbone_layer_name(name))
+
+    monkeypatch.setattr("inference.backbones.efficientnet_lite", small_lite)
+    assert train_fusion(command(trained.data, artifacts, "--name", "lite", "--backbone", "efficientnet-lite0")) == 0
+    return artifacts
+
+
+def weights_of(manifest):
+    """Name -> SHA-256 of the weights files of each network."""
+    return {
+        name: [manifest["files"][file] for file in section["weights"]] for name, section in networks_of(manifest).items()
+    }
+
+
+def check_mean(oof):
+    np.testing.assert_allclose(oof["network"], oof[["network_fusion", "network_lite"]].mean(axis=1), rtol=1e-6)
+
+
+def test_a_network_of_another_name_stays_beside_the_first(trained, two):
+    before, manifest = load_manifest(trained.artifacts), load_manifest(two)
+    networks = networks_of(manifest)
+    assert set(networks) == {"fusion", "lite"}
+    assert networks["fusion"] == networks_of(before)["fusion"]
+    assert weights_of(manifest)["fusion"] == weights_of(before)["fusion"]
+    assert networks["lite"]["weights"] == ["fusion_lite_fold0.weights.h5", "fusion_lite_fold1.weights.h5"]
+    assert networks["lite"]["settings"]["backbone"] == networks["lite"]["training"]["backbone"] == "efficientnet-lite0"
+    assert best_network(manifest)["pauc"] == max(section["pauc"] for section in networks.values())
+    assert all(checked_file(two, manifest, name) for name in manifest["files"])
+    assert {path.name for path in two.iterdir()} == {*manifest["files"], "manifest.json"}
+    assert "stacking" not in manifest  # it was made of the first alone
+    assert set(manifest["network"]["scores"]) == {"tabular", "network_fusion", "network_lite", "network", "blend", "final"}
+    for name, section in networks.items():
+        assert manifest["network"]["scores"][f"network_{name}"]["pauc"] == section["pauc"]
+    oof, alone = (pd.read_csv(folder / "oof_fusion.csv") for folder in (two, trained.artifacts))
+    assert set(oof) == {*alone, "network_lite"}
+    np.testing.assert_allclose(oof["network_fusion"], alone["network"], rtol=1e-6)
+    np.testing.assert_allclose(oof["network_lite"], oof["tabular"], atol=1e-5)
+    check_mean(oof)
+
+
+@pytest.mark.parametrize(("again", "kept"), [("fusion", "lite"), ("lite", "fusion")])
+def test_a_network_that_is_trained_again_replaces_itself_alone(trained, two, again, kept):
+    before, table = load_manifest(two), pd.read_csv(two / "oof_fusion.csv")
+    assert train_fusion(command(trained.data, two, "--name", again, "--seed", "5")) == 0
+    manifest, oof = load_manifest(two), pd.read_csv(two / "oof_fusion.csv")
+    assert set(networks_of(manifest)) == {"fusion", "lite"}
+    assert networks_of(manifest)[kept] == networks_of(before)[kept]
+    assert weights_of(manifest)[kept] == weights_of(before)[kept]
+    assert not set(weights_of(manifest)[again]) & set(weights_of(before)[again])
+    assert networks_of(manifest)[again]["training"] | {"backbone": "resnet50", "seed": 5} == networks_of(manifest)[again]["training"]
+    np.testing.assert_allclose(oof[f"network_{kept}"], table[f"network_{kept}"], rtol=1e-6)
+    np.testing.assert_allclose(oof[f"network_{again}"], oof["tabular"], atol=1e-5)
+    check_mean(oof)
+
+
+@pytest.mark.parametrize("name", ["", "Lite", "a_b", "../up", "-x", "x" * 41, "image", "network", "stacking", "final", "fold"])
+def test_a_name_that_files_and_columns_cannot_have_is_refused(tmp_path, name):
+    with pytest.raises(InputError, match="--name"):
+        train_fusion(command(tmp_path, tmp_path, f"--name={name}"))
+
+
+def test_a_network_to_compare_has_no_name(tmp_path):
+    with pytest.raises(InputError, match="--inputs image .*--name"):
+        train_fusion(command(tmp_path, tmp_path, "--inputs", "image", "--name", "lite"))
+
+
 # Networks of one input
 
 
@@ -278,7 +359,7 @@ def test_lesions_of_an_archive_join_the_training(trained, artifacts, archive_fol
     after = pd.read_csv(artifacts / "oof_fusion.csv")["network"]
     assert np.isfinite(after).all()
     assert (after != before).all()
-    network = load_manifest(artifacts)["network"]
+    network = best_network(load_manifest(artifacts))
     assert network["training"]["archives_mode"] == "joint"
     assert network["settings"]["inputs"] == ["crop", "tabular"]  # the kernel's network has no input for the source
 

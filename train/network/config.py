@@ -31,6 +31,8 @@ from utils import InputError
 #: The networks that can be trained, by their inputs.
 INPUTS = {"fusion": ("crop", "tabular"), "image": ("crop",), "tabular": ("tabular",)}
 SINGLES = ("image", "tabular")
+#: Other columns of the tables that have a column for each network by its name.
+TAKEN = (*SINGLES, "network", "stacking", "final", "fold", "target")
 #: Which stages of the backbone are trainable: prefixes of their layers' names. Frozen ones keep their batch-norm statistics.
 UNFREEZE = {"none": (), "conv5": ("conv5_",), "conv4": ("conv4_", "conv5_"), "all": ("conv", "bn")}
 #: "frozen": statistics, scale and shift of the initial weights stay.
@@ -149,8 +151,8 @@ def initial_weights(text: str) -> str:
 
 def network_name(text: str) -> str:
     """The type of ``--name``: letters, digits and hyphens, since files and columns are named after it."""
-    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", text) or text in SINGLES:
-        raise ArgumentTypeError(f"{text!r} cannot name a network; give small letters, digits, hyphens, not {SINGLES}.")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", text) or text in TAKEN:
+        raise ArgumentTypeError(f"{text!r} cannot name a network; give small letters, digits, hyphens; none of {', '.join(TAKEN)}.")
     return text
 
 
