@@ -309,6 +309,14 @@ def test_every_fold_starts_from_the_pretrained_backbone(trained, artifacts, arch
 # Bad input
 
 
+def test_groups_that_are_too_small_are_refused_before_the_training(trained, artifacts, untrained, monkeypatch):
+    monkeypatch.setattr("train.network.sampling.GROUP_LESIONS", 1000)
+    with pytest.raises(InputError, match="--auxiliary"):
+        train_fusion(command(trained.data, artifacts, "--auxiliary", "0.3"))
+    assert not untrained
+    assert not list(artifacts.glob(".fusion*"))
+
+
 def test_a_lesion_without_image_is_refused_unless_it_may_pass(trained, artifacts, tmp_path, untrained):
     data = shutil.copytree(trained.data, tmp_path / "data")
     fold = pd.read_csv(artifacts / "folds.csv").set_index(ID)["fold"]
