@@ -15,11 +15,11 @@ Contents (line numbers):
      1284  inference/artifacts.py
      1357  inference/tabular.py
      1416  inference/images.py
-     1612  inference/backbones.py
-     1750  inference/network.py
-     2048  inference/run_log.py
-     2188  inference/scoring.py
-     2408  inference/submission.py
+     1619  inference/backbones.py
+     1757  inference/network.py
+     2055  inference/run_log.py
+     2195  inference/scoring.py
+     2415  inference/submission.py
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata as installed
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 import h5py
 import numpy as np
@@ -1431,6 +1431,13 @@ JPEG_START, PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 PLAIN_ID = re.compile(r"\w[\w.-]*")
 
 
+class ImageReader(Protocol):
+    """Whatever gives images by isic_id."""
+
+    def read(self, isic_id: str) -> bytes:
+        """The JPEG or PNG bytes of one lesion; empty when there are none."""
+
+
 class ImageStore:
     """JPEG bytes by isic_id, out of the competition's HDF5 file or a folder of ``<isic_id>.jpg``.
 
@@ -1573,7 +1580,7 @@ def decode_crop(image, image_size: int):
     return tf.cast(tf.round(crop), tf.uint8)
 
 
-def image_batches(store: ImageStore, isic_ids: Sequence[str], image_size: int, batch_size: int):
+def image_batches(store: ImageReader, isic_ids: Sequence[str], image_size: int, batch_size: int):
     """Decoded crops in the order of ``isic_ids``, read and decoded in the background while the network works.
 
     Returns:

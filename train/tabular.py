@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -141,7 +142,7 @@ def compare_scales(out_of_fold: np.ndarray, holdout: np.ndarray) -> None:
 
 def save_models(models: list[FoldModel], folder: Path) -> list[dict]:
     """Writes tabular_*.cbm and returns their entries for the manifest."""
-    entries = []
+    entries: list[dict[str, Any]] = []
     for each in models:
         entries.append({"file": tabular_model_file(each.fold, each.seed), "prior_correction": each.prior_correction})
         path = folder / entries[-1]["file"]

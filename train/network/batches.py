@@ -73,9 +73,10 @@ def training_batches(data: TrainingData, first_epoch: int = 0):
     def join(step, batch):
         positions, crops = batch
         inputs = {"crop": crops} | {name: tf.gather(values, positions) for name, values in beside.items()}
-        batch = inputs, tf.gather(targets, positions), tf.gather(weights, positions)
+        target, weight = tf.gather(targets, positions), tf.gather(weights, positions)
         key = tf.stack([tf.constant(data.seed, tf.int64), step])
-        inputs, target, weight = mixed(*batch, data.mixup, key) if data.mixup else batch
+        if data.mixup:
+            inputs, target, weight = mixed(inputs, target, weight, data.mixup, key)
         draws = tf.random.stateless_uniform((tf.shape(positions)[0], DRAWS), key)
         return inputs | {"draws": draws}, target, weight
 

@@ -277,12 +277,12 @@ def adamw(steps: int, learning_rate: float, config: TrainingConfig, slow: Sequen
     """
     import keras
 
-    slow = {variable.path for variable in slow}
+    slow_paths = {variable.path for variable in slow}
 
     class AdamW(keras.optimizers.AdamW):
         def update_step(self, gradient, variable, learning_rate):
             path = self._trainable_variables[self._get_variable_index(variable)].path
-            rate = learning_rate * config.backbone_rate if path in slow else learning_rate
+            rate = learning_rate * config.backbone_rate if path in slow_paths else learning_rate
             super().update_step(gradient, variable, rate)
 
     warm_up = round(WARM_UP * steps)

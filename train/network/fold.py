@@ -67,7 +67,8 @@ class Training:
     def reads(self) -> list[Path]:
         """The files that a fold's training reads."""
         weights = [] if self.initial in ("imagenet", "none") else [Path(self.initial)]
-        return [self.images, *weights, *filter(None, [self.archive and self.archive.images, self.backbone])]
+        archive = [self.archive.images] if self.archive else []
+        return [self.images, *weights, *archive, *([self.backbone] if self.backbone else [])]
 
     @property
     def images_sha256(self) -> str:
@@ -107,6 +108,7 @@ def train_backbone(files: Files, training: Training) -> None:
     set_seed(config.seed)
     with replacing(files.folder / PRETRAINED) as weights, precision(config.precision), distribution().scope():
         start = training.network, training.initial
+        assert training.archive
         pretrain_backbone(training.archive, weights, config, start, training.cache)
 
 
@@ -127,7 +129,9 @@ def train_fold(files: Files, fold: int, training: Training) -> None:
             set_seed(config.seed + fold)
             network = starting_network(training.network, "none" if training.backbone else training.initial)
             if training.backbone:
-                backbone_of(network).load_weights(training.backbone)
+                backbone = backbone_of(network)
+                assert backbone  # of a network that takes crops
+                backbone.load_weights(training.backbone)
         data = training_data(training, fold, rows.train, images)
         logs = training.logs / "tensorboard" / f"{config.inputs}-fold{fold}"
         history = fit(network, data, plan_of(config, fold, labels), Checkpoint(own.checkpoint), logs)
