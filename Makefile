@@ -63,7 +63,7 @@ test-all: lint
 	$(RUN) -m pytest -n 2 --dist worksteal
 
 # The checks before a commit, on all files; .pre-commit-config.yaml has the same list.
-LINT := lint-code lint-format lint-files lint-imports lint-kernel lint-workflows
+LINT := lint-code lint-format lint-files lint-imports lint-types lint-kernel lint-workflows
 .PHONY: $(LINT)
 lint: $(LINT)
 
@@ -82,6 +82,10 @@ lint-files: .installed
 
 lint-imports: .installed
 	$(call q,VENV,/bin/lint-imports) --no-cache --no-logo
+
+# One package: python -m mypy train
+lint-types: .installed
+	$(RUN) -m mypy
 
 lint-kernel: .installed
 	$(RUN) -m inference.build_kernel --check

@@ -15,11 +15,11 @@ Contents (line numbers):
      1310  inference/artifacts.py
      1388  inference/tabular.py
      1450  inference/images.py
-     1660  inference/backbones.py
-     1798  inference/network.py
-     2080  inference/run_log.py
-     2220  inference/scoring.py
-     2568  inference/submission.py
+     1667  inference/backbones.py
+     1805  inference/network.py
+     2087  inference/run_log.py
+     2227  inference/scoring.py
+     2575  inference/submission.py
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata as installed
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 import h5py
 import numpy as np
@@ -1465,6 +1465,13 @@ JPEG_START, PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 PLAIN_ID = re.compile(r"\w[\w.-]*")
 
 
+class ImageReader(Protocol):
+    """Whatever gives images by isic_id."""
+
+    def read(self, isic_id: str) -> bytes:
+        """The JPEG or PNG bytes of one lesion; empty when there are none."""
+
+
 class ImageStore:
     """JPEG bytes by isic_id, out of the competition's HDF5 file or a folder of ``<isic_id>.jpg``.
 
@@ -1612,7 +1619,7 @@ def decode_crop(image, image_size: int):
     return decode_crops(image, (image_size,))[0]
 
 
-def image_batches(store: ImageStore, isic_ids: Sequence[str], image_size: int | Sequence[int], batch_size: int):
+def image_batches(store: ImageReader, isic_ids: Sequence[str], image_size: int | Sequence[int], batch_size: int):
     """Decoded crops in the order of ``isic_ids``, read and decoded in the background while the network works.
 
     Args:

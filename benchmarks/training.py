@@ -9,6 +9,7 @@ rounds: images per second, and the share of the steps' time in which they wait f
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import time
 from dataclasses import replace
@@ -107,7 +108,7 @@ def measure(data: TrainingData, backbone: str, rounds: int) -> None:
 
     progress("tracing")
     model.train_on_batch(*next(iter(memory)))
-    found = take_turns({name: lambda name=name: fit(name) for name in feeds}, rounds)
+    found = take_turns({name: functools.partial(fit, name) for name in feeds}, rounds)
     lesions, beside = len(set(data.isic_ids)), ("the same step fed from memory", found["memory"])
     for name in ("file", "cache"):
         report(f"training feed, {name}", found[name], "images/s", lesions, beside, FEED_TARGET)

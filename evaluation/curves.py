@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -21,15 +22,15 @@ from utils import MIN_TPR, Estimate, ScoreTable
 WIDTH, HEIGHT = 4.4, 4.0  # of a chart, in inches of 72 SVG units
 REGION = f"above {100 * MIN_TPR:.0f} % true-positive rate"
 # The submission's line is broad, as the others often coincide with it.
-SUBMISSION_LINE = {"color": SKY, "linewidth": 5.5, "zorder": 1.8}
-BEST_LINE = {"color": "#6b6b6b", "linestyle": "--", "zorder": 1.9}
-OTHER_LINES = (
+SUBMISSION_LINE: dict[str, Any] = {"color": SKY, "linewidth": 5.5, "zorder": 1.8}
+BEST_LINE: dict[str, Any] = {"color": "#6b6b6b", "linestyle": "--", "zorder": 1.9}
+OTHER_LINES: tuple[dict[str, Any], ...] = (
     {"color": VERMILION},
     {"color": "#004d7a", "linestyle": ":", "linewidth": 2.2},
     {"color": "#007a59", "linestyle": (0, (8, 2, 2, 2))},
     {"color": PURPLE, "linestyle": (0, (4, 1.5))},
 )
-DASHED = {"color": GREY, "linestyle": ":", "linewidth": 1.2}
+DASHED: dict[str, Any] = {"color": GREY, "linestyle": ":", "linewidth": 1.2}
 HISTOGRAM_BINS = 32
 LOWEST = 1e-6  # the lowest probability on the axes of a calibration chart
 GROUP_LINE = 0.235  # height of a line in a chart of groups, inches
@@ -141,7 +142,7 @@ def _class_chart(name: str, by_class: Sequence[np.ndarray], edges: np.ndarray, m
             top = max(top, share.max())
         for mark, rate, side in zip(marks, SENSITIVITIES, ("left", "right"), strict=True):
             axes.axvline(mark, **(DASHED | {"linewidth": 1}))
-            text = {"ha": side, "va": "top", "fontsize": 8.5, "color": GREY}
+            text: dict[str, Any] = {"ha": side, "va": "top", "fontsize": 8.5, "color": GREY}
             axes.annotate(f" {100 * rate:.0f} % ", (mark, 1.38 * top), **text)
         axes.set(title=name, xlabel="logit of being malignant", ylabel="share of the class", ylim=(0, 1.4 * top))
         axes.legend(loc="upper right")
@@ -174,14 +175,14 @@ def group_chart(title: str, dots: Sequence[GroupDot], overall: Estimate) -> Mark
         axes.grid(axis="x")
         axes.axvspan(overall.low, overall.high, color="#fbe3d5", zorder=0)
         axes.axvline(overall.value, color=VERMILION, linestyle="--", linewidth=1.4, zorder=1)
-        for place, (_, dot) in enumerate(lines):
-            if dot:
-                axes.plot((dot.estimate.low, dot.estimate.high), (place, place), color=BLUE, linewidth=1.6, zorder=2)
-                face = BLUE if dot.reliable else "white"
-                axes.plot(dot.estimate.value, place, "o", color=BLUE, markerfacecolor=face, markersize=5.5, zorder=3)
+        for place, (_, one) in enumerate(lines):
+            if one:
+                axes.plot((one.estimate.low, one.estimate.high), (place, place), color=BLUE, linewidth=1.6, zorder=2)
+                face = BLUE if one.reliable else "white"
+                axes.plot(one.estimate.value, place, "o", color=BLUE, markerfacecolor=face, markersize=5.5, zorder=3)
         axes.set_yticks(range(len(lines)), [name for name, _ in lines])
-        for label, (_, dot) in zip(axes.get_yticklabels(), lines, strict=True):
-            label.set_fontweight("normal" if dot else "bold")
+        for label, (_, one) in zip(axes.get_yticklabels(), lines, strict=True):
+            label.set_fontweight("normal" if one else "bold")
         axes.set(title=title, ylim=(len(lines) - 0.4, -0.6))
     values = "; ".join(f"{dot.name} {dot.estimate.value:.3f}" for dot in dots)
     return chart(figure, f"{title} of the submission by group, all rows {overall.value:.3f}. {values}.")

@@ -180,7 +180,7 @@ def mount_test_folder(data: Path, isic_ids: list[str], folder: Path, lost: float
     source = find_images(data, "train")
     kept, unreadable = np.array(isic_ids)[np.random.default_rng(0).random(len(isic_ids)) >= lost], []
 
-    def readable() -> Iterator[tuple[str, bytes]]:
+    def readable(source: Path) -> Iterator[tuple[str, bytes]]:
         store = ImageStore(source)
         for isic_id in kept:
             jpeg = store.read(isic_id)
@@ -190,7 +190,7 @@ def mount_test_folder(data: Path, isic_ids: list[str], folder: Path, lost: float
                 unreadable.append(isic_id)
         store.close()
 
-    write_image_file(folder / "test-image.hdf5", readable() if source else (), len(kept))
+    write_image_file(folder / "test-image.hdf5", readable(source) if source else (), len(kept))
     if unreadable:
         log(f"{len(unreadable):,} of {len(kept):,} lesions have no readable image in {source}, such as {unreadable[0]}")
 

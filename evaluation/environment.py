@@ -16,7 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata as installed
 from pathlib import Path
 from typing import Any
@@ -318,7 +318,7 @@ def file_facts(artifacts: Path, manifest: Manifest) -> str:
     return count + (f"missing or changed: {', '.join(wrong)}" if wrong else "all as in the manifest")
 
 
-def listed(facts: dict[str, object], leave_out: Iterable[str] = ()) -> str:
+def listed(facts: Mapping[str, object], leave_out: Iterable[str] = ()) -> str:
     """Names and values, in words."""
     return ", ".join(f"{name} {value}" for name, value in facts.items() if name not in leave_out)
 

@@ -182,13 +182,14 @@ def class_activation(
     import tensorflow as tf
 
     run = tapped(network, layer or default_layer(network))
-    last_of_two = backbone_of(network).name != RESNET50
+    last_of_two = present_backbone(network).name != RESNET50
     inputs = {tensor.name: tensor for tensor in network.inputs}
     size = tuple(inputs["crop"].shape[1:])
     if crops.shape[1:] != size:
         raise InputError(f"crops have the shape {crops.shape}, the network takes (rows, {size[0]}, {size[1]}, 3); resize.")
-    if "tabular" in inputs and np.shape(tabular) != (len(crops),):
-        raise InputError(f"{len(crops)} crops came with tabular logits of shape {np.shape(tabular)}; give one to each.")
+    given = () if tabular is None else tabular.shape
+    if "tabular" in inputs and given != (len(crops),):
+        raise InputError(f"{len(crops)} crops came with tabular logits of shape {given}; give one to each.")
     tabular = np.zeros(len(crops)) if tabular is None else np.asarray(tabular)
     heat = np.zeros(crops.shape[:3], dtype="float32")
     for start in range(0, len(crops), BATCH):
@@ -211,7 +212,7 @@ def side_by_side(crop: np.ndarray, heat: np.ndarray) -> np.ndarray:
     from PIL import Image
 
     if heat.shape != crop.shape[:2]:
-        resized = Image.fromarray(heat.astype("float32")).resize(crop.shape[1::-1], Image.Resampling.BILINEAR)
+        resized = Image.fromarray(heat.astype("float32")).resize((crop.shape[1], crop.shape[0]), Image.Resampling.BILINEAR)
         heat = np.clip(np.asarray(resized), 0, 1)
     plain = crop / 255.0
     # In grey, so that colour means heat; the more heat, the less of the crop.
@@ -235,7 +236,7 @@ def readable_crops(store: ImageStore, isic_ids: Sequence[str], image_size: int) 
 
     Those that cannot be read are left out; the log says how many.
     """
-    crops = {}
+    crops: dict[str, np.ndarray] = {}
     for positions, decoded in image_batches(store, list(isic_ids), image_size, BATCH):
         crops |= {isic_ids[position]: crop for position, crop in zip(positions.numpy(), decoded.numpy(), strict=True)}
     if missing := [isic_id for isic_id in isic_ids if isic_id not in crops]:
@@ -287,7 +288,7 @@ def heat_maps(chosen: pd.DataFrame, crops: np.ndarray, artifacts: Path, manifest
                 network = load_network(config, checked_file(artifacts, manifest, name))
                 layer = default_layer(network)
                 maps[rows] += class_activation(network, crops[rows], tabular[rows], layer)
-                cells = backbone_of(network).get_layer(layer).output.shape[1]
+                cells = present_backbone(network).get_layer(layer).output.shape[1]
                 where = f"{layer}, {cells} x {cells} cells"
                 bar.update(len(rows))
     return scaled(maps), where

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from io import BytesIO, StringIO
@@ -45,7 +45,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "data_uri": data_uri,
         "thousands": lambda number: f"{number:,}",
         "signed": lambda number, digits=2: f"{round(number, digits) + 0.0:+.{digits}f}",
@@ -54,6 +54,7 @@ def _environment() -> Environment:
         "number": lambda value, form=",.0f": "-" if value != value else format(value, form),
         "percent": lambda share, digits=1: "-" if share != share else f"{100 * share:.{digits}f} %",
     }
+    environment.filters |= filters
     # Only this very script may run, by its hash.
     script_hash = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     environment.globals |= {"style": Markup(STYLE), "script": Markup(SCRIPT), "script_hash": script_hash}

@@ -59,7 +59,7 @@ def lesion_section(rows: pd.DataFrame, parts: pd.DataFrame, data: Path, artifact
     both = np.concatenate(chosen)
     ids, parts = rows[ID].iloc[both].tolist(), parts.reset_index(drop=True)
     crops, note = crops_of(data, ids)
-    maps = {}
+    maps: dict[str, np.ndarray] = {}
     if crops:
         scored = parts.iloc[both].assign(**{ID: ids}).query("image_scored == 1")
         maps, note = heat_of(scored, data, artifacts)

@@ -79,7 +79,7 @@ class Calibration:
     observed_to_expected: Estimate
 
 
-def estimate(value: float, draws: ArrayLike) -> Estimate:
+def estimate(value: float, draws: NDArray[np.float64] | Sequence[float]) -> Estimate:
     """A value with the 95 % interval of what it is on the resamples, shape (samples,)."""
     low, high = np.percentile(draws, INTERVAL)
     return Estimate(float(value), float(low), float(high))
@@ -129,7 +129,7 @@ class _Flagged:
     def examined(self, rates: ArrayLike) -> NDArray[np.float64]:
         """Lesions flagged for each malignant one found; a lesion whose score is the threshold is flagged."""
         at = self.at(rates)
-        return 1 + self.down_to[at] / self.found[at]
+        return 1.0 + self.down_to[at] / self.found[at]
 
 
 def operating_points(

@@ -242,8 +242,8 @@ def sources_of(rows: pd.DataFrame) -> list[dict[str, Any]]:
 
 def characteristics(training: pd.DataFrame, scored: pd.DataFrame) -> list[tuple[str, str, str]]:
     """What the rows are, in training and in the rows that are scored: name and both values, in words."""
-    both = [describe(rows) for rows in (training, scored)]
-    return [(name, *(each[name] for each in both)) for name in both[0]]
+    first, second = describe(training), describe(scored)
+    return [(name, first[name], second[name]) for name in first]
 
 
 def describe(rows: pd.DataFrame) -> dict[str, str]:

@@ -12,6 +12,7 @@ import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import h5py
 import numpy as np
@@ -26,6 +27,13 @@ MOST_PIXELS = 25_000_000
 JPEG_START, PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 #: An isic_id that is a name and not a path.
 PLAIN_ID = re.compile(r"\w[\w.-]*")
+
+
+class ImageReader(Protocol):
+    """Whatever gives images by isic_id."""
+
+    def read(self, isic_id: str) -> bytes:
+        """The JPEG or PNG bytes of one lesion; empty when there are none."""
 
 
 class ImageStore:
@@ -175,7 +183,7 @@ def decode_crop(image, image_size: int):
     return decode_crops(image, (image_size,))[0]
 
 
-def image_batches(store: ImageStore, isic_ids: Sequence[str], image_size: int | Sequence[int], batch_size: int):
+def image_batches(store: ImageReader, isic_ids: Sequence[str], image_size: int | Sequence[int], batch_size: int):
     """Decoded crops in the order of ``isic_ids``, read and decoded in the background while the network works.
 
     Args:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
 import json
 import os
 import re
@@ -111,6 +112,7 @@ def _run(words: list[str], show: bool) -> str:
         env=environment | {"PYTHONUNBUFFERED": "1"},
     )
     decoder, printed = codecs.getincrementaldecoder("utf-8")(errors="replace"), []
+    assert isinstance(process.stdout, io.BufferedReader)  # a pipe
     with process:
         while chunk := process.stdout.read1(65536):
             printed.append(decoder.decode(chunk))
@@ -148,9 +150,9 @@ def failure_in(output: str, status: int) -> KaggleError | None:
         return KaggleError(f"Kaggle cannot be reached ({line}); check the network, then run the same command again.", 0)
     number = int(code[1]) if code else next((number for number, words, _ in ANSWERS if re.search(words, output, re.I)), None)
     remedies = {known: remedy for known, _, remedy in ANSWERS}
-    remedy = remedies.get(500 if number and number >= 500 else number)
-    if remedy:
-        return KaggleError(f"Kaggle answered {line!r} ({number}); {remedy}.", number)
+    known = None if number is None else remedies.get(min(number, 500))
+    if known:
+        return KaggleError(f"Kaggle answered {line!r} ({number}); {known}.", number)
     return KaggleError(f"the Kaggle CLI ended with {line!r} (status {status}); correct that and run it again.", number)
 
 

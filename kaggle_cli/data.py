@@ -36,7 +36,8 @@ UNFINISHED = ".unfinished-download"
 
 def listed_sizes() -> dict[str, int]:
     """Name -> bytes of the competition's files on the first pages of its list."""
-    sizes, token = {}, []
+    sizes: dict[str, int] = {}
+    token: list[str] = []
     for _ in range(PAGES):
         output = cli.call("competitions", "files", COMPETITION, "--csv", "--page-size", "200", *token, show=False)
         sizes |= {row["name"]: int(row["size"]) for row in cli.table(output, "name")}

@@ -115,7 +115,7 @@ def wait_until_ready(dataset: str, newer_than: int, wait: cli.Wait) -> int:
     Raises:
         InputError: Kaggle could not process it, or the wait was too short.
     """
-    found = None
+    found: Published | None = None
 
     def look() -> str | None:
         nonlocal found
@@ -128,6 +128,7 @@ def wait_until_ready(dataset: str, newer_than: int, wait: cli.Wait) -> int:
         return None if found.state == READY and found.version > newer_than else f"{found.state}, version {found.version}"
 
     cli.wait_for(f"dataset {dataset}", look, wait, "run make publish again, it continues to wait")
+    assert found
     return found.version
 
 

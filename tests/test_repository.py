@@ -1,6 +1,7 @@
 """What stands around the code: citations, templates, licence."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,13 @@ def test_pre_commit_runs_what_make_lint_runs():
     assert [hook["id"] for hook in hooks] == makefile_list("LINT")
     assert [hook["entry"] for hook in hooks] == [f"make --silent {name}" for name in makefile_list("LINT")]
     assert not any(hook["pass_filenames"] for hook in hooks)
+
+
+def test_types_are_checked_in_all_but_tests_and_the_built_files():
+    settings = tomllib.loads(text_of("pyproject.toml"))["tool"]
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
+    modules = {path.name for path in ROOT.glob("*.py")} - {"kernel.py", "train_kernel.py"}
+    assert set(settings["mypy"]["files"]) == packages | modules
+    assert set(settings["importlinter"]["root_packages"]) == packages
+    assert not {"ignore_errors", "disable_error_code", "follow_imports"} & set(settings["mypy"])
+    assert [set(each) for each in settings["mypy"]["overrides"]] == [{"module", "ignore_missing_imports"}]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -42,7 +43,7 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure((width, height), layout="constrained")
 
 
-def clean_axes(axes: Axes, grid: str | None = "both") -> None:
+def clean_axes(axes: Axes, grid: Literal["x", "y", "both"] | None = "both") -> None:
     """Removes the frame above and to the right and the tick marks, and draws light grid lines.
 
     Args:

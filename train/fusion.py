@@ -28,7 +28,7 @@ from scale.parallel import Files, Progress, in_own_process, run_tasks, workers
 from train.lesions import open_images, read_lesions
 from train.manifest import stage
 from train.network.config import INPUTS, RunConfig, TrainingConfig, flag, parse_fusion_options
-from train.network.fold import LOGS, PRETRAINED, FoldFiles, Training, train_backbone, train_fold
+from train.network.fold import LOGS, PRETRAINED, FoldFiles, Training, refuse_too_few_groups, train_backbone, train_fold
 from train.network.imagenet_weights import initial_weights_file
 from train.network.model import be_deterministic, leave_gpus_to_tasks
 from train.network.pretraining import read_archive
@@ -55,6 +55,8 @@ def train_fusion(arguments: list[str] | None = None) -> int:
             leave_gpus_to_tasks()
         be_deterministic(config.deterministic)
         training = read_training(run, config)
+        if config.auxiliary:
+            refuse_too_few_groups(training)
         folder = unfinished_folder(run, training)
         train_folds(training, folder)
         rows, scales = gather_out_of_fold(training, folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -18,8 +19,8 @@ class _NewFile(io.FileIO):
 
     error: OSError | None = None
 
-    def write(self, data: memoryview) -> int:
-        """Writes all of it, unless the disk has refused something."""
+    def write(self, data: Any) -> int:
+        """Writes all of ``data``, a memoryview, unless the disk has refused something."""
         left = memoryview(data).cast("B")
         while len(left) and not self.error:
             try:

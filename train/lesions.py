@@ -12,7 +12,8 @@ from inference.artifacts import FOLDS, OOF_TABULAR, checked_file, load_manifest
 from inference.features import build_features
 from inference.images import ImageStore, find_images
 from inference.schema import ID, PATIENT, TARGET, TRAIN_ONLY, read_metadata, read_scores
-from inference.tables import id_mismatch
+from inference.tables import Reading, id_mismatch, read_csv_file
+from train.archives.diagnoses import GROUP_COLUMNS, groups_of
 from train.folds import HOLDOUT, read_folds
 from train.leaks import ColumnChoice
 from train.network.known_images import image_digests
@@ -76,6 +77,8 @@ class Lesions:
     tabular: np.ndarray
     #: Of ``image_digests``; 0 for a lesion without a readable image.
     image_digests: np.ndarray
+    #: Of ``train.archives.diagnoses.groups_of``.
+    groups: np.ndarray
 
     @property
     def has_image(self) -> np.ndarray:
@@ -100,7 +103,8 @@ def read_lesions(data: Path, artifacts: Path, store: ImageStore, missing_images:
         InputError: a stage before this one has not run, or ran on other rows; a lesion has no readable image and
             ``missing_images`` is "refuse".
     """
-    metadata = read_metadata(data / "train-metadata.csv", labelled=True)
+    table = data / "train-metadata.csv"
+    metadata = read_metadata(table, labelled=True)
     fold = read_folds(artifacts, metadata)
     path = checked_file(artifacts, load_manifest(artifacts), OOF_TABULAR)
     isic_ids = metadata[ID].to_numpy()
@@ -130,4 +134,5 @@ def read_lesions(data: Path, artifacts: Path, store: ImageStore, missing_images:
         fold=fold,
         tabular=tabular.fillna(0.0).to_numpy(),
         image_digests=digests,
+        groups=groups_of(read_csv_file(table, Reading("str", columns=GROUP_COLUMNS | {ID}))),
     )

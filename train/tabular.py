@@ -145,7 +145,7 @@ def save_models(
     models: list[FoldModel], folder: Path, file_of: Callable[[int, int], str] = tabular_model_file
 ) -> list[dict[str, Any]]:
     """Writes a file for each model, named by fold and seed, and returns their entries for the manifest."""
-    entries = []
+    entries: list[dict[str, Any]] = []
     for each in models:
         entries.append({"file": file_of(each.fold, each.seed), "prior_correction": each.prior_correction})
         path = folder / entries[-1]["file"]

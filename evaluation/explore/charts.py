@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ WIDTH = 4.6  # of a panel, in inches of 72 SVG units: as wide as a phone
 DOTS = 1500
 BINS = 40
 #: A legend above the plot, at its left edge.
-LEGEND_ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1), "frameon": False, "borderaxespad": 0.2}
+LEGEND_ABOVE: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "frameon": False, "borderaxespad": 0.2}
 
 
 def axis_name(name: str) -> str:
@@ -65,7 +66,7 @@ def draw_sizes(sizes: np.ndarray) -> Markup:
     """Histogram of the lesions per patient on a logarithmic scale; ``sizes`` of shape (patients,)."""
     edges = np.unique(np.round(np.geomspace(1, sizes.max() + 1, 25)))
     with styled_axes(WIDTH, 2.8) as (figure, axes):
-        axes.hist(sizes, bins=edges, color=BLUE, edgecolor="white", linewidth=0.7)
+        axes.hist(sizes, bins=edges.tolist(), color=BLUE, edgecolor="white", linewidth=0.7)
         axes.set_xscale("log")
         ticks = [tick for tick in (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000) if tick <= sizes.max()]
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
@@ -80,11 +81,12 @@ def draw_sizes(sizes: np.ndarray) -> Markup:
 def draw_single(single: pd.DataFrame) -> Markup:
     """pAUC of single columns as bars; those that no model may use are hatched. ``single``: rows of ``single_columns``."""
     rows, usable = np.arange(len(single)), single["usable"].to_numpy(dtype=bool)
+    bars: Sequence[tuple[np.ndarray, str, dict[str, Any]]] = (
+        (usable, "usable", {"color": BLUE, "edgecolor": BLUE}),
+        (~usable, "not for a model", {"color": "#f3c9a8", "edgecolor": VERMILION, "hatch": "///"}),
+    )
     with styled_axes(WIDTH, 1.1 + 0.25 * len(rows)) as (figure, axes):
-        for chosen, label, style in (
-            (usable, "usable", {"color": BLUE, "edgecolor": BLUE}),
-            (~usable, "not for a model", {"color": "#f3c9a8", "edgecolor": VERMILION, "hatch": "///"}),
-        ):
+        for chosen, label, style in bars:
             if chosen.any():
                 axes.barh(rows[chosen], single["pauc"][chosen], height=0.7, label=label, linewidth=0.6, **style)
         axes.axvline(0.02, color=INK, linestyle="--", linewidth=1, label="guessing, 0.02")
@@ -114,11 +116,12 @@ def draw_density(train: pd.DataFrame, name: str) -> Markup:
     """How a number is distributed among benign (filled) and malignant lesions (line), each to a sum of 100 %."""
     values, labels = train[name], train[TARGET]
     edges, medians = bin_edges(values.dropna().to_numpy()), []
+    classes: Sequence[tuple[int, str, dict[str, Any]]] = (
+        (0, "benign", {"fill": True, "color": "#c3c9cf"}),
+        (1, "malignant", {"fill": False, "color": VERMILION, "linewidth": 1.8}),
+    )
     with styled_axes(WIDTH, 2.7) as (figure, axes):
-        for label, word, style in (
-            (0, "benign", {"fill": True, "color": "#c3c9cf"}),
-            (1, "malignant", {"fill": False, "color": VERMILION, "linewidth": 1.8}),
-        ):
+        for label, word, style in classes:
             chosen = values[(labels == label) & values.notna()]
             counts = np.histogram(chosen.clip(edges[0], edges[-1]), edges)[0]
             axes.stairs(100 * counts / max(len(chosen), 1), edges, label=word, **style)
@@ -139,10 +142,11 @@ def draw_correlations(rho: pd.DataFrame) -> Markup:
         values = rho.to_numpy().ravel()
         # Squares of 0.9 of a cell at a correlation of 1; a cell has 0.24 inches, or 17 points.
         sizes = np.abs(values) * (0.9 * 0.24 * 72) ** 2
-        for chosen, style in (
+        squares: Sequence[tuple[np.ndarray, dict[str, Any]]] = (
             (values >= 0.02, {"facecolors": BLUE, "linewidths": 0}),
             (values <= -0.02, {"facecolors": "#fde9dc", "edgecolors": VERMILION, "linewidths": 1.2}),
-        ):
+        )
+        for chosen, style in squares:
             axes.scatter(column.ravel()[chosen], row.ravel()[chosen], s=0.85 * sizes[chosen], marker="s", **style)
         axes.set_xticks(range(count), rho.columns, rotation=90)
         axes.set_yticks(range(count), rho.index)
@@ -163,8 +167,8 @@ def draw_patient(patient: str, lesions: pd.DataFrame, names: Sequence[str], seed
     benign, malignant = lesions[lesions[TARGET] == 0], lesions[lesions[TARGET] == 1]
     drawn = benign.sample(DOTS, random_state=seed) if len(benign) > DOTS else benign
     shown = f"{len(benign):,} benign" if len(drawn) == len(benign) else f"{len(drawn):,} of {len(benign):,} benign"
-    dots = {"markersize": 5.5, "alpha": 0.7} if len(drawn) < 300 else {"markersize": 3.5, "alpha": 0.5}
-    triangles = {"markersize": 10, "markeredgecolor": "black", "markeredgewidth": 0.9}
+    dots: dict[str, Any] = {"markersize": 5.5, "alpha": 0.7} if len(drawn) < 300 else {"markersize": 3.5, "alpha": 0.5}
+    triangles: dict[str, Any] = {"markersize": 10, "markeredgecolor": "black", "markeredgewidth": 0.9}
     first, second = names
     with styled_axes(WIDTH, 3.5) as (figure, axes):
         axes.plot(drawn[first], drawn[second], "o", color=GREY, markeredgewidth=0, label=shown, **dots)

@@ -59,8 +59,11 @@ def shown_image(content: bytes) -> tuple[bytes, str] | None:
 
 def gallery(rows: pd.DataFrame, store: ImageStore | None, most: int) -> list[Crop]:
     """The first ``most`` of ``rows`` whose image can be read, and a line on the others; none without a ``store``."""
-    crops, unreadable = [], []
-    for _, lesion in rows.iterrows() if store else ():
+    if store is None:
+        return []
+    crops: list[Crop] = []
+    unreadable = []
+    for _, lesion in rows.iterrows():
         if len(crops) == most:
             break
         if shown := shown_image(store.read(lesion[ID])):

@@ -168,8 +168,8 @@ def missing_images(folder: Folder) -> Iterator[Finding]:
         )
         yield Finding("Rows without an image", text)
     if folder.test is not None and folder.test_images < len(folder.test):
-        absent = len(folder.test) - folder.test_images
-        text = f"{absent:,} of {len(folder.test):,}; the kernel gives them their tabular score."
+        lacking = len(folder.test) - folder.test_images
+        text = f"{lacking:,} of {len(folder.test):,}; the kernel gives them their tabular score."
         yield Finding("Test rows without an image", text)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -201,7 +202,7 @@ def draw_strips(path: Path, table: pd.DataFrame, explanation: Explanation, label
         shap = explanation.shap[drawn, features.columns.get_loc(name)]
         height = row + swarm(shap, rng)
         grey = np.ones(len(drawn), dtype=bool)
-        dots = {"s": 7, "linewidths": 0, "rasterized": True, "zorder": 2}
+        dots: dict[str, Any] = {"s": 7, "linewidths": 0, "rasterized": True, "zorder": 2}
         if name not in explanation.categories:
             # Ranks, and not the values: one extreme value would leave a single colour to all others.
             share = features[name].iloc[drawn].rank(pct=True).to_numpy()
@@ -217,7 +218,7 @@ def draw_strips(path: Path, table: pd.DataFrame, explanation: Explanation, label
     axes.set_title(f"{len(drawn):,} lesions, each explained by models trained without its patient", fontsize=12)
     bar = figure.colorbar(ScalarMappable(cmap="viridis"), ax=axes, ticks=[0, 0.5, 1], fraction=0.03, aspect=40, pad=0.02)
     bar.ax.set_yticklabels(["lowest", "median", "highest"])
-    bar.outline.set_visible(False)
+    bar.outline.set_visible(False)  # type: ignore[operator]  # Matplotlib's stub makes it a mapping of spines
     figure.supxlabel("Colour: the feature's value, by rank among the lesions. Grey: unknown, or a category (*).", fontsize=9)
     save_png(figure, path)
 

@@ -145,7 +145,7 @@ def columns_of(tables: Sequence[ScoreTable]) -> dict[str, float]:
         tables: each resampled on its own; where there is none, the columns are NaN.
     """
     means = {name: MeanPauc.of([(table, name) for table in tables]) for name in TREATMENTS if tables}
-    columns = {}
+    columns: dict[str, float] = {}
     for name in TREATMENTS:
         found = means[name].estimate if tables else UNKNOWN
         columns |= {f"{name}_pauc": found.value, f"{name}_low": found.low, f"{name}_high": found.high}

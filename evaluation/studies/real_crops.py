@@ -235,7 +235,8 @@ def compare_factor(request: Request, name: str, chosen: Sequence[str] = ()) -> s
         tasks = [(study, variant) for variant in variants.values()]
         seconds = dict(zip(variants, stream_tasks(train_variant, tasks), strict=True))
     truth = read_scores(artifact_path(study.artifacts, FOLDS), [PATIENT, TARGET])
-    logits, minutes = {}, {}
+    logits: dict[str, list[np.ndarray]] = {}
+    minutes: dict[str, list[float]] = {}
     for trained in trainings:
         folder, took = trained.variant.folder(study), seconds[trained.variant.name]
         if trained.views:

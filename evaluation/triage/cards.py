@@ -114,7 +114,7 @@ def strongest(features: pd.Series, shap: np.ndarray) -> list[Driver]:
     ]
 
 
-def value_in_words(value: object) -> str:
+def value_in_words(value: str | float) -> str:
     """A feature's value: a category as it is, a number to three digits, or "unknown"."""
     if isinstance(value, str):
         return value

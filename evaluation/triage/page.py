@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -134,8 +135,15 @@ def score_chart(patient: Patient) -> Markup:
     both = np.concatenate([patient.tabular, patient.network])
     ends = (both.min() - 0.3, both.max() + 0.3)
     malignant = patient.labels == 1
-    dots = {"marker": "o", "s": 24, "color": BLUE, "alpha": 0.6, "linewidths": 0, "zorder": 2}
-    triangles = {"marker": "^", "s": 70, "color": VERMILION, "edgecolors": INK, "linewidths": 0.8, "zorder": 3}
+    dots: dict[str, Any] = {"marker": "o", "s": 24, "color": BLUE, "alpha": 0.6, "linewidths": 0, "zorder": 2}
+    triangles: dict[str, Any] = {
+        "marker": "^",
+        "s": 70,
+        "color": VERMILION,
+        "edgecolors": INK,
+        "linewidths": 0.8,
+        "zorder": 3,
+    }
     with styled_axes(4.8, 3.9) as (figure, axes):
         axes.plot(ends, ends, "--", color=GREY, linewidth=1, label="the image changes nothing", zorder=1)
         for rows, name, style in ((~malignant, "benign", dots), (malignant, "malignant", triangles)):

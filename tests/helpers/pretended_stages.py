@@ -4,7 +4,13 @@ from inference.artifacts import checked_file, load_manifest
 from train.manifest import READS, read_manifest, stage
 from utils import InputError
 
-FILES = {"folds": ["folds.csv"], "tabular": ["a.cbm", "b.cbm"], "network": ["n.h5"], "image_only": ["i.csv"]}
+FILES = {
+    "folds": ["folds.csv"],
+    "tabular": ["a.cbm", "b.cbm"],
+    "network": ["n.h5"],
+    "stacking": ["s.cbm"],
+    "image_only": ["i.csv"],
+}
 
 
 def run_stage(folder, name, value, data=None, replace=False, meanwhile=None):

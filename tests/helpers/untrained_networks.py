@@ -4,7 +4,15 @@ import json
 
 import numpy as np
 
-from inference.artifacts import OOF_FUSION, OOF_TABULAR, checked_file, fold_network_file, load_manifest
+from inference.artifacts import (
+    FUSION,
+    OOF_FUSION,
+    OOF_TABULAR,
+    checked_file,
+    fold_network_file,
+    load_manifest,
+    network_column,
+)
 from inference.images import image_batches
 from inference.network import NetworkConfig, build_network
 from inference.schema import ID, TARGET, read_scores
@@ -42,7 +50,8 @@ def make_artifacts(data, folder):
             batch = {"crop": crops.numpy(), "tabular": oof["tabular"].to_numpy("float32")[at, None]}
             oof.loc[at, "network"] = network(batch, training=False).numpy()[:, 0].astype("float64")
             oof.loc[at, "image_scored"] = 1
-    oof.to_csv(folder / OOF_FUSION, index=False)
-    content = {"weights": names, "settings": CONFIG.to_dict(), "combination": {"kind": "network"}}
+    oof.assign(**{network_column(FUSION): oof["network"]}).to_csv(folder / OOF_FUSION, index=False)
+    network = {"weights": names, "settings": CONFIG.to_dict(), "pauc": 0.0}
+    content = {"networks": {FUSION: network}, "combination": {"kind": "network"}}
     record_stage(folder, "network", content, [*names, OOF_FUSION])
     return folder

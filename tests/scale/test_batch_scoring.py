@@ -16,6 +16,7 @@ from scale import parts
 from scale.artifact_folder import locked
 from scale.batch_scoring import main
 from scale.parts import chunks, find_repeated, input_files, part_of
+from train.stacking import train_stacking
 from utils import InputError
 
 
@@ -72,13 +73,36 @@ def test_parquet_gives_the_same_scores_as_csv(score, scoring, tmp_path):
     check_equal(scored(score.out), scoring.kernel)
 
 
-def test_ranks_are_taken_over_all_parts(score, scoring, tmp_path):
-    ranked = shutil.copytree(scoring.artifacts, tmp_path / "artifacts")
-    manifest = json.loads((ranked / "manifest.json").read_text())
-    manifest["network"]["combination"] = {"kind": "rank_average"}
-    (ranked / "manifest.json").write_text(json.dumps(manifest))
-    assert score("--artifacts", ranked) == 0
-    check_equal(scored(score.out), scoring.by_kernel(scoring.competition, ranked, tmp_path / "kernel"))
+def test_the_combination_is_that_of_the_kernel(score, scoring, tmp_path):
+    blended = shutil.copytree(scoring.artifacts, tmp_path / "artifacts")
+    manifest = json.loads((blended / "manifest.json").read_text())
+    weights = {"with_image": {"intercept": 0.5, "tabular": 0.25, "network": 0.75}}
+    weights |= {"without_image": {"intercept": -1.0, "tabular": 2.0}}
+    manifest["network"]["combination"] = {"kind": "blend"} | weights
+    (blended / "manifest.json").write_text(json.dumps(manifest))
+    assert score("--artifacts", blended) == 0
+    found = scored(score.out)
+    check_equal(found, scoring.by_kernel(scoring.competition, blended, tmp_path / "kernel"))
+    expected = np.where(
+        found["image_scored"], 0.5 + 0.25 * found["tabular"] + 0.75 * found["network"], 2 * found["tabular"] - 1
+    )
+    np.testing.assert_allclose(found["final"], expected)
+
+
+def test_the_last_stage_has_the_scores_of_the_kernel(score, scoring, synthetic_data, tmp_path):
+    stacked = shutil.copytree(scoring.artifacts, tmp_path / "artifacts")
+    parameters = tmp_path / "few_trees.json"
+    parameters.write_text(json.dumps({"iterations": 10, "depth": 3, "learning_rate": 0.3}))
+    where = ["--data", str(synthetic_data), "--artifacts", str(stacked)]
+    assert train_stacking([*where, "--seeds", "1", "--params", str(parameters), "--combine", "stacking"]) == 0
+    assert score("--artifacts", stacked) == 0
+    found, expected = scored(score.out), scoring.by_kernel(scoring.competition, stacked, tmp_path / "kernel")
+    check_equal(found, expected)
+    np.testing.assert_allclose(found["stacking"], expected["stacking"].loc[found.index], atol=1e-5)
+    compared = found["stacking"].notna()
+    assert 0 < compared.sum() < found["image_scored"].sum()  # some patients lack an image
+    run = json.loads((score.out / "run.json").read_text())
+    assert run["fallbacks"] == {"lesions_not_stacked": int((found["image_scored"].astype(bool) & ~compared).sum())}
 
 
 def test_without_images_the_scores_are_tabular(scoring, tmp_path):

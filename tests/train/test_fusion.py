@@ -300,20 +300,21 @@ def test_a_network_that_is_trained_again_replaces_itself_alone(trained, two, aga
     assert networks_of(manifest)[kept] == networks_of(before)[kept]
     assert weights_of(manifest)[kept] == weights_of(before)[kept]
     assert not set(weights_of(manifest)[again]) & set(weights_of(before)[again])
-    assert networks_of(manifest)[again]["training"] | {"backbone": "resnet50", "seed": 5} == networks_of(manifest)[again]["training"]
+    training = networks_of(manifest)[again]["training"]
+    assert (training["backbone"], training["seed"]) == ("resnet50", 5)
     np.testing.assert_allclose(oof[f"network_{kept}"], table[f"network_{kept}"], rtol=1e-6)
     np.testing.assert_allclose(oof[f"network_{again}"], oof["tabular"], atol=1e-5)
     check_mean(oof)
 
 
-@pytest.mark.parametrize("name", ["", "Lite", "a_b", "../up", "-x", "x" * 41, "image", "network", "stacking", "final", "fold"])
+@pytest.mark.parametrize("name", ["", "Lite", "a_b", "../up", "-x", "x" * 41, "image", "network", "stacking", "fold"])
 def test_a_name_that_files_and_columns_cannot_have_is_refused(tmp_path, name):
     with pytest.raises(InputError, match="--name"):
         train_fusion(command(tmp_path, tmp_path, f"--name={name}"))
 
 
 def test_a_network_to_compare_has_no_name(tmp_path):
-    with pytest.raises(InputError, match="--inputs image .*--name"):
+    with pytest.raises(InputError, match=r"--inputs image .*--name"):
         train_fusion(command(tmp_path, tmp_path, "--inputs", "image", "--name", "lite"))
 
 
@@ -388,6 +389,14 @@ def test_every_fold_starts_from_the_pretrained_backbone(trained, artifacts, arch
 
 
 # Bad input
+
+
+def test_groups_that_are_too_small_are_refused_before_the_training(trained, artifacts, untrained, monkeypatch):
+    monkeypatch.setattr("train.network.sampling.GROUP_LESIONS", 1000)
+    with pytest.raises(InputError, match="--auxiliary"):
+        train_fusion(command(trained.data, artifacts, "--auxiliary", "0.3"))
+    assert not untrained
+    assert not list(artifacts.glob(".fusion*"))
 
 
 def test_a_lesion_without_image_is_refused_unless_it_may_pass(trained, artifacts, tmp_path, untrained):

@@ -10,6 +10,7 @@ from inference.artifacts import MANIFEST, OOF_TABULAR
 from inference.features import build_features
 from inference.files import sha256_of
 from inference.schema import ID, PATIENT, TARGET, TRAIN_ONLY
+from train.archives.diagnoses import GROUPS
 from train.lesions import open_images, read_lesions, read_rows, refuse_train_only
 from utils import InputError
 
@@ -41,6 +42,14 @@ def test_features_of_columns_that_only_train_has_are_refused(column):
 def test_features_of_the_project_are_not_refused(metadata):
     refuse_train_only(list(build_features(metadata)))
     refuse_train_only([])
+
+
+def test_lesions_have_the_group_of_their_diagnosis(trained):
+    lesions = read_lesions(trained.data, trained.artifacts, open_images(trained.data), "refuse")
+    words = pd.read_csv(trained.data / "train-metadata.csv")["iddx_3"].fillna("benign").str.lower()
+    for group in ("benign", "nevus", "basal cell carcinoma"):
+        assert (words == group).any()
+        np.testing.assert_array_equal(lesions.groups == GROUPS.index(group), words == group)
 
 
 # Tables of other lesions

@@ -8,10 +8,10 @@ from pretended_stages import FILES, read_set, run_stage, values
 
 from inference.artifacts import FORMAT, MANIFEST, checked_file, load_manifest
 from inference.submission import main
-from train.manifest import record_stage, stage
+from train.manifest import NETWORKS, record_stage, stage
 from utils import InputError
 
-STAGES = ["folds", "tabular", "network", "image_only"]
+STAGES = ["folds", "tabular", "network", "stacking", "image_only"]
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def record(folder, name, run):
 def test_every_stage_has_its_section_and_its_files(folder):
     manifest = load_manifest(folder)
     assert manifest["format"] == FORMAT
-    assert [manifest[stage] for stage in STAGES] == [{"run": "first"}] * 4
+    assert [manifest[stage] for stage in STAGES] == [{"run": "first"}] * 5
     assert set(manifest["files"]) == {f"{stage}.csv" for stage in STAGES}
     for name in manifest["files"]:
         assert checked_file(folder, manifest, name) == folder / name
@@ -41,9 +41,10 @@ def test_every_stage_has_its_section_and_its_files(folder):
 @pytest.mark.parametrize(
     ("stage", "dropped"),
     [
-        ("folds", {"tabular", "network", "image_only"}),
-        ("tabular", {"network"}),
-        ("network", set()),
+        ("folds", {"tabular", "network", "stacking", "image_only"}),
+        ("tabular", {"network", "stacking"}),
+        ("network", {"stacking"}),
+        ("stacking", set()),
         ("image_only", set()),
     ],
 )
@@ -102,12 +103,18 @@ def trained_set(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("stage_name", "lost"), [("folds", {"tabular", "network", "image_only"}), ("tabular", {"network"}), ("network", set())]
+    ("stage_name", "lost"),
+    [
+        ("folds", {"tabular", "network", "stacking", "image_only"}),
+        ("tabular", {"network", "stacking"}),
+        ("network", {"stacking"}),  # made in minutes
+        ("stacking", set()),
+    ],
 )
 def test_networks_are_dropped_on_request_only(trained_set, tmp_path, capsys, stage_name, lost):
     artifacts, data = trained_set(), tmp_path / "data.csv"
     before = read_set(artifacts)
-    if lost:
+    if lost & set(NETWORKS):
         with pytest.raises(InputError, match="--replace") as caught:
             run_stage(artifacts, stage_name, 2, data)
         assert all(name in str(caught.value) for name in lost)

@@ -190,9 +190,10 @@ def _write_staged(config: ArchivesConfig, out: Path, staging: Path) -> str:
 
 def _write_slice3d(config: ArchivesConfig, out: Path, staging: Path) -> str:
     """As ``_write_staged``, of the official release of 2024."""
-    if set(config.years) != {SLICE3D} or replace(config, years=None) != ArchivesConfig(config.root):
+    years = config.years or ()
+    if set(years) != {SLICE3D} or replace(config, years=None) != ArchivesConfig(config.root):
         raise InputError(
-            f"--years {' '.join(config.years)}: {SLICE3D} has the competition's crops, which stay as they are; give it "
+            f"--years {' '.join(years)}: {SLICE3D} has the competition's crops, which stay as they are; give it "
             "alone, without --unknown, --size and --competition, and the other years another --out."
         )
     with TemporaryDirectory(prefix=".unpacked-", dir=staging) as unpacked:

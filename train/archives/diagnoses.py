@@ -9,10 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+
 from utils import InputError
 
 #: The five classes, in the order of the report; "" is an unknown class.
 CLASSES = ("melanoma", "basal cell carcinoma", "squamous cell carcinoma", "nevus", "other", "")
+#: The classes, and what SLICE-3D calls benign without a diagnosis.
+GROUPS = (*CLASSES, "benign")
+#: The columns that ``groups_of`` reads.
+GROUP_COLUMNS = frozenset(("diagnosis", "iddx_3", "iddx_1"))
 
 
 @dataclass(frozen=True)
@@ -147,6 +154,19 @@ def class_of(diagnosis: str) -> str:
 def diagnosis_of(iddx_3: str) -> str:
     """The diagnosis of a word of the column iddx_3, as ``train-metadata.csv`` writes it."""
     return IDDX_3[iddx_3].diagnosis if iddx_3 in IDDX_3 else iddx_3.lower()
+
+
+def groups_of(table: pd.DataFrame) -> np.ndarray:
+    """The position in ``GROUPS`` of each row's diagnosis, int64 of shape (rows,); that of "" where it is open.
+
+    Args:
+        table: of text; those of ``GROUP_COLUMNS`` that it has are read.
+    """
+    columns = {name: table[name].fillna("") if name in table else pd.Series("", table.index) for name in GROUP_COLUMNS}
+    groups = columns["diagnosis"].map(class_of)
+    groups = groups.where(groups != "", columns["iddx_3"].map(lambda word: class_of(diagnosis_of(word))))
+    unnamed = (columns["diagnosis"] == "") & (columns["iddx_3"] == "") & (columns["iddx_1"] == "Benign")
+    return groups.mask(unnamed, "benign").map(GROUPS.index).to_numpy("int64")
 
 
 _CLASS_OF = {label.diagnosis: label.group for words in (*LABELS.values(), IDDX_3) for label in words.values()}

@@ -228,7 +228,12 @@ def convert_images(
     todo = [item for item in plan.items() if _read_record(work, *item) is None]
     tasks = [(todo[start : start + CHUNK], work, size) for start in range(0, len(todo), CHUNK)]
     run_tasks(_convert_chunk, tasks, len(tasks), progress=Progress("images", "chunk", len(todo) >= 1000))
-    records = {image_id: _read_record(work, image_id, candidates) for image_id, candidates in plan.items()}
+    records: dict[str, dict] = {}
+    for image_id, candidates in plan.items():
+        record = _read_record(work, image_id, candidates)
+        if record is None:
+            raise InputError(f"{work_file(work, image_id)} was removed while images were read; run the same command again.")
+        records[image_id] = record
     corrupt = [Path(name) for record in records.values() for name in record["corrupt"]]
     return Hashed.of({image_id: record for image_id, record in records.items() if "sha256" in record}, corrupt)
 

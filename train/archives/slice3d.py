@@ -123,7 +123,7 @@ def find_release(found: Survey, work: Path) -> Release:
     beside = [path for path in named if path.parent.name.lower().startswith(f"{name}_Input".lower())]
     tables[METADATA] = beside or named
     truth, supplement = (one_file(tables, f"{name}_{part}.csv") for part in ("GroundTruth", "Supplement"))
-    if supplement is None:
+    if truth is None or supplement is None:  # the ground truth is there, or nothing would have this name
         raise InputError(f"{name}_Supplement.csv, which has the hospitals, is nowhere below --root; fetch it.")
     labels = read_truth(truth)
     release = Release(name, truth, labels, supplement, one_file(tables, METADATA), found.images, packed)

@@ -31,7 +31,7 @@ GROUND_TRUTH = {
     PAD: ("metadata.csv",),
 }
 #: Columns of the image's name and its diagnosis in those files; None where every diagnosis has a column of its own.
-TRUTH_COLUMNS = {
+TRUTH_COLUMNS: dict[str, tuple[str | int, str | int | None]] = {
     "2016": (0, 1),  # no header
     "2017": ("image_id", None),
     "2018": ("image", None),

@@ -24,7 +24,8 @@ class TrainingData:
         images: of the lesions.
         isic_ids: the lesion of each row, shape (epochs * steps * batch_size,).
         inputs: further inputs of the model, name -> shape (rows,).
-        targets: labels or classes, shape (rows,).
+        targets: labels or classes, shape (rows,); or, of shape (rows, 1 + groups), labels and, behind them, 1 for the
+            diagnosis group of a row and 0 for the others.
         sample_weight: of each row in the loss, shape (rows,).
         steps: batches per epoch.
         image_size: pixels.
@@ -47,28 +48,35 @@ class TrainingData:
     mixup: float = 0.0
     cache: Path | None = None
 
+    @property
+    def groups(self) -> int:
+        """How many diagnosis groups the targets have."""
+        return self.targets.shape[1] - 1 if np.ndim(self.targets) == 2 else 0
+
 
 def training_batches(data: TrainingData, first_epoch: int = 0):
     """The batches from the beginning of ``first_epoch`` on.
 
     Returns:
         A ``tf.data.Dataset`` of ({"crop": uint8 (batch, size, size, 3), "draws": float32 (batch, DRAWS), name: float32
-        (batch, 1)}, targets float32 (batch, 1), weights float32 (batch,)). Lesions without a readable image are left out.
+        (batch, 1)}, targets float32 (batch, 1) or (batch, 1 + groups), weights float32 (batch,)). Lesions without a readable
+        image are left out.
     """
     import tensorflow as tf
 
     first_step = first_epoch * data.steps
     rows = slice(first_step * data.batch_size, None)
     beside = {name: tf.constant(values[rows, None], tf.float32) for name, values in data.inputs.items()}
-    targets = tf.constant(data.targets[rows, None], tf.float32)
+    targets = tf.constant(data.targets.reshape(len(data.targets), -1)[rows], tf.float32)
     weights = tf.constant(data.sample_weight[rows], tf.float32)
 
     def join(step, batch):
         positions, crops = batch
         inputs = {"crop": crops} | {name: tf.gather(values, positions) for name, values in beside.items()}
-        batch = inputs, tf.gather(targets, positions), tf.gather(weights, positions)
+        target, weight = tf.gather(targets, positions), tf.gather(weights, positions)
         key = tf.stack([tf.constant(data.seed, tf.int64), step])
-        inputs, target, weight = mixed(*batch, data.mixup, key) if data.mixup else batch
+        if data.mixup:
+            inputs, target, weight = mixed(inputs, target, weight, data.mixup, key)
         draws = tf.random.stateless_uniform((tf.shape(positions)[0], DRAWS), key)
         return inputs | {"draws": draws}, target, weight
 

@@ -92,6 +92,7 @@ class TrainingConfig:
     augmentation: str = "light"
     label_smoothing: float = 0.0
     mixup: float = 0.0
+    auxiliary: float = 0.0
     precision: str = "auto"
     deterministic: bool = False
     imbalance: str = Imbalance.mode
@@ -150,9 +151,10 @@ def initial_weights(text: str) -> str:
 
 
 def network_name(text: str) -> str:
-    """The type of ``--name``: letters, digits and hyphens, since files and columns are named after it."""
+    """The type of ``--name``: files and columns are named after it."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", text) or text in TAKEN:
-        raise ArgumentTypeError(f"{text!r} cannot name a network; give small letters, digits, hyphens; none of {', '.join(TAKEN)}.")
+        allowed = f"small letters, digits and hyphens, none of {', '.join(TAKEN)}"
+        raise ArgumentTypeError(f"{text!r} cannot name a network; give {allowed}.")
     return text
 
 
@@ -168,6 +170,8 @@ def parse_fusion_options(arguments: list[str] | None) -> tuple[RunConfig, Traini
         raise InputError(f"--archives and --archives-mode go together; give both or none (modes: {modes}).")
     if options["archives"] and "crop" not in INPUTS[options["inputs"]]:
         raise InputError("--archives holds images, and --inputs tabular uses none; leave one out.")
+    if options["auxiliary"] and "crop" not in INPUTS[options["inputs"]]:
+        raise InputError("--auxiliary is learned from crops, and --inputs tabular uses none; leave one out.")
     for name, pretrained in PRETRAINED_DEFAULTS.items():
         if options[name] is None:
             options[name] = getattr(RANDOM_DEFAULTS, name) if options["weights"] == "none" else pretrained
@@ -265,6 +269,13 @@ def fusion_parser() -> Parser:
         type=Number(0, 100),
         metavar="ALPHA",
         help=f"Beta(ALPHA, ALPHA), half of the crops; 0 for none ({default_of('mixup')})",
+    )
+    fitting.add_argument(
+        "--auxiliary",
+        type=Number(0, 100),
+        metavar="WEIGHT",
+        help="of the loss of a second head, for the group of diagnosis or iddx_3, which is dropped after the training; "
+        "0 for none (default: %(default)s)",
     )
     fitting.add_argument("--precision", choices=PRECISIONS, help="auto: mixed_float16 on a GPU (default: %(default)s)")
     fitting.add_argument("--deterministic", action="store_true", help="equal bytes on a GPU, slower; a CPU always is")

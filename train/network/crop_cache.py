@@ -142,7 +142,7 @@ class CropCache:
 
 def checksum_of(crop: np.ndarray) -> int:
     """Of a crop that was written; never 0, which stands for a crop that was not."""
-    return WRITTEN | zlib.crc32(crop)
+    return WRITTEN | zlib.crc32(crop.data)
 
 
 @functools.cache

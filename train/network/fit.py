@@ -16,7 +16,7 @@ from train.network.batches import TrainingData, training_batches
 from train.network.checkpoint import Checkpoint
 from train.network.config import TrainingConfig
 from train.network.known_images import as_input_errors
-from train.network.model import augmented, input_names, unfreeze, with_source
+from train.network.model import augmented, input_names, unfreeze, with_groups, with_source
 from utils import InputError, log
 
 WARM_UP = 0.1  # share of the steps
@@ -86,11 +86,12 @@ def fit(
 
     checkpoint = checkpoint or Checkpoint(None)
     done, total = checkpoint.epochs, plan.phases[-1].last
+    head = head_of_groups(network, data.groups) if data.groups else None
     with tqdm(total=data.steps * total, initial=data.steps * done, desc=plan.name, unit="step") as bar:
         for phase in plan.phases:
             if done > phase.last:
                 continue
-            model = compiled_model(network, data, plan, phase)
+            model = compiled_model(network, data, plan, phase, head)
             start = max(phase.first, done)
             if phase.first < done:
                 checkpoint.load(model)
@@ -110,13 +111,21 @@ def fit(
     return checkpoint.history
 
 
-def compiled_model(network, data: TrainingData, plan: Plan, phase: Phase):
-    """The model that is fitted in a phase: ``network`` behind its augmentation, compiled."""
+def head_of_groups(network, groups: int):
+    """The layer from the features of ``network``'s backbone to the logits of diagnosis groups; its weights are zeros."""
+    import keras
+
+    with network.distribute_strategy.scope():
+        return keras.layers.Dense(groups, kernel_initializer="zeros", name="diagnosis_groups", dtype="float32")
+
+
+def compiled_model(network, data: TrainingData, plan: Plan, phase: Phase, head=None):
+    """The model that is fitted in a phase: ``network``, with ``head`` if there is one, behind its augmentation, compiled."""
     strategy = network.distribute_strategy
     with strategy.scope():
         config = plan.config
         unfreeze(network, phase.unfreeze, config.from_scratch, config.batch_norm, strategy.num_replicas_in_sync)
-        model = augmented(network, config.augmentation)
+        model = augmented(with_groups(network, head) if head else network, config.augmentation)
         if "archive" in data.inputs:
             model = with_source(model)
         backbone = backbone_of(network)
@@ -241,6 +250,21 @@ def corrected_loss(prior_correction: float, label_smoothing: float = 0.0, gamma:
     return loss
 
 
+def with_group_loss(loss: Callable, weight: float) -> Callable:
+    """``loss`` of the first column, and ``weight`` times the cross-entropy of the softmax of the other columns.
+
+    A row whose other targets are all 0 is of an unknown group: it has no part in the second term. Targets that mixup made
+    of a known and an unknown group have the known one's share of it.
+    """
+    import keras
+
+    def both(y_true, logits):
+        groups = -keras.ops.sum(y_true[:, 1:] * keras.ops.log_softmax(logits[:, 1:]), axis=-1)
+        return loss(y_true[:, :1], logits[:, :1]) + weight * groups
+
+    return both
+
+
 def adamw(steps: int, learning_rate: float, config: TrainingConfig, slow: Sequence = ()):
     """AdamW whose learning rate warms up over a tenth of the steps and then decays to zero along a cosine.
 
@@ -253,12 +277,12 @@ def adamw(steps: int, learning_rate: float, config: TrainingConfig, slow: Sequen
     """
     import keras
 
-    slow = {variable.path for variable in slow}
+    slow_paths = {variable.path for variable in slow}
 
     class AdamW(keras.optimizers.AdamW):
         def update_step(self, gradient, variable, learning_rate):
             path = self._trainable_variables[self._get_variable_index(variable)].path
-            rate = learning_rate * config.backbone_rate if path in slow else learning_rate
+            rate = learning_rate * config.backbone_rate if path in slow_paths else learning_rate
             super().update_step(gradient, variable, rate)
 
     warm_up = round(WARM_UP * steps)

@@ -19,15 +19,17 @@ from inference.files import replacing, write_csv
 from inference.images import ImageStore, image_batches
 from inference.network import Ensemble, NetworkConfig, devices, load_network, network_logits
 from scale.parallel import Files
+from train.archives.diagnoses import GROUPS
 from train.folds import HOLDOUT
 from train.lesions import Lesions
 from train.network.batches import TrainingData
 from train.network.checkpoint import Checkpoint, save_weights
 from train.network.config import TrainingConfig
-from train.network.fit import Plan, corrected_loss, fit, phases_of
+from train.network.fit import Plan, corrected_loss, fit, phases_of, with_group_loss
 from train.network.known_images import KnownImages, as_input_errors
 from train.network.model import be_deterministic, distribution, precision, starting_network
 from train.network.pretraining import Archive, draw_epoch, join_archive, pretrain_backbone
+from train.network.sampling import GROUP_LESIONS, frequent_groups
 from utils import InputError, log, set_seed
 
 #: The weights of a backbone that was pretrained on the archives, in the folder of an unfinished training.
@@ -68,7 +70,8 @@ class Training:
     def reads(self) -> list[Path]:
         """The files that a fold's training reads."""
         weights = [] if self.initial in ("imagenet", "none") else [Path(self.initial)]
-        return [self.images, *weights, *filter(None, [self.archive and self.archive.images, self.backbone])]
+        archive = [self.archive.images] if self.archive else []
+        return [self.images, *weights, *archive, *([self.backbone] if self.backbone else [])]
 
     @property
     def images_sha256(self) -> str:
@@ -108,6 +111,7 @@ def train_backbone(files: Files, training: Training) -> None:
     set_seed(config.seed)
     with replacing(files.folder / PRETRAINED) as weights, precision(config.precision), distribution().scope():
         start = training.network, training.initial
+        assert training.archive
         pretrain_backbone(training.archive, weights, config, start, training.cache)
 
 
@@ -128,7 +132,9 @@ def train_fold(files: Files, fold: int, training: Training) -> None:
             set_seed(config.seed + fold)
             network = starting_network(training.network, "none" if training.backbone else training.initial)
             if training.backbone:
-                backbone_of(network).load_weights(training.backbone)
+                backbone = backbone_of(network)
+                assert backbone  # of a network that takes crops
+                backbone.load_weights(training.backbone)
         data = training_data(training, fold, rows.train, images)
         logs = training.logs / "tensorboard" / f"{training.name}-fold{fold}"
         history = fit(network, data, plan_of(config, fold, labels), Checkpoint(own.checkpoint), logs)
@@ -203,11 +209,16 @@ def training_data(training: Training, fold: int, train: np.ndarray, images: Know
     rows = np.concatenate([np.resize(epoch, steps * config.batch_size) for epoch in epochs])
     weights = np.ones(len(candidates.labels))
     weights[train] = config.sampling.weights(labels)
+    targets = candidates.labels
+    if config.auxiliary:
+        known = np.concatenate([candidates.groups[train], candidates.groups[candidates.archive]])
+        of_group = candidates.groups[:, None] == groups_to_learn(known, fold)
+        targets = np.column_stack([targets, of_group]).astype("float32")
     return TrainingData(
         images=candidates.images,
         isic_ids=candidates.isic_ids[rows],
         inputs={"tabular": candidates.tabular[rows]} | ({"archive": candidates.archive[rows]} if archive else {}),
-        targets=candidates.labels[rows],
+        targets=targets[rows],
         sample_weight=weights[rows],
         steps=steps,
         image_size=config.image_size,
@@ -218,10 +229,42 @@ def training_data(training: Training, fold: int, train: np.ndarray, images: Know
     )
 
 
+def groups_to_learn(groups: np.ndarray, fold: int) -> np.ndarray:
+    """The frequent diagnosis groups of a fold's training rows, positions in ``GROUPS``.
+
+    Args:
+        groups: of each training row, shape (rows,).
+        fold: its number.
+
+    Raises:
+        InputError: there are fewer than two.
+    """
+    found = frequent_groups(groups)
+    if len(found) < 2:
+        names = ", ".join(GROUPS[number] for number in found) or "none"
+        raise InputError(
+            f"--auxiliary has nothing to learn: outside fold {fold}, of the groups by diagnosis, iddx_3 and iddx_1, only "
+            f"those with {GROUP_LESIONS} lesions or more count ({names}), and two are needed; leave it out."
+        )
+    return found
+
+
+def refuse_too_few_groups(training: Training) -> None:
+    """Raises InputError where ``--auxiliary`` has nothing to learn in a fold; logs what there is."""
+    lesions, joint = training.lesions, training.config.archives_mode == "joint"
+    archive = training.archive.groups if training.archive and joint else np.zeros(0, "int64")
+    for fold in lesions.folds:
+        rows = rows_of_fold(lesions, fold, with_holdout=False).train
+        found = groups_to_learn(np.concatenate([lesions.groups[rows], archive]), fold)
+        log(f"Fold {fold}: diagnosis groups {', '.join(GROUPS[number] for number in found)}")
+
+
 def plan_of(config: TrainingConfig, fold: int, labels: np.ndarray) -> Plan:
     """How a fold's network is fitted; ``labels`` of the training rows decide the prior correction."""
     correction = config.sampling.prior_correction(labels)
     loss = corrected_loss(correction, config.label_smoothing, config.sampling.focal_exponent())
+    if config.auxiliary:
+        loss = with_group_loss(loss, config.auxiliary)
     return Plan(f"fold {fold}", phases_of(config), loss, config)
 
 

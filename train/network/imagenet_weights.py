@@ -141,10 +141,11 @@ class Tensor:
         Raises:
             ValueError: it reaches beyond its storage.
         """
+        values = self.storage.values
         last = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
-        if min((self.offset, *self.shape, *self.strides), default=0) < 0 or last >= self.storage.length:
+        if values is None or min((self.offset, *self.shape, *self.strides), default=0) < 0 or last >= self.storage.length:
             raise ValueError("a tensor reaches beyond its storage")
-        values = self.storage.values[self.offset :]
+        values = values[self.offset :]
         steps = [stride * values.itemsize for stride in self.strides]
         return np.lib.stride_tricks.as_strided(values, self.shape, steps).copy()
 

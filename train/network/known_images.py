@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -70,7 +70,7 @@ class KnownImages:
         digests: theirs, of ``image_digests``; 0 for a lesion without an image.
     """
 
-    def __init__(self, store: ImageStore, isic_ids: Sequence[str], digests: np.ndarray) -> None:
+    def __init__(self, store: ImageStore, isic_ids: Iterable[str], digests: np.ndarray) -> None:
         self._store = store
         self._state = file_state(store.path)
         self._digests = {isic_id: int(digest) for isic_id, digest in zip(isic_ids, digests, strict=True) if digest}

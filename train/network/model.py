@@ -82,19 +82,39 @@ def augmented(network, augmentation: str = "light"):
     return keras.Model(inputs | {"draws": draws}, network(inputs | {"crop": crops}))
 
 
+def with_groups(network, head):
+    """``network`` with a second head, for the diagnosis groups. It shares its weights, and leaves ``network`` as it is.
+
+    Args:
+        network: of ``inference.network.build_network``, with a crop.
+        head: the layer from the backbone's features to a logit of each group; behind their dropout.
+
+    Returns:
+        A model of the same inputs. Its outputs, (batch, 1 + groups), are the network's logit and those of the groups.
+    """
+    import keras
+
+    takers = ("crop_and_tabular_logit", "head", "correction")
+    taken = next(layer for layer in network.layers if layer.name in takers).input
+    features = taken[0] if isinstance(taken, list) else taken
+    join = keras.layers.Concatenate(name="logit_and_groups", dtype="float32")
+    return keras.Model(network.input, join([network.output, head(features)]))
+
+
 def with_source(model):
-    """``model`` with one more weight: a constant that is added to the logits of archive lesions (input "archive" is 1).
+    """``model`` with one more weight an output: a constant that is added for archive lesions (input "archive" is 1).
 
     The constant stays outside of the network. It learns how an archive's selection changes the odds; a test lesion has no
     source, and needs none.
 
     Args:
-        model: from named inputs to logits (batch, 1).
+        model: from named inputs to logits (batch, 1), or those of ``with_groups``.
     """
     import keras
 
     source = keras.Input((1,), name="archive", dtype="float32")
-    offset = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros", name="archive_offset", dtype="float32")
+    width = model.output.shape[-1]
+    offset = keras.layers.Dense(width, use_bias=False, kernel_initializer="zeros", name="archive_offset", dtype="float32")
     logits = keras.layers.Add(dtype="float32")([model.output, offset(source)])
     return keras.Model({**model.input, "archive": source}, logits)
 

@@ -18,7 +18,7 @@ from inference.images import ImageStore
 from inference.network import NetworkConfig
 from inference.schema import ID, PATIENT, TARGET, read_metadata
 from inference.tables import Reading, id_mismatch, read_csv_file
-from train.archives.diagnoses import CLASSES, class_of
+from train.archives.diagnoses import CLASSES, groups_of
 from train.lesions import Lesions, open_images
 from train.network.batches import TrainingData
 from train.network.checkpoint import save_weights
@@ -36,8 +36,8 @@ class Archive:
 
     isic_ids: np.ndarray
     labels: np.ndarray
-    #: Position in ``CLASSES``; the last one where the archive names no diagnosis.
-    classes: np.ndarray
+    #: Of ``train.archives.diagnoses.groups_of``.
+    groups: np.ndarray
     images: Path
     sha256: str
     #: Of the images, as ``image_digests`` gives them.
@@ -73,8 +73,8 @@ def read_archive(folder: Path, lesions: Lesions) -> Archive:
     labels = metadata[TARGET].to_numpy()[usable]
     if not 0 < labels.sum() < len(labels):
         raise InputError(f"{folder} has {int(labels.sum())} malignant of {len(labels)} usable lesions; use one with both.")
-    classes = [CLASSES.index(class_of(word)) for word in diagnoses["diagnosis"].fillna("")[usable]]
-    return Archive(metadata[ID].to_numpy()[usable], labels, np.array(classes), store.path, sha256_of(path), digests[usable])
+    groups = groups_of(diagnoses)[usable]
+    return Archive(metadata[ID].to_numpy()[usable], labels, groups, store.path, sha256_of(path), digests[usable])
 
 
 def pretrain_backbone(
@@ -95,8 +95,8 @@ def pretrain_backbone(
     import keras
 
     by_class = config.archives_labels == "classes"
-    rows = np.flatnonzero(archive.classes < len(CLASSES) - 1) if by_class else np.arange(len(archive.labels))
-    if by_class and len(set(archive.classes[rows])) < 2:
+    rows = np.flatnonzero(archive.groups < len(CLASSES) - 1) if by_class else np.arange(len(archive.labels))
+    if by_class and len(set(archive.groups[rows])) < 2:
         raise InputError("--archives-labels classes needs lesions of two classes or more; use --archives-labels malignant.")
     labels = archive.labels[rows]
     base_logit = float(np.log(labels.mean() / (1 - labels.mean())))
@@ -104,7 +104,7 @@ def pretrain_backbone(
     if by_class:
         hidden = network.get_layer("correction").input
         network = keras.Model(network.input, keras.layers.Dense(len(CLASSES) - 1, name="classes")(hidden))
-        targets, loss = archive.classes[rows], keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        targets, loss = archive.groups[rows], keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     else:
         targets, loss = labels, keras.losses.BinaryCrossentropy(from_logits=True)
     imbalance, rng = Imbalance("undersample", config.negatives_per_positive), np.random.default_rng([config.seed, len(rows)])
@@ -135,6 +135,7 @@ class Candidates:
     isic_ids: np.ndarray
     labels: np.ndarray
     tabular: np.ndarray
+    groups: np.ndarray
     #: Which lesions are the archive's.
     archive: np.ndarray
     images: KnownImages | JoinedImages
@@ -144,11 +145,12 @@ def join_archive(lesions: Lesions, images: KnownImages, archive: Archive | None,
     """The lesions with those of ``archive``, which get ``archive_logit`` as their tabular logit."""
     own = np.zeros(len(lesions.labels), dtype=bool)
     if archive is None:
-        return Candidates(lesions.isic_ids, lesions.labels, lesions.tabular, own, images)
+        return Candidates(lesions.isic_ids, lesions.labels, lesions.tabular, lesions.groups, own, images)
     return Candidates(
         isic_ids=np.concatenate([lesions.isic_ids, archive.isic_ids]),
         labels=np.concatenate([lesions.labels, archive.labels]),
         tabular=np.concatenate([lesions.tabular, np.full(len(archive.labels), archive_logit)]),
+        groups=np.concatenate([lesions.groups, archive.groups]),
         archive=np.concatenate([own, np.ones(len(archive.labels), dtype=bool)]),
         images=JoinedImages(images, archive.open_images()),
     )

@@ -12,6 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from train.archives.diagnoses import GROUPS
+
+#: A diagnosis group with fewer lesions is not learned.
+GROUP_LESIONS = 20
 IMBALANCE_MODES = ("undersample", "oversample", "class-weight", "focal")
 
 
@@ -69,3 +73,14 @@ class Imbalance:
         """How many malignant lesions an epoch has, or how many its malignant ones weigh, where all benign ones are in it."""
         positives, negatives = int((labels == 1).sum()), int((labels == 0).sum())
         return max(positives, round(negatives / self.per_positive)) if self.mode != "focal" else positives
+
+
+def frequent_groups(groups: np.ndarray) -> np.ndarray:
+    """The diagnosis groups that ``GROUP_LESIONS`` lesions or more have, ascending.
+
+    Args:
+        groups: positions in ``train.archives.diagnoses.GROUPS``, shape (rows,).
+    """
+    counts = np.bincount(groups, minlength=len(GROUPS))
+    counts[GROUPS.index("")] = 0
+    return np.flatnonzero(counts >= GROUP_LESIONS)

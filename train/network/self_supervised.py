@@ -110,7 +110,8 @@ def train_backbone_on_views(plan: Plan, images: KnownImages, isic_ids: np.ndarra
     Raises:
         InputError: an image changes meanwhile; the projections of all crops become the same.
     """
-    checkpoint, steps = Checkpoint(out.with_name(f".{out.name}.checkpoint.weights.h5")), len(isic_ids) // plan.batch_size
+    unfinished, steps = out.with_name(f".{out.name}.checkpoint.weights.h5"), len(isic_ids) // plan.batch_size
+    checkpoint = Checkpoint(unfinished)
     settings = asdict(plan) | {"crops": len(isic_ids)}
     if checkpoint.history and checkpoint.history[-1]["settings"] != settings:
         checkpoint.history.clear()  # of another training
@@ -146,7 +147,7 @@ def train_backbone_on_views(plan: Plan, images: KnownImages, isic_ids: np.ndarra
         checkpoint.save(model, {"settings": settings} | found)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_weights(backbone_of(network), out)
-    checkpoint.path.unlink(missing_ok=True)
+    unfinished.unlink(missing_ok=True)
 
 
 def batches_of_views(plan: Plan, crops, first_step: int):

@@ -8,6 +8,7 @@ quantiles. What the scanner computes (differences, chroma, hue, perimeter) is co
 from __future__ import annotations
 
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -93,15 +94,15 @@ def add_diagnoses(rows: pd.DataFrame, target: NDArray[np.int64], rng: np.random.
     columns: dict[str, object] = {TARGET: target, "iddx_full": full}
     levels, code = np.unique(full.astype(str), return_inverse=True)
     for depth in range(5):
-        names = [level.split("::") for level in levels]
-        columns[f"iddx_{depth + 1}"] = np.array([n[depth] if depth < len(n) else None for n in names], dtype=object)[code]
+        parts = [level.split("::") for level in levels]
+        columns[f"iddx_{depth + 1}"] = np.array([p[depth] if depth < len(p) else None for p in parts], dtype=object)[code]
     followed = malignant | biopsied | (rng.random(count) < published.FOLLOWED_BENIGN - published.BIOPSIED_BENIGN)
-    columns["lesion_id"] = np.where(followed, draw_ids("IL_", count, rng), None)
+    columns["lesion_id"] = np.where(followed, draw_ids("IL_", count, rng), np.array(None))
     invasive = np.array(["Melanoma Invasive" in level for level in levels])[code]
     thickness = np.array(_draw(published.THICKNESSES_MM, count, rng), dtype=float)
     columns["mel_thick_mm"] = np.where(invasive & (rng.random(count) < 0.93), thickness, np.nan)
     has_mitoses = invasive & (rng.random(count) < 0.78)
-    columns["mel_mitotic_index"] = np.where(has_mitoses, _draw(published.MITOSES, count, rng), None)
+    columns["mel_mitotic_index"] = np.where(has_mitoses, _draw(published.MITOSES, count, rng), np.array(None))
     share = rng.random(count)
     confidence = np.where(
         malignant,
@@ -138,7 +139,7 @@ def _places(patients: pd.DataFrame, patient: NDArray[np.intp], rng: np.random.Ge
 def _measurements(patients: pd.DataFrame, patient: NDArray[np.intp], rng: np.random.Generator) -> pd.DataFrame:
     """The body scanner's columns of each lesion; its identities are exact to rounding."""
     drawn = _drawn_measurements(patients, patient, rng)
-    values = dict(drawn)
+    values: dict[str, NDArray[Any]] = dict(drawn)
     for channel, (low, high) in {"L": (4.22, 87.55), "A": (-2.49, 48.19), "B": (-0.73, 54.31)}.items():
         inside = np.clip(drawn[f"{channel}ext"] + drawn[f"delta{channel}"], low, high).round(6)
         values[channel] = inside

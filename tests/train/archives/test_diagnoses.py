@@ -1,8 +1,9 @@
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from train.archives.diagnoses import CLASSES, IDDX_3, LABELS, class_of, diagnosis_of, label_of
+from train.archives.diagnoses import CLASSES, GROUPS, IDDX_3, LABELS, class_of, diagnosis_of, groups_of, label_of
 from utils import InputError
 
 WORDS = [(year, word) for year, words in LABELS.items() for word in words]
@@ -66,3 +67,22 @@ def test_the_diagnosis_of_slice3d(word, diagnosis, group):
 def test_an_unknown_word_is_refused_with_its_file_and_line():
     with pytest.raises(InputError, match=r"truth\.csv line 7: 'wart' is no diagnosis of 2019"):
         label_of("2019", "wart", Path("truth.csv"), 7)
+
+
+def test_a_group_is_the_class_or_benign_without_a_diagnosis():
+    rows = {
+        ("melanoma", None, None): "melanoma",
+        ("melanoma", "Nevus", "Benign"): "melanoma",
+        (None, "Squamous cell carcinoma in situ", "Malignant"): "squamous cell carcinoma",
+        (None, "Scar", "Benign"): "other",
+        (None, None, "Benign"): "benign",
+        ("a rare one", None, "Benign"): "",
+        (None, "a rare one", "Benign"): "",
+        (None, None, "Malignant"): "",
+        (None, None, "Indeterminate"): "",
+        (None, None, None): "",
+    }
+    table = pd.DataFrame(list(rows), columns=["diagnosis", "iddx_3", "iddx_1"], dtype=object)
+    assert [GROUPS[number] for number in groups_of(table)] == list(rows.values())
+    assert [GROUPS[number] for number in groups_of(table[["diagnosis"]])] == ["melanoma", "melanoma"] + 8 * [""]
+    assert {GROUPS[number] for number in groups_of(pd.DataFrame(index=range(3)))} == {""}

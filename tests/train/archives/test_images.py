@@ -224,6 +224,13 @@ def test_a_broken_image_is_skipped_and_named(images, tmp_path, break_it):
     assert convert_images(images, tmp_path / "work", 30).corrupt == [path]
 
 
+def test_an_image_that_vanishes_from_the_work_folder_is_an_input_error(images, tmp_path, monkeypatch):
+    hashes = module.hash_files([path for paths in images.values() for path in paths])
+    monkeypatch.setattr(module, "run_tasks", lambda *_, **__: [])  # converted by nobody, as if removed at once
+    with pytest.raises(InputError, match="ISIC_"):
+        convert_images(images, tmp_path / "work", 30, hashes)
+
+
 def test_of_two_files_the_larger_whole_one_is_taken(images, tmp_path):
     small = images["ISIC_0000005"][0]
     large = tmp_path / "ISIC_0000005.jpg"

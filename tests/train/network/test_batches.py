@@ -110,3 +110,17 @@ def test_mixup_mixes_crop_tabular_logit_label_and_weight_in_the_same_share(data)
     np.testing.assert_allclose(targets[:, 0], share * rows.targets + (1 - share) * rows.targets[before], atol=1e-5)
     expected = share * rows.sample_weight + (1 - share) * rows.sample_weight[before]
     np.testing.assert_allclose(weights, expected, atol=1e-4)
+
+
+def test_mixup_mixes_the_diagnosis_group_too_and_an_unknown_one_has_no_share(data):
+    rows = data(np.arange(6), batch_size=6, mixup=0.4)
+    groups = np.array([[1, 0], [0, 1], [0, 0], [1, 0], [0, 0], [0, 1]])
+    both = replace(rows, targets=np.column_stack([rows.targets, groups]))
+    assert (rows.groups, both.groups) == (0, 2)
+    inputs, targets, _ = gathered(training_batches(both))
+    before = np.roll(np.arange(6), 1)
+    own, other = rows.inputs["tabular"], rows.inputs["tabular"][before]
+    share = ((inputs["tabular"][:, 0] - other) / (own - other))[:, None]
+    assert np.ptp(share) > 0.1
+    np.testing.assert_allclose(targets, share * both.targets + (1 - share) * both.targets[before], atol=1e-5)
+    np.testing.assert_array_equal(targets[:, :1], gathered(training_batches(rows))[1])

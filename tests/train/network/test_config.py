@@ -88,6 +88,7 @@ def test_sampling_has_the_ratio_and_the_focal_exponent():
         "--ema": "1 -0.1",
         "--label-smoothing": "1 -0.1",
         "--mixup": "-1 inf",
+        "--auxiliary": "-1 101 nan",
         "--head-epochs": "-1 0.5",
         "--image-size": "0 31 1000000",
         "--seed": "-1 5000000000",
@@ -112,3 +113,9 @@ def test_archives_and_their_mode_go_together(half):
 def test_archives_need_a_network_with_images():
     with pytest.raises(InputError, match="--inputs tabular"):
         training("--archives", "folder", "--archives-mode", "joint", "--inputs", "tabular")
+
+
+def test_diagnosis_groups_are_learned_from_crops():
+    assert training("--auxiliary", "0.3").auxiliary == 0.3
+    with pytest.raises(InputError, match=r"--auxiliary.*--inputs tabular"):
+        training("--auxiliary", "0.3", "--inputs", "tabular")

@@ -18,6 +18,7 @@ from train.network.fit import (
     phases_of,
     refuse_idle,
     tensorboard,
+    with_group_loss,
 )
 from train.network.model import augmented
 from utils import InputError
@@ -46,6 +47,25 @@ def test_the_focal_loss_weighs_hard_lesions_more():
     right = 1 / (1 + np.exp(-np.where(y_true == 1, logits, -logits)))
     expected = (-np.log(right) * (1 - right) ** 2)[:, 0]
     np.testing.assert_allclose(corrected_loss(0.0, gamma=2.0)(y_true, logits).numpy(), expected, rtol=1e-4)
+
+
+def test_the_group_loss_is_the_cross_entropy_of_known_groups():
+    import keras
+    import tensorflow as tf
+
+    logits = np.array([[0.3, 1.0, -1.0, 0.5], [0.3, 1.0, -1.0, 0.5], [0.3, 0.2, 0.1, 0.0]], "float32")
+    y_true = np.array([[1, 0, 0, 1], [0, 0.25, 0, 0], [0, 0, 0, 0]], "float32")  # known, mixed with unknown, unknown
+    likely = np.log(np.exp(logits[:, 1:]) / np.exp(logits[:, 1:]).sum(axis=1, keepdims=True))
+    alone = corrected_loss(0.7, label_smoothing=0.1)
+    outputs = tf.Variable(logits)
+    with tf.GradientTape() as tape:
+        found = with_group_loss(alone, 0.5)(y_true, outputs)
+    main = keras.ops.convert_to_numpy(alone(y_true[:, :1], logits[:, :1]))
+    groups = np.array([-likely[0, 2], -0.25 * likely[1, 0], 0])
+    np.testing.assert_allclose(found, main + 0.5 * groups, rtol=1e-5)
+    gradient = tape.gradient(found, outputs).numpy()[:, 1:]
+    share = y_true[:, 1:].sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(gradient, 0.5 * (share * np.exp(likely) - y_true[:, 1:]), atol=1e-6)
 
 
 # The optimizer
@@ -251,6 +271,33 @@ def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(
     assert [{k: v for k, v in record.items() if k not in timing} for record in again] == [
         {k: v for k, v in record.items() if k not in timing} for record in history
     ]
+
+
+# The second head
+
+
+def grouped_rows():
+    """``random_rows`` whose targets have two groups; the last lesion's is unknown."""
+    inputs, y_true, weights = random_rows()
+    groups = np.tile(np.array([[1, 0], [0, 1], [1, 0], [0, 0]], "float32"), (2, 1, 1))
+    return inputs, np.concatenate([y_true, groups], axis=-1), weights
+
+
+def test_the_second_head_teaches_the_backbone_and_leaves_no_weights(monkeypatch):
+    import tensorflow as tf
+
+    batches = tf.data.Dataset.from_tensor_slices(grouped_rows()).repeat()
+    monkeypatch.setattr("train.network.fit.training_batches", lambda *_: batches)
+    data, found = replace(DATA, targets=grouped_rows()[1].reshape(-1, 3)), []
+    for weight in (0.0, 0.5):
+        plan = a_plan([Phase("stages", "conv5", 0, 1, 1e-2)])
+        network = a_network()
+        fit(network, data, replace(plan, loss=with_group_loss(plan.loss, weight)))
+        found.append(network)
+        assert network.output.shape == (None, 1)
+        assert [weight.shape for weight in network.get_weights()] == [weight.shape for weight in a_network().get_weights()]
+    without, with_it = (network.get_layer("resnet50").get_layer("conv5_conv").kernel for network in found)
+    assert np.abs(with_it - without).max() > 1e-6
 
 
 # What is no training

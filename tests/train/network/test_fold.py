@@ -13,11 +13,20 @@ from inference.images import ImageStore
 from inference.network import NetworkConfig
 from inference.schema import ID, PATIENT, TARGET
 from scale.parallel import Files
+from train.archives.diagnoses import GROUPS
 from train.folds import HOLDOUT
 from train.lesions import Lesions
 from train.network.checkpoint import Checkpoint
 from train.network.config import TrainingConfig
-from train.network.fold import FoldFiles, Training, plan_of, rows_of_fold, train_fold, training_data
+from train.network.fold import (
+    FoldFiles,
+    Training,
+    plan_of,
+    refuse_too_few_groups,
+    rows_of_fold,
+    train_fold,
+    training_data,
+)
 from train.network.known_images import digest_of
 from train.network.pretraining import read_archive
 from utils import InputError
@@ -37,6 +46,7 @@ def lesions(metadata, synthetic_data):
         fold=np.arange(count) % 4 - 1,
         tabular=np.linspace(-4, 0, count),
         image_digests=np.array(digests, dtype="uint64"),
+        groups=np.where(metadata[TARGET] == 1, GROUPS.index("melanoma"), np.arange(count) % 5),
     )
 
 
@@ -114,11 +124,57 @@ def test_the_plan_has_the_prior_correction_of_the_training_rows():
     assert [phase.name for phase in plan.phases] == ["head", "stages"]
 
 
+# The auxiliary head
+
+
+@pytest.fixture
+def few_suffice(monkeypatch):
+    """A diagnosis group of three lesions is learned."""
+    monkeypatch.setattr("train.network.sampling.GROUP_LESIONS", 3)
+
+
+@pytest.mark.usefixtures("few_suffice")
+def test_targets_have_the_groups_that_are_frequent_in_the_training_rows(training, archive_folder):
+    lesions, config = training.lesions, replace(CONFIG, auxiliary=0.3)
+    lesions.groups[:] = np.where(lesions.labels == 1, GROUPS.index("melanoma"), GROUPS.index("benign"))
+    lesions.groups[lesions.fold == 1] = GROUPS.index("nevus")  # frequent in the fold itself alone
+    lesions.groups[::7] = GROUPS.index("")
+    train, images = rows_of_fold(lesions, 1, with_holdout=False).train, ImageStore(training.images)
+    data = training_data(replace(training, config=config), 1, train, images)
+    plain = training_data(training, 1, train, images)
+    assert data.groups == 2
+    np.testing.assert_array_equal(data.isic_ids, plain.isic_ids)
+    position = {isic_id: row for row, isic_id in enumerate(lesions.isic_ids)}
+    groups = lesions.groups[[position[isic_id] for isic_id in data.isic_ids]]
+    named = [GROUPS.index("melanoma"), GROUPS.index("benign")]
+    np.testing.assert_array_equal(data.targets, np.column_stack([plain.targets, groups[:, None] == named]))
+    assert (data.targets[:, 1:].sum(axis=1) == 0).any()
+    archive = read_archive(archive_folder, lesions)
+    joint = training_data(replace(training, config=config, archive=archive), 1, train, images)
+    joined = joint.inputs["archive"]
+    assert set(joint.isic_ids[joined & (joint.targets[:, 1] == 1)]) <= set(archive.isic_ids[archive.groups == named[0]])
+
+
+@pytest.mark.usefixtures("few_suffice")
+def test_a_fold_with_one_frequent_group_is_refused_before_the_training(training):
+    training = replace(training, config=replace(CONFIG, auxiliary=0.3))
+    refuse_too_few_groups(training)
+    training.lesions.groups[training.lesions.fold != 2] = GROUPS.index("nevus")
+    with pytest.raises(InputError, match=r"fold 2.*\(nevus\)"):
+        refuse_too_few_groups(training)
+    training.lesions.groups[:] = GROUPS.index("")
+    with pytest.raises(InputError, match=r"\(none\)"):
+        refuse_too_few_groups(training)
+
+
 # Training
 
 
 @pytest.mark.integration
-def test_an_interrupted_fold_continues_and_ends_with_the_same_bytes(training, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("few_suffice")
+@pytest.mark.parametrize("more", [{}, {"auxiliary": 0.3, "mixup": 0.4, "label_smoothing": 0.05}])
+def test_an_interrupted_fold_continues_and_ends_with_the_same_bytes(training, tmp_path, monkeypatch, more):
+    training = replace(training, config=replace(CONFIG, **more))
     monkeypatch.setattr("keras.applications.ResNet50", small_backbone)
     save, folders = Checkpoint.save, {name: tmp_path / name for name in ("whole", "interrupted")}
     for folder in folders.values():
@@ -139,6 +195,11 @@ def test_an_interrupted_fold_continues_and_ends_with_the_same_bytes(training, tm
     assert not own.checkpoint.exists()
     for name in (own.weights.name, own.scores.name):
         assert sha256_of(folders["whole"] / name) == sha256_of(folders["interrupted"] / name)
+    with h5py.File(own.weights) as file:
+        names = []
+        file.visit(names.append)
+    assert any("dense" in name for name in names)
+    assert not any("groups" in name or "dense_2" in name for name in names)
 
 
 @pytest.fixture

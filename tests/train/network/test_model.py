@@ -2,15 +2,26 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
-from small_network import a_network
+from small_network import a_network, small_backbone
 
+from inference.backbones import PREPROCESSED
 from inference.network import NetworkConfig, build_network
 from train.network.augmentation import DRAWS
 from train.network.config import UNFREEZE
-from train.network.model import augmented, distribution, precision, starting_network, unfreeze, with_source
+from train.network.model import (
+    augmented,
+    distribution,
+    input_names,
+    precision,
+    starting_network,
+    unfreeze,
+    with_groups,
+    with_source,
+)
 from utils import InputError
 
 pytestmark = pytest.mark.integration
@@ -86,6 +97,27 @@ def test_the_source_moves_the_logits_outside_of_the_network_only(resnet):
     inputs = {name: batch[name] for name in ("crop", "tabular")}
     np.testing.assert_array_equal(resnet(inputs).numpy(), batch["tabular"])
     assert "archive" not in {tensor.name for tensor in resnet.inputs}
+
+
+@pytest.mark.parametrize("settings", [{}, {"inputs": ("crop",), "head_units": 0, "feature_dropout": 0.5}])
+def test_the_second_head_is_on_the_features_of_the_crop(settings):
+    import keras
+
+    with mock.patch("keras.applications.ResNet50", small_backbone):
+        network = build_network(NetworkConfig(32, **settings))
+    head, batch = keras.layers.Dense(3, name="groups"), some_batch()
+    model = with_source(augmented(with_groups(network, head), "none"))
+    batch = {name: batch[name] for name in input_names(model)} | {"archive": np.zeros((4, 1), "float32")}
+    found = model(batch).numpy()
+    inputs = {name: batch[name] for name in input_names(network)}
+    np.testing.assert_allclose(found[:, :1], network(inputs).numpy(), atol=1e-6)
+    backbone, centre = network.get_layer("resnet50"), network.get_layer(PREPROCESSED).output
+    features = backbone(keras.Model(network.inputs, centre)(inputs))
+    np.testing.assert_allclose(found[:, 1:], head(features).numpy(), atol=1e-5)
+    assert head.kernel.shape == (4, 3)  # the tabular logit is no feature
+    model.get_layer("archive_offset").set_weights([np.array([[1.0, 2.0, 3.0, 4.0]], "float32")])
+    moved = model(batch | {"archive": np.ones((4, 1), "float32")}).numpy()
+    np.testing.assert_allclose(moved - found, np.tile([1.0, 2.0, 3.0, 4.0], (4, 1)), atol=1e-5)
 
 
 # Initial weights

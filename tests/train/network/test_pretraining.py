@@ -31,6 +31,7 @@ def lesions(metadata):
         fold=np.arange(count) % 2,
         tabular=np.linspace(-4, 0, count),
         image_digests=np.ones(count, dtype="uint64"),
+        groups=np.zeros(count, dtype="int64"),
     )
 
 
@@ -54,7 +55,7 @@ def test_the_archive_is_read_with_its_classes(archive_folder, archive):
     assert archive.isic_ids.tolist() == table["isic_id"].tolist()
     assert archive.labels.tolist() == table["target"].tolist()
     expected = {"melanoma": "melanoma", "basal cell carcinoma": "basal cell carcinoma", "nevus": "nevus", "": ""}
-    names = [CLASSES[number] for number in archive.classes]
+    names = [CLASSES[number] for number in archive.groups]
     assert names == [expected.get(word, "other") for word in table["diagnosis"]]
 
 
@@ -66,7 +67,7 @@ def test_a_lesion_without_a_readable_image_is_left_out(archive_folder, lesions, 
     found = read_archive(folder, lesions)
     assert found.isic_ids.tolist() == table["isic_id"].drop(3).tolist()
     assert found.labels.tolist() == table["target"].drop(3).tolist()
-    assert len(found.classes) == len(table) - 1
+    assert len(found.groups) == len(table) - 1
 
 
 @pytest.mark.parametrize("column", [ID, PATIENT])
@@ -140,7 +141,7 @@ def test_an_archive_joins_with_as_many_malignant_lesions_in_the_same_proportion(
 
 
 def test_a_small_archive_gives_what_it_has(lesions, archive, synthetic_data):
-    few = replace(archive, isic_ids=archive.isic_ids[:5], labels=np.array([1, 0, 0, 0, 0]), classes=archive.classes[:5])
+    few = replace(archive, isic_ids=archive.isic_ids[:5], labels=np.array([1, 0, 0, 0, 0]), groups=archive.groups[:5])
     few = replace(few, image_digests=archive.image_digests[:5])
     candidates = join_archive(lesions, ImageStore(synthetic_data / "train-image.hdf5"), few, archive_logit=0.0)
     epoch = draw_epoch(candidates, np.arange(len(lesions.labels)), Imbalance(per_positive=3), np.random.default_rng(0))
@@ -164,6 +165,6 @@ def test_the_backbone_is_trained_and_fits_into_the_fusion_network(archive, eager
 
 
 def test_classes_need_two_of_them(archive, tmp_path):
-    one = replace(archive, classes=np.zeros_like(archive.classes))
+    one = replace(archive, groups=np.zeros_like(archive.groups))
     with pytest.raises(InputError, match="--archives-labels malignant"):
         pretrain_backbone(one, tmp_path / "b.weights.h5", replace(CONFIG, archives_labels="classes"), START)

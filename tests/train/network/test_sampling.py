@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from train.network.sampling import IMBALANCE_MODES, Imbalance
+from train.archives.diagnoses import GROUPS
+from train.network.sampling import GROUP_LESIONS, IMBALANCE_MODES, Imbalance, frequent_groups
 
 LABELS = (np.arange(1000) % 50 == 0).astype(int)  # 20 malignant lesions
 
@@ -78,3 +79,10 @@ def test_the_prior_correction_leads_back_to_natural_logits(mode):
     for value in (-5.0, -4.0, -3.0):
         rows = epoch[logits[epoch] == value]
         assert logit(np.average(labels[rows], weights=weights[rows])) - correction == pytest.approx(value, abs=0.1)
+
+
+def test_frequent_groups_have_enough_lesions_and_a_name():
+    counts = {"melanoma": GROUP_LESIONS, "nevus": GROUP_LESIONS - 1, "": 500, "benign": 100}
+    groups = np.concatenate([np.full(count, GROUPS.index(name)) for name, count in counts.items()])
+    assert [GROUPS[number] for number in frequent_groups(groups)] == ["melanoma", "benign"]
+    assert len(frequent_groups(groups[:0])) == 0
