@@ -12,14 +12,14 @@ Contents (line numbers):
       502  inference/tables.py
       837  inference/schema.py
       985  inference/features.py
-     1310  inference/artifacts.py
-     1388  inference/tabular.py
-     1450  inference/images.py
-     1667  inference/backbones.py
-     1805  inference/network.py
-     2087  inference/run_log.py
-     2227  inference/scoring.py
-     2575  inference/submission.py
+     1331  inference/artifacts.py
+     1409  inference/tabular.py
+     1471  inference/images.py
+     1688  inference/backbones.py
+     1826  inference/network.py
+     2108  inference/run_log.py
+     2248  inference/scoring.py
+     2599  inference/submission.py
 """
 
 from __future__ import annotations
@@ -1156,22 +1156,43 @@ def logit_features(logits: pd.DataFrame, patients: pd.Series | None = None) -> p
     used, is not here: it divides by a number near zero.
 
     Args:
-        logits: a column for the tabular stage and for each network, float64; NaN where no network scored the lesion.
+        logits: the tabular logits and then a column for each network, float64; NaN where no network scored the lesion.
         patients: of the same rows, shape (rows,); None where they are unknown: every lesion is then compared with none.
 
     Returns:
-        float32, index of ``logits``; for each column ``NAME_logit``, ``NAME_z_patient`` (standard score within the patient,
-        0 where the patient's scores do not vary or there is one) and ``NAME_rank_patient`` (percentile rank, 0.5 for one
-        alone), NaN where the logit is; and ``SCORED_LESIONS``.
+        float32, index of ``logits``; NaN where a logit is. For each column ``NAME_logit``, ``NAME_z_patient`` (standard
+        score within the patient, 0 where the patient's scores do not vary or there is one) and ``NAME_rank_patient``
+        (percentile rank, 0.5 for one alone). For each network the same of its correction of the tabular logit, and
+        ``NAME_context``, of ``context_logits``. ``SCORED_LESIONS``.
     """
-    codes = np.arange(len(logits)) if patients is None else group_codes(patients)
-    values = logits.to_numpy("float64")
+    codes = patient_codes(len(logits), patients)
+    tabular, *networks = (logits[name].to_numpy("float64") for name in logits)
+    features = {SCORED_LESIONS: np.bincount(codes, logits.notna().all(axis=1))[codes]}
+    for name, network in zip(logits.columns[1:], networks, strict=True):
+        features[f"{name}_context"] = context_logits(network, tabular, codes)
+    columns = {logits.columns[0]: tabular} | dict(zip(logits.columns[1:], networks, strict=True))
+    columns |= {f"{name}_correction": columns[name] - tabular for name in logits.columns[1:]}
+    values = np.column_stack(list(columns.values()))
     scores, ranks = standard_scores(values, codes), percentile_ranks(values, codes)
-    scored = np.isfinite(values).all(axis=1)
-    features = {SCORED_LESIONS: np.bincount(codes, scored)[codes]}
-    for i, name in enumerate(logits):
+    for i, name in enumerate(columns):
         features |= {f"{name}_logit": values[:, i], f"{name}_z_patient": scores[:, i], f"{name}_rank_patient": ranks[:, i]}
     return pd.DataFrame({name: finite_float32(column) for name, column in features.items()}, index=logits.index)
+
+
+def context_logits(network: np.ndarray, tabular: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Network logits less the mean correction of the patient's lesions: what the network finds beyond the patient's style.
+
+    Args:
+        network: logits of shape (rows,); NaN where no network scored the lesion.
+        tabular: tabular logits of shape (rows,).
+        codes: of ``patient_codes``.
+    """
+    return network - _group_means((network - tabular)[:, None], codes)[:, 0]
+
+
+def patient_codes(rows: int, patients: pd.Series | None) -> np.ndarray:
+    """``group_codes`` of the patients; each row a patient of its own where they are unknown."""
+    return np.arange(rows) if patients is None else group_codes(patients)
 
 
 def finite_float32(values: np.ndarray) -> np.ndarray:
@@ -2233,7 +2254,7 @@ Last, the image scores in the context of the patient, and the combination of all
 """
 
 #: The stages' logits, as columns of every table of scores.
-TABULAR, NETWORK, STACKING, FINAL = "tabular", "network", "stacking", "final"
+TABULAR, NETWORK, IN_CONTEXT, STACKING, FINAL = "tabular", "network", "context", "stacking", "final"
 #: A combination that leaves the networks' logits as they are.
 AS_THEY_ARE = {
     "with_image": {"intercept": 0.0, NETWORK: 1.0},
@@ -2465,7 +2486,7 @@ def combine_stages(
 
     Returns:
         ``TABULAR``, ``NETWORK`` (the mean over networks; the tabular logit where there is none), ``FINAL`` and image_scored
-        (0 or 1); with a last stage, ``STACKING``, NaN where it does not apply.
+        (0 or 1); with a last stage, ``IN_CONTEXT`` and ``STACKING``, NaN where it does not apply.
     """
     image_scored = logits.notna().any(axis=1).to_numpy()
     network = np.where(image_scored, logits.mean(axis=1), tabular)
@@ -2481,21 +2502,20 @@ def combine_stages(
     if "stacking" not in manifest:
         return scores
     try:
-        compared, stacked = score_stacking(rows, logits.assign(**{TABULAR: tabular}), artifacts, manifest, run)
+        compared, last = score_last_stage(rows, logits.assign(**{TABULAR: tabular}), artifacts, manifest, run)
         how = manifest["stacking"]["combination"]
-        final = combine(how, scores.assign(**{STACKING: stacked}), compared)
-        scores = scores.assign(**{STACKING: stacked, FINAL: np.where(compared, final, scores[FINAL])})
-        run.facts["combination"] = how["kind"]
+        final = np.where(compared, combine(how, scores.assign(**last), compared), scores[FINAL])
+        scores, run.facts["combination"] = scores.assign(**last, **{FINAL: final}), how["kind"]
     # Whatever breaks here: the networks' combination is there, and stays.
     except Exception as error:
         run.fall_back("stacking_stopped", int(image_scored.sum()), f"{first_line(error)}; the networks' scores are final.")
     return scores
 
 
-def score_stacking(
+def score_last_stage(
     rows: pd.DataFrame, logits: pd.DataFrame, artifacts: Path, manifest: Manifest, run: Run
-) -> tuple[np.ndarray, np.ndarray]:
-    """The logits of the last stage.
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The logits of the last stage, which compares each lesion with the patient's others.
 
     Args:
         rows: of the test metadata.
@@ -2505,7 +2525,8 @@ def score_stacking(
         run: for the log.
 
     Returns:
-        To which lesions it applies, bool, and their logits, NaN elsewhere; both of shape (rows,).
+        To which lesions it applies, bool of shape (rows,); and ``IN_CONTEXT`` and ``STACKING``, float64 of shape (rows,), NaN
+        for the others.
 
     Raises:
         InputError: no model is usable.
@@ -2515,19 +2536,22 @@ def score_stacking(
     for complaint in complaints:
         run.fall_back("stacking_models_left_out", 1, complaint)
     patients = rows.get(PATIENT)
+    codes = patient_codes(len(rows), patients)
     used = logits[[TABULAR, *settings["networks"]]].set_axis(rows.index)
-    features = logit_features(used, patients)
-    lesions = np.ones(len(rows)) if patients is None else group_sizes(group_codes(patients))
-    compared = used.notna().all(axis=1).to_numpy() & (features[SCORED_LESIONS] >= MOST_OF_THE_PATIENT * lesions).to_numpy()
+    scored = used.notna().all(axis=1).to_numpy()
+    compared = scored & (np.bincount(codes, scored)[codes] >= MOST_OF_THE_PATIENT * group_sizes(codes))
     left = int((logits[settings["networks"]].notna().any(axis=1).to_numpy() & ~compared).sum())
     if left:
         run.fall_back("lesions_not_stacked", left, f"{left:,} lesions keep the networks' score.")
+    network = used[settings["networks"]].mean(axis=1).where(scored).to_numpy()
+    context = context_logits(network, used[TABULAR].to_numpy("float64"), codes)
+    features = logit_features(used, patients)
     if settings["columns"]:
         features = features.join(build_features(rows))
     features = select_features(features[compared], settings["features"], settings["categories"])
     stacked = np.full(len(rows), np.nan)
     stacked[compared] = tabular_logits(models, features, settings["categories"])
-    return compared, stacked
+    return compared, {IN_CONTEXT: np.where(compared, context, np.nan), STACKING: stacked}
 
 
 def open_test_images(competition: Path) -> ImageStore:

@@ -179,22 +179,43 @@ def logit_features(logits: pd.DataFrame, patients: pd.Series | None = None) -> p
     used, is not here: it divides by a number near zero.
 
     Args:
-        logits: a column for the tabular stage and for each network, float64; NaN where no network scored the lesion.
+        logits: the tabular logits and then a column for each network, float64; NaN where no network scored the lesion.
         patients: of the same rows, shape (rows,); None where they are unknown: every lesion is then compared with none.
 
     Returns:
-        float32, index of ``logits``; for each column ``NAME_logit``, ``NAME_z_patient`` (standard score within the patient,
-        0 where the patient's scores do not vary or there is one) and ``NAME_rank_patient`` (percentile rank, 0.5 for one
-        alone), NaN where the logit is; and ``SCORED_LESIONS``.
+        float32, index of ``logits``; NaN where a logit is. For each column ``NAME_logit``, ``NAME_z_patient`` (standard
+        score within the patient, 0 where the patient's scores do not vary or there is one) and ``NAME_rank_patient``
+        (percentile rank, 0.5 for one alone). For each network the same of its correction of the tabular logit, and
+        ``NAME_context``, of ``context_logits``. ``SCORED_LESIONS``.
     """
-    codes = np.arange(len(logits)) if patients is None else group_codes(patients)
-    values = logits.to_numpy("float64")
+    codes = patient_codes(len(logits), patients)
+    tabular, *networks = (logits[name].to_numpy("float64") for name in logits)
+    features = {SCORED_LESIONS: np.bincount(codes, logits.notna().all(axis=1))[codes]}
+    for name, network in zip(logits.columns[1:], networks, strict=True):
+        features[f"{name}_context"] = context_logits(network, tabular, codes)
+    columns = {logits.columns[0]: tabular} | dict(zip(logits.columns[1:], networks, strict=True))
+    columns |= {f"{name}_correction": columns[name] - tabular for name in logits.columns[1:]}
+    values = np.column_stack(list(columns.values()))
     scores, ranks = standard_scores(values, codes), percentile_ranks(values, codes)
-    scored = np.isfinite(values).all(axis=1)
-    features = {SCORED_LESIONS: np.bincount(codes, scored)[codes]}
-    for i, name in enumerate(logits):
+    for i, name in enumerate(columns):
         features |= {f"{name}_logit": values[:, i], f"{name}_z_patient": scores[:, i], f"{name}_rank_patient": ranks[:, i]}
     return pd.DataFrame({name: finite_float32(column) for name, column in features.items()}, index=logits.index)
+
+
+def context_logits(network: np.ndarray, tabular: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Network logits less the mean correction of the patient's lesions: what the network finds beyond the patient's style.
+
+    Args:
+        network: logits of shape (rows,); NaN where no network scored the lesion.
+        tabular: tabular logits of shape (rows,).
+        codes: of ``patient_codes``.
+    """
+    return network - _group_means((network - tabular)[:, None], codes)[:, 0]
+
+
+def patient_codes(rows: int, patients: pd.Series | None) -> np.ndarray:
+    """``group_codes`` of the patients; each row a patient of its own where they are unknown."""
+    return np.arange(rows) if patients is None else group_codes(patients)
 
 
 def finite_float32(values: np.ndarray) -> np.ndarray:

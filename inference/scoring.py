@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from inference.artifacts import Manifest, checked_file, networks_of
-from inference.features import SCORED_LESIONS, build_features, group_codes, group_sizes, logit_features
+from inference.features import build_features, context_logits, group_sizes, logit_features, patient_codes
 from inference.images import ImageStore, find_images, image_batches
 from inference.network import CPU, Ensemble, NetworkConfig, build_network, devices, load_state
 from inference.run_log import Forecast, Run
@@ -24,7 +24,7 @@ from inference.tabular import load_models, select_features, tabular_logits, unse
 from utils import InputError
 
 #: The stages' logits, as columns of every table of scores.
-TABULAR, NETWORK, STACKING, FINAL = "tabular", "network", "stacking", "final"
+TABULAR, NETWORK, IN_CONTEXT, STACKING, FINAL = "tabular", "network", "context", "stacking", "final"
 #: A combination that leaves the networks' logits as they are.
 AS_THEY_ARE = {
     "with_image": {"intercept": 0.0, NETWORK: 1.0},
@@ -256,7 +256,7 @@ def combine_stages(
 
     Returns:
         ``TABULAR``, ``NETWORK`` (the mean over networks; the tabular logit where there is none), ``FINAL`` and image_scored
-        (0 or 1); with a last stage, ``STACKING``, NaN where it does not apply.
+        (0 or 1); with a last stage, ``IN_CONTEXT`` and ``STACKING``, NaN where it does not apply.
     """
     image_scored = logits.notna().any(axis=1).to_numpy()
     network = np.where(image_scored, logits.mean(axis=1), tabular)
@@ -272,21 +272,20 @@ def combine_stages(
     if "stacking" not in manifest:
         return scores
     try:
-        compared, stacked = score_stacking(rows, logits.assign(**{TABULAR: tabular}), artifacts, manifest, run)
+        compared, last = score_last_stage(rows, logits.assign(**{TABULAR: tabular}), artifacts, manifest, run)
         how = manifest["stacking"]["combination"]
-        final = combine(how, scores.assign(**{STACKING: stacked}), compared)
-        scores = scores.assign(**{STACKING: stacked, FINAL: np.where(compared, final, scores[FINAL])})
-        run.facts["combination"] = how["kind"]
+        final = np.where(compared, combine(how, scores.assign(**last), compared), scores[FINAL])
+        scores, run.facts["combination"] = scores.assign(**last, **{FINAL: final}), how["kind"]
     # Whatever breaks here: the networks' combination is there, and stays.
     except Exception as error:
         run.fall_back("stacking_stopped", int(image_scored.sum()), f"{first_line(error)}; the networks' scores are final.")
     return scores
 
 
-def score_stacking(
+def score_last_stage(
     rows: pd.DataFrame, logits: pd.DataFrame, artifacts: Path, manifest: Manifest, run: Run
-) -> tuple[np.ndarray, np.ndarray]:
-    """The logits of the last stage.
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The logits of the last stage, which compares each lesion with the patient's others.
 
     Args:
         rows: of the test metadata.
@@ -296,7 +295,8 @@ def score_stacking(
         run: for the log.
 
     Returns:
-        To which lesions it applies, bool, and their logits, NaN elsewhere; both of shape (rows,).
+        To which lesions it applies, bool of shape (rows,); and ``IN_CONTEXT`` and ``STACKING``, float64 of shape (rows,), NaN
+        for the others.
 
     Raises:
         InputError: no model is usable.
@@ -306,19 +306,22 @@ def score_stacking(
     for complaint in complaints:
         run.fall_back("stacking_models_left_out", 1, complaint)
     patients = rows.get(PATIENT)
+    codes = patient_codes(len(rows), patients)
     used = logits[[TABULAR, *settings["networks"]]].set_axis(rows.index)
-    features = logit_features(used, patients)
-    lesions = np.ones(len(rows)) if patients is None else group_sizes(group_codes(patients))
-    compared = used.notna().all(axis=1).to_numpy() & (features[SCORED_LESIONS] >= MOST_OF_THE_PATIENT * lesions).to_numpy()
+    scored = used.notna().all(axis=1).to_numpy()
+    compared = scored & (np.bincount(codes, scored)[codes] >= MOST_OF_THE_PATIENT * group_sizes(codes))
     left = int((logits[settings["networks"]].notna().any(axis=1).to_numpy() & ~compared).sum())
     if left:
         run.fall_back("lesions_not_stacked", left, f"{left:,} lesions keep the networks' score.")
+    network = used[settings["networks"]].mean(axis=1).where(scored).to_numpy()
+    context = context_logits(network, used[TABULAR].to_numpy("float64"), codes)
+    features = logit_features(used, patients)
     if settings["columns"]:
         features = features.join(build_features(rows))
     features = select_features(features[compared], settings["features"], settings["categories"])
     stacked = np.full(len(rows), np.nan)
     stacked[compared] = tabular_logits(models, features, settings["categories"])
-    return compared, stacked
+    return compared, {IN_CONTEXT: np.where(compared, context, np.nan), STACKING: stacked}
 
 
 def open_test_images(competition: Path) -> ImageStore:

@@ -1,7 +1,7 @@
 """The combination of the stages' logits into the final one, chosen by nested cross-validation.
 
 Lesions come as a table with the columns of oof_fusion.csv: isic_id, target, fold, the out-of-fold logits ``tabular``,
-``network`` and, after train.stacking, ``stacking``, and image_scored.
+``network`` and, after train.stacking, ``context`` and ``stacking``, and image_scored.
 """
 
 from __future__ import annotations
@@ -17,15 +17,21 @@ from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 
 from inference.schema import TARGET
-from inference.scoring import NETWORK, STACKING, TABULAR, combine
+from inference.scoring import IN_CONTEXT, NETWORK, STACKING, TABULAR, combine
 from utils import ScoreTable, partial_auc
 
-#: Kind -> the logits that are weighed. Of equally good ones the first, which is simpler, is chosen.
-SINGLE = {"tabular": TABULAR, "network": NETWORK, "stacking": STACKING}
-BLEND, MEAN = "blend", "mean"
-#: What can be chosen once the networks are there, and once the last stage is there, too.
-OF_NETWORKS = ("network", "blend", "tabular")
-OF_ALL = ("network", "blend", "stacking", MEAN, "tabular")
+BLEND, BLEND_IN_CONTEXT, MEAN = "blend", "context", "mean"
+#: Kind -> the logits that are weighed. ``MEAN`` is the mean of ``BLEND_IN_CONTEXT`` and the last stage.
+WEIGHED = {
+    "tabular": (TABULAR,),
+    "network": (NETWORK,),
+    BLEND: (TABULAR, NETWORK),
+    BLEND_IN_CONTEXT: (TABULAR, NETWORK, IN_CONTEXT),
+    "stacking": (STACKING,),
+}
+#: What can be chosen once the networks are there, and once the last stage is there, too; of equally good ones the first.
+OF_NETWORKS = ("network", BLEND, "tabular")
+OF_ALL = ("network", BLEND, BLEND_IN_CONTEXT, "stacking", MEAN, "tabular")
 #: The score of the nested choice: its combination, too, was chosen without the fold that it is measured on.
 FINAL = "final"
 
@@ -71,7 +77,7 @@ def nested_scores(rows: pd.DataFrame, kinds: Sequence[str]) -> dict[str, np.ndar
         others, paucs = rows[~inside], []
         for kind in kinds:
             # A single score's weight would change no rank within the fold, only between folds.
-            how = as_it_is(kind) if kind in SINGLE else fit_combination(kind, others)
+            how = as_it_is(kind) if len(WEIGHED.get(kind, ())) == 1 else fit_combination(kind, others)
             scores[kind][inside] = combine(how, rows[inside], rows["image_scored"][inside])
             paucs.append(partial_auc(others[TARGET], combine(how, others, others["image_scored"])))
         chosen[inside] = np.argmax(paucs)
@@ -81,7 +87,7 @@ def nested_scores(rows: pd.DataFrame, kinds: Sequence[str]) -> dict[str, np.ndar
 
 def as_it_is(kind: str) -> dict[str, dict[str, float]]:
     """One stage's logits, unchanged; the tabular ones where there is no image score."""
-    return {"with_image": {"intercept": 0.0, SINGLE[kind]: 1.0}, "without_image": {"intercept": 0.0, TABULAR: 1.0}}
+    return {"with_image": {"intercept": 0.0, WEIGHED[kind][0]: 1.0}, "without_image": {"intercept": 0.0, TABULAR: 1.0}}
 
 
 def fit_combination(kind: str, rows: pd.DataFrame) -> dict[str, dict[str, float]]:
@@ -96,16 +102,16 @@ def fit_combination(kind: str, rows: pd.DataFrame) -> dict[str, dict[str, float]
         rows: both classes present, also where ``image_scored``.
     """
     if kind == MEAN:
-        blend, stacking = fit_combination(BLEND, rows), fit_combination("stacking", rows)
+        blend, stacking = fit_combination(BLEND_IN_CONTEXT, rows), fit_combination("stacking", rows)
         total = Counter(blend["with_image"])
         total.update(stacking["with_image"])
         return blend | {"with_image": {name: value / 2 for name, value in total.items()}}
-    names = (TABULAR, NETWORK) if kind == BLEND else (SINGLE[kind],)
+    names = WEIGHED[kind]
     absent = regression(rows, (TABULAR,))
     if absent[TABULAR] <= 0:
         absent = as_it_is("tabular")["without_image"]
     given = regression(rows[rows["image_scored"].astype(bool)], names)
-    if kind in SINGLE and given[names[0]] <= 0:
+    if len(names) == 1 and given[names[0]] <= 0:
         return as_it_is(kind)
     return {"with_image": given, "without_image": absent}
 

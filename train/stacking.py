@@ -24,12 +24,12 @@ from inference.artifacts import (
     networks_of,
     stacking_model_file,
 )
-from inference.features import logit_features
+from inference.features import context_logits, logit_features, patient_codes
 from inference.files import write_csv
 from inference.options import Number, Parser, add_data_options
 from inference.run_log import versions
 from inference.schema import ID, PATIENT, TARGET, read_scores
-from inference.scoring import NETWORK, STACKING, TABULAR
+from inference.scoring import IN_CONTEXT, NETWORK, STACKING, TABULAR
 from inference.tables import id_mismatch
 from scale.parallel import workers
 from train.combination import FINAL, OF_ALL, choose_combination, difference_line, scores_section
@@ -88,10 +88,13 @@ def record_stacking(stage: Stage, rows: Rows, networks: list[str], settings: dic
         raise InputError("outside a fold, the lesions with an image score are of one class; make other folds.")
     log(f"{int(scored.sum()):,} lesions with all scores, {features.shape[1]} features of {', '.join([TABULAR, *networks])}")
     result = cross_validate(features[scored], y_true[scored], fold[scored], config, fitted=fitted[scored])
-    table[STACKING] = table[TABULAR]
+    codes = patient_codes(len(table), table[PATIENT])
+    network = table[NETWORK].where(scored).to_numpy()
+    table[IN_CONTEXT] = context_logits(network, table[TABULAR].to_numpy(), codes)
     table.loc[scored, STACKING] = result.logits
+    table.loc[~scored, [IN_CONTEXT, STACKING]] = table[TABULAR]
     combination = choose_combination(table, OF_ALL, settings["combine"])
-    out = table[[ID, TARGET, "fold", TABULAR, NETWORK, STACKING, "image_scored"]]
+    out = table[[ID, TARGET, "fold", TABULAR, NETWORK, IN_CONTEXT, STACKING, "image_scored"]]
     write_csv(stage.folder / OOF_STACKING, out.assign(final=combination.scores[FINAL]))
     scores = {TABULAR: table[TABULAR]} | combination.scores
     results = bootstrap_scores(y_true, table[PATIENT], scores)

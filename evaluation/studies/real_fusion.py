@@ -26,13 +26,13 @@ from inference.artifacts import (
     network_column,
     networks_of,
 )
-from inference.features import logit_features
+from inference.features import context_logits, group_codes, logit_features
 from inference.files import write_csv
 from inference.images import ImageStore, image_batches
 from inference.network import Ensemble, NetworkConfig, devices, load_network, network_logits
 from inference.schema import ID, PATIENT, TARGET, read_scores
-from inference.scoring import NETWORK, STACKING, TABULAR
-from train.combination import BLEND, MEAN, nested_scores
+from inference.scoring import IN_CONTEXT, NETWORK, STACKING, TABULAR
+from train.combination import BLEND, BLEND_IN_CONTEXT, MEAN, nested_scores
 from train.config import STACKING_PARAMETERS, TabularConfig
 from train.cross_validation import cross_validate
 from train.lesions import open_images
@@ -40,7 +40,7 @@ from utils import InputError, bootstrap_scores, fold_mean, log
 
 #: Crops per step of the scoring.
 BATCH = 64
-COMBINATION, STACKED = "tabular and network", "mean of both and the last stage"
+COMBINATION, BOTH_IN_CONTEXT, STACKED = "tabular and network", "both in context", "mean of these and stacking"
 
 
 def constant_logit(artifacts: Path) -> float:
@@ -181,9 +181,10 @@ def compare_columns_and_crops(columns: Columns, artifacts: Path) -> str:
     last = cross_validate(
         features, table[TARGET].to_numpy(), table["fold"].to_numpy(), TabularConfig(STACKING_PARAMETERS), progress=False
     )
-    table = table.assign(**{STACKING: last.logits, "image_scored": 1})
-    scores = nested_scores(table, [BLEND, MEAN])
-    table = table.assign(**{COMBINATION: scores[BLEND], STACKED: scores[MEAN]})
+    context = context_logits(table[NETWORK].to_numpy(), table[TABULAR].to_numpy(), group_codes(table[PATIENT]))
+    table = table.assign(**{IN_CONTEXT: context, STACKING: last.logits, "image_scored": 1})
+    scores = nested_scores(table, [BLEND, BLEND_IN_CONTEXT, MEAN])
+    table = table.assign(**{COMBINATION: scores[BLEND], BOTH_IN_CONTEXT: scores[BLEND_IN_CONTEXT], STACKED: scores[MEAN]})
     inside = table.index.isin(trained_on)
     cells = []
     for name, part in (("all", table), ("crops of the release", table[inside]), ("other crops", table[~inside])):
@@ -197,7 +198,7 @@ def part_of_table(name: str, part: pd.DataFrame) -> list[list[str]]:
     if part[TARGET].nunique() < 2:
         log(f"{name}: {len(part)} rows of one class, left out")
         return []
-    scores = {score: part[score].to_numpy() for score in (TABULAR, NETWORK, COMBINATION, STACKING, STACKED)}
+    scores = {score: part[score].to_numpy() for score in (TABULAR, NETWORK, COMBINATION, BOTH_IN_CONTEXT, STACKING, STACKED)}
     table = bootstrap_scores(part[TARGET].to_numpy(), part[PATIENT].to_numpy(), scores)
     cells = []
     for score, found in table.scores.items():

@@ -16,13 +16,15 @@ from evaluation.studies.compare import markdown_table, signed, size_of, write_te
 from inference.artifacts import FOLDS, OOF_FUSION, OOF_STACKING, checked_file, load_manifest, network_column, networks_of
 from inference.options import Parser, existing_folder, output_folder
 from inference.schema import PATIENT, TARGET, read_scores
-from inference.scoring import NETWORK, STACKING, TABULAR
+from inference.scoring import IN_CONTEXT, NETWORK, STACKING, TABULAR
 from scale.output_folder import output_set
 from train.combination import FINAL, OF_ALL, OF_NETWORKS, nested_scores
 from utils import InputError, ScoreTable, bootstrap_scores, log, run_command
 
 TABLE = "stages.md"
 BEFORE, AFTER = "combination without the last stage", "combination"
+#: What the last stage adds to the combinations: kind -> name in the table.
+LAST = {"context": "blend in context", "stacking": "CatBoost on all logits", "mean": "mean of these two", FINAL: AFTER}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,10 +63,15 @@ def score_stages(artifacts: Path) -> ScoreTable:
     before = nested_scores(rows, OF_NETWORKS)
     scores |= {"tabular + network (blend)": pd.Series(before["blend"]), BEFORE: pd.Series(before[FINAL])}
     if "stacking" in manifest:
-        rows = rows.join(read_scores(checked_file(artifacts, manifest, OOF_STACKING), [STACKING]))
+        rows = rows.join(read_scores(checked_file(artifacts, manifest, OOF_STACKING), [IN_CONTEXT, STACKING]))
         after = nested_scores(rows, OF_ALL)
-        scores |= {"last stage": rows[STACKING], "mean of blend and last stage": pd.Series(after["mean"])}
-        scores |= {AFTER: pd.Series(after[FINAL])}
+        names = {
+            "context": "blend in context",
+            "stacking": "CatBoost on all logits",
+            "mean": "mean of these two",
+            FINAL: AFTER,
+        }
+        scores |= {name: pd.Series(after[kind]) for kind, name in names.items()}
     return bootstrap_scores(rows[TARGET], patients, {name: values.to_numpy() for name, values in scores.items()})
 
 

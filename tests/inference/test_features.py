@@ -392,12 +392,16 @@ def test_logits_are_compared_with_those_of_the_patients_other_lesions():
     assert found.dtypes.unique().tolist() == [np.dtype("float32")]
     expected = {
         SCORED_LESIONS: [2, 2, 2, 1],
+        "fusion_context": [0, 2, np.nan, 5],
         "tabular_logit": [0, 2, 1, 5],
         "tabular_z_patient": [-np.sqrt(1.5), np.sqrt(1.5), 0, 0],
         "tabular_rank_patient": [1 / 6, 5 / 6, 0.5, 0.5],
         "fusion_logit": [1, 3, np.nan, -2],
         "fusion_z_patient": [-1, 1, np.nan, 0],
         "fusion_rank_patient": [0.25, 0.75, np.nan, 0.5],
+        "fusion_correction_logit": [1, 1, np.nan, -7],
+        "fusion_correction_z_patient": [0, 0, np.nan, 0],
+        "fusion_correction_rank_patient": [0.5, 0.5, np.nan, 0.5],
     }
     assert list(found) == list(expected)
     for name, values in expected.items():
@@ -405,10 +409,10 @@ def test_logits_are_compared_with_those_of_the_patients_other_lesions():
 
 
 def test_without_patients_every_lesion_is_alone():
-    found = logit_features(pd.DataFrame({"fusion": [1.0, 3.0]}))
+    found = logit_features(pd.DataFrame({"tabular": [1.0, 3.0]}))
     assert found.to_dict("list") == {
         SCORED_LESIONS: [1, 1],
-        "fusion_logit": [1, 3],
-        "fusion_z_patient": [0, 0],
-        "fusion_rank_patient": [0.5, 0.5],
+        "tabular_logit": [1, 3],
+        "tabular_z_patient": [0, 0],
+        "tabular_rank_patient": [0.5, 0.5],
     }

@@ -13,7 +13,7 @@ def made(rows, tabular_noise, network_noise, stacking_noise=1.0, seed=0):
     """Lesions in three folds, with three scores of different quality."""
     rng = np.random.default_rng(seed)
     truth = rng.normal(-2, 2, rows)
-    noises = {"tabular": tabular_noise, "network": network_noise, "stacking": stacking_noise}
+    noises = {"tabular": tabular_noise, "network": network_noise, "context": 50.0, "stacking": stacking_noise}
     table = pd.DataFrame({ID: np.arange(rows).astype(str), TARGET: (rng.random(rows) < expit(truth)).astype(int)})
     table = table.assign(fold=np.arange(rows) % 3, image_scored=1)
     return table.assign(**{name: truth + rng.normal(0, noise, rows) for name, noise in noises.items()})
@@ -49,7 +49,7 @@ def test_networks_that_know_nothing_are_not_used():
     reached = {name: partial_auc(rows[TARGET], combination.scores[name]) for name in OF_ALL}
     assert reached["tabular"] > reached["network"] + 0.05
     assert reached["tabular"] > reached["stacking"] + 0.05
-    assert combination.settings["kind"] in ("tabular", "blend")
+    assert combination.settings["kind"] in ("tabular", "blend", "context")
 
 
 def test_the_last_stage_is_chosen_where_it_is_best_and_its_mean_with_the_blend_where_both_are_good():
@@ -57,13 +57,27 @@ def test_the_last_stage_is_chosen_where_it_is_best_and_its_mean_with_the_blend_w
     rows = made(20_000, 2.0, 2.0, 1.2)
     combination = choose_combination(rows, OF_ALL)
     assert combination.settings["kind"] == "mean"
-    weights, blend, stacking = (fit_combination(kind, rows)["with_image"] for kind in ("mean", "blend", "stacking"))
+    weights, blend, stacking = (fit_combination(kind, rows)["with_image"] for kind in ("mean", "context", "stacking"))
     assert weights == {
         "intercept": pytest.approx((blend["intercept"] + stacking["intercept"]) / 2),
         "tabular": pytest.approx(blend["tabular"] / 2),
         "network": pytest.approx(blend["network"] / 2),
+        "context": pytest.approx(blend["context"] / 2),
         "stacking": pytest.approx(stacking["stacking"] / 2),
     }
+
+
+def test_a_network_is_better_where_the_patients_style_is_known():
+    """The network reads the lesion and the patient's style; the context logit is without the style."""
+    rows = made(20_000, 3.0, 0.5)
+    style = np.random.default_rng(1).normal(0, 2, len(rows))
+    rows = rows.assign(context=rows["network"], network=rows["network"] + style, stacking=rows["tabular"])
+    combination = choose_combination(rows, OF_ALL)
+    assert combination.settings["kind"] == "context"
+    reached = {kind: partial_auc(rows[TARGET], combination.scores[kind]) for kind in ("blend", "context")}
+    assert reached["context"] > reached["blend"] + 0.01
+    weights = combination.settings["with_image"]
+    assert abs(weights["network"]) < 0.05 * weights["context"]
 
 
 def test_a_combination_that_is_asked_for_is_taken():
@@ -96,7 +110,7 @@ def test_no_label_of_a_fold_changes_its_own_scores():
     assert (before["blend"][~inside] != after["blend"][~inside]).all()
 
 
-@pytest.mark.parametrize("kind", ["network", "blend", "stacking", "mean"])
+@pytest.mark.parametrize("kind", ["network", "blend", "context", "stacking", "mean"])
 def test_lesions_without_image_are_on_the_scale_of_the_others(kind):
     """Half of the images taken away cost no more than half of what the images give, and a little for the mixture."""
     rows = made(60_000, 2.0, 1.0)

@@ -45,7 +45,7 @@ def command(trained, artifacts, *options):
 
 def test_every_row_outside_the_holdout_has_logits_of_the_last_stage(trained):
     oof = pd.read_csv(trained.artifacts / "oof_stacking.csv")
-    assert list(oof) == [ID, TARGET, "fold", "tabular", "network", "stacking", "image_scored", "final"]
+    assert list(oof) == [ID, TARGET, "fold", "tabular", "network", "context", "stacking", "image_scored", "final"]
     fusion = pd.read_csv(trained.artifacts / "oof_fusion.csv")
     assert oof[ID].tolist() == fusion[ID].tolist()
     np.testing.assert_allclose(oof["network"], fusion["network"])
@@ -86,8 +86,12 @@ def test_the_kernel_scores_as_training_does(trained, artifacts, tmp_path, option
     predicted = [model.predict(pool, prediction_type="RawFormulaVal") for model in models]
     expected = np.mean([logits + shift for logits, shift in zip(predicted, shifts, strict=True)], axis=0)
     np.testing.assert_allclose(scores["stacking"], expected, atol=1e-6)
+    style = (scores["network"] - scores["tabular"]).groupby(rows[PATIENT]).transform("mean")
+    np.testing.assert_allclose(scores["context"], scores["network"] - style, atol=1e-6)
     weights = section["combination"]["with_image"]
-    final = weights["intercept"] + sum(weights[name] * scores[name] for name in ("tabular", "network", "stacking"))
+    final = weights["intercept"] + sum(
+        weights[name] * scores[name] for name in ("tabular", "network", "context", "stacking")
+    )
     np.testing.assert_allclose(scores["final"], final, atol=1e-6)
 
 
