@@ -32,6 +32,7 @@ from inference.build_kernel import ROOT, build_kernel
 from inference.images import ImageStore, find_images
 from inference.options import Parser, add_data_options, existing_file, output_folder, positive_number, share
 from inference.schema import ID, PATIENT, TARGET, TEST_COLUMNS, read_metadata, read_scores, read_table
+from inference.scoring import CONTEXT
 from inference.tables import Reading, id_mismatch, read_csv_file
 from scale.output_folder import output_set
 from train.folds import HOLDOUT
@@ -259,18 +260,18 @@ def checked_submission(path: Path, isic_ids: list[str]) -> pd.Series:
 def read_parts(path: Path) -> pd.DataFrame:
     """The logits of every stage that the kernel wrote to scores.csv, and image_scored, by isic_id.
 
-    Those of the last stage, where there is one, are NaN where it does not apply.
+    Those of the last stage and the network logits in context, where there are any, are NaN where the stage does not apply.
 
     Raises:
         InputError: the file lacks one of them.
     """
-    stacking = [STACKING] if STACKING in read_table(path) else []
-    return read_scores(path, [TABULAR, NETWORK, *stacking, FINAL, "image_scored"])
+    last = [CONTEXT, STACKING] if STACKING in read_table(path) else []
+    return read_scores(path, [TABULAR, NETWORK, *last, FINAL, "image_scored"])
 
 
 def logits_of(parts: pd.DataFrame) -> dict[str, np.ndarray]:
     """The logits of ``read_parts`` by name, shape (rows,); where the last stage does not apply, it has the networks'."""
-    names = [name for name in parts if name != "image_scored"]
+    names = [name for name in (TABULAR, NETWORK, STACKING, FINAL) if name in parts]
     return {name: parts[name].fillna(parts[NETWORK]).to_numpy("float64") for name in names}
 
 

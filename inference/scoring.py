@@ -295,8 +295,8 @@ def score_last_stage(
         run: for the log.
 
     Returns:
-        To which lesions it applies, bool of shape (rows,); and ``IN_CONTEXT`` and ``STACKING``, float64 of shape (rows,), NaN
-        for the others.
+        To which lesions it applies, bool of shape (rows,); and ``IN_CONTEXT`` and ``STACKING``, float64 of shape (rows,),
+        NaN for the others.
 
     Raises:
         InputError: no model is usable.

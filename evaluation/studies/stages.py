@@ -65,13 +65,7 @@ def score_stages(artifacts: Path) -> ScoreTable:
     if "stacking" in manifest:
         rows = rows.join(read_scores(checked_file(artifacts, manifest, OOF_STACKING), [IN_CONTEXT, STACKING]))
         after = nested_scores(rows, OF_ALL)
-        names = {
-            "context": "blend in context",
-            "stacking": "CatBoost on all logits",
-            "mean": "mean of these two",
-            FINAL: AFTER,
-        }
-        scores |= {name: pd.Series(after[kind]) for kind, name in names.items()}
+        scores |= {name: pd.Series(after[kind]) for kind, name in LAST.items()}
     return bootstrap_scores(rows[TARGET], patients, {name: values.to_numpy() for name, values in scores.items()})
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from evaluation import environment
 from evaluation.environment import environment_lines, main, pins, probe, public
+from inference.artifacts import FORMAT
 from inference.schema import read_metadata
 
 NAMES = (
@@ -38,7 +39,7 @@ def test_the_lines_have_what_was_found(trained):
     assert "folds, tabular, network" in found["artifacts"]
     assert f"{len(manifest['tabular']['features'])} features" in found["tabular"]
     assert f"{manifest['tabular']['scores']['pauc']:.4f}" in found["tabular"]
-    assert found["network"].startswith("2 of resnet50, none weights, 32 pixels, 1 epochs")
+    assert found["network"].startswith("fusion: 2 of resnet50, none weights, 32 pixels, 1 epochs")
     assert found["files"] == f"{len(manifest['files'])} named, all as in the manifest"
     assert found["TensorFlow"] == "imports"
 
@@ -55,7 +56,7 @@ def test_nothing_there_is_said_and_the_status_is_0(tmp_path, capsys):
     assert "artifacts: none has no manifest.json" in printed
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"format": 3}', '{"format": "slice-3d-fusion/3", "files": 1, "folds": []}'])
+@pytest.mark.parametrize("content", ["", "[]", '{"format": 3}', json.dumps({"format": FORMAT, "files": 1, "folds": []})])
 def test_a_broken_manifest_is_a_line(tmp_path, content):
     (tmp_path / "manifest.json").write_text(content)
     (tmp_path / "train-metadata.csv").write_text("")

@@ -353,7 +353,8 @@ def test_a_lesion_of_the_holdout_has_the_mean_map_of_all_networks(tmp_path, monk
     )
     a_layer = SimpleNamespace(output=np.zeros((1, 4, 4, 8)))
     chosen = pd.DataFrame({"fold": [1, HOLDOUT, 0, HOLDOUT], "tabular": [1.0, 1.0, 1.0, 0.0]})
-    manifest = {"network": {"weights": ["one", "two"], "settings": {"image_size": 32}}}
+    best, other = ({"weights": names, "settings": {"image_size": 32}} for names in (["one", "two"], ["three", "four"]))
+    manifest = {"network": {"networks": {"best": best, "other": other}}}
     maps, where = heat_maps(chosen, np.zeros((4, 2, 2, 3), dtype="uint8"), tmp_path, manifest)
     assert where == "conv3, 4 x 4 cells"
     np.testing.assert_allclose(maps[0], heat["two"])
@@ -383,4 +384,6 @@ def test_a_lesion_without_an_image_or_a_network_is_refused(synthetic_data, metad
     assert "1 of 2 lesions" in capsys.readouterr().out
     chosen = pd.DataFrame({"fold": [0, 2], "tabular": [0.0, 0.0]})
     with pytest.raises(InputError, match="has lesions of fold 2 and the manifest no network of it"):
-        heat_maps(chosen, crops_of(32, 2), synthetic_data, {"network": {"weights": ["one", "two"]}})
+        heat_maps(
+            chosen, crops_of(32, 2), synthetic_data, {"network": {"networks": {"fusion": {"weights": ["one", "two"]}}}}
+        )

@@ -13,7 +13,7 @@ from inference.schema import ID, PATIENT, TARGET, read_metadata
 from train.folds import HOLDOUT
 from utils import InputError
 
-MANIFEST = {"network": {"weights": ["a.h5", "b.h5"], "settings": {"image_size": 32}}}
+MANIFEST = {"network": {"networks": {"fusion": {"weights": ["a.h5", "b.h5"], "settings": {"image_size": 32}}}}}
 
 
 @pytest.fixture

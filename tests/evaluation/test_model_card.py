@@ -159,7 +159,7 @@ def test_a_report_of_something_else_is_refused(trained, report_folder, tmp_path,
         run["tabular_logits"]["training_median"] += 1e-6
     elif change == "other networks":
         table = pd.read_csv(report / "scores.csv")
-        table.assign(network=-table["network"]).to_csv(report / "scores.csv", index=False)
+        table.assign(network=-table["network"], stacking=-table["stacking"]).to_csv(report / "scores.csv", index=False)
     (report / "run.json").write_text("{" if change == "broken run" else json.dumps(run))
     with pytest.raises(InputError, match="dry_run"):
         main(arguments(trained, report, tmp_path / "card.md"))

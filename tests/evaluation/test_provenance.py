@@ -59,7 +59,7 @@ def folders(tmp_path):
     (artifacts / "a.cbm").write_text("a model")
     (artifacts / "changed.csv").write_text("changed")
     files = {"a.cbm": sha256_of(artifacts / "a.cbm"), "changed.csv": "0" * 64, "gone.csv": "1" * 64}
-    manifest = {"format": "slice-3d-fusion/3", "files": files, "folds": {"folds": 5, "seed": 0}}
+    manifest = {"format": FORMAT, "files": files, "folds": {"folds": 5, "seed": 0}}
     (artifacts / "manifest.json").write_text(json.dumps(manifest))
     (tmp_path / "kernel.py").write_text("pass\n")
     return data, artifacts, tmp_path / "kernel.py"

@@ -59,9 +59,9 @@ def check_output(working, settings, trained):
     for name in ("folds.csv", "oof_tabular.csv"):
         assert ours["files"][name] == theirs["files"][name]
     assert set(ours["files"]) == set(theirs["files"])
-    assert ours["network"]["settings"] == theirs["network"]["settings"]
-    for name in ours["network"]["weights"]:
-        load_network(NetworkConfig.from_dict(ours["network"]["settings"]), checked_file(working, ours, name))
+    assert best_network(ours)["settings"] == best_network(theirs)["settings"]
+    for name in best_network(ours)["weights"]:
+        load_network(NetworkConfig.from_dict(best_network(ours)["settings"]), checked_file(working, ours, name))
     # Flat, and nothing that a kernel could not open: the output can be attached as it is.
     assert {path.name for path in working.iterdir()} == {*ours["files"], "manifest.json", "logs", REPORT}
     return ours

@@ -307,7 +307,7 @@ def test_a_network_that_is_trained_again_replaces_itself_alone(trained, two, aga
     check_mean(oof)
 
 
-@pytest.mark.parametrize("name", ["", "Lite", "a_b", "../up", "-x", "x" * 41, "image", "network", "stacking", "fold"])
+@pytest.mark.parametrize("name", ["", "Lite", "a_b", "../up", "-x", "x" * 41, "image", "network", "context", "fold"])
 def test_a_name_that_files_and_columns_cannot_have_is_refused(tmp_path, name):
     with pytest.raises(InputError, match="--name"):
         train_fusion(command(tmp_path, tmp_path, f"--name={name}"))

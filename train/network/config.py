@@ -32,7 +32,7 @@ from utils import InputError
 INPUTS = {"fusion": ("crop", "tabular"), "image": ("crop",), "tabular": ("tabular",)}
 SINGLES = ("image", "tabular")
 #: Other columns of the tables that have a column for each network by its name.
-TAKEN = (*SINGLES, "network", "stacking", "final", "fold", "target")
+TAKEN = (*SINGLES, "network", "context", "stacking", "final", "fold", "target")
 #: Which stages of the backbone are trainable: prefixes of their layers' names. Frozen ones keep their batch-norm statistics.
 UNFREEZE = {"none": (), "conv5": ("conv5_",), "conv4": ("conv4_", "conv5_"), "all": ("conv", "bn")}
 #: "frozen": statistics, scale and shift of the initial weights stay.

@@ -200,8 +200,8 @@ def test_real_networks_are_trained_and_compared(command, tmp_path, monkeypatch):
     assert main([*command, "--variants", "focal:2", "--images", "1"]) == 0
     oof = pd.read_csv(tmp_path / "study" / "focal-2" / "oof_fusion.csv")
     assert oof["image_scored"].eq(1).all() and (oof["network"] != oof["tabular"]).all()
-    settings = json.loads((tmp_path / "study" / "focal-2" / "manifest.json").read_text())["network"]["training"]
-    assert (settings["imbalance"], settings["epochs"]) == ("focal", 1)
+    settings = json.loads((tmp_path / "study" / "focal-2" / "manifest.json").read_text())["network"]["networks"]["fusion"]
+    assert (settings["training"]["imbalance"], settings["training"]["epochs"]) == ("focal", 1)
     rows = cells_of((tmp_path / "study" / "imbalance.md").read_text(encoding="utf-8"))
     assert [row[:2] for row in rows] == [["tabular", ""], ["focal:2", "1"]]
 

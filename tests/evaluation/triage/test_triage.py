@@ -11,10 +11,10 @@ from triage_cards import Cards
 from evaluation.studies.explain import load_fold_models
 from evaluation.triage import scores as triage_scores
 from evaluation.triage.__main__ import main
-from inference.artifacts import load_manifest
+from inference.artifacts import best_network, load_manifest
 from inference.features import build_features
 from inference.images import decode_crop
-from inference.network import NetworkConfig, load_network
+from inference.network import Ensemble, NetworkConfig, load_network
 from inference.schema import ID, read_metadata
 from train.folds import HOLDOUT
 from train.lesions import open_images
@@ -50,8 +50,8 @@ def test_lesions_have_the_scores_of_models_trained_without_their_patient(trained
     models, names = load_fold_models(artifacts, manifest), manifest["tabular"]["features"]
     features = build_features(metadata)[names].set_axis(metadata[ID])
     networks = [
-        load_network(NetworkConfig.from_dict(manifest["network"]["settings"]), artifacts / name)
-        for name in manifest["network"]["weights"]
+        load_network(NetworkConfig.from_dict(best_network(manifest)["settings"]), artifacts / name)
+        for name in best_network(manifest)["weights"]
     ]
     store = open_images(trained.data)
     assert patients[0] in set(folds.loc[folds["fold"] == HOLDOUT, "patient_id"])  # otherwise the mean of all is not tested
@@ -106,7 +106,7 @@ def test_a_lesion_without_an_image_keeps_its_tabular_score(trained, tmp_path):
     (copy / "oof_fusion.csv").unlink()  # a link: writing into it would change the shared file
     oof.assign(network=oof["tabular"], image_scored=0).to_csv(copy / "oof_fusion.csv", index=False)
     network = load_manifest(copy)["network"]
-    record_stage(copy, "network", network, [*network["weights"], "oof_fusion.csv"])
+    record_stage(copy, "network", network, [*best_network(load_manifest(copy))["weights"], "oof_fusion.csv"])
     assert main([*options(trained, tmp_path / "out", copy), "--patients", "2"]) == 0
     pages = [path for path in (tmp_path / "out").iterdir() if path.stem != "index"]
     assert len(pages) == 2
@@ -125,12 +125,17 @@ def test_bad_input_is_refused_in_one_sentence(trained, tmp_path):
 
 
 def test_holdout_lesions_are_scored_in_as_many_views_as_the_manifest_says(trained, monkeypatch):
-    asked = []
+    asked, logits = [], Ensemble.logits
+
+    def counted(ensemble, *given):
+        asked.append(ensemble.views)
+        return logits(ensemble, *given)
+
     loaded = triage_scores.load_trained(trained.artifacts)
-    loaded.manifest["network"]["settings"]["views"] = 4
+    best_network(loaded.manifest)["settings"]["views"] = 4
     metadata = read_metadata(trained.data / "train-metadata.csv", labelled=True)
     lesions = triage_scores.out_of_fold_scores(metadata, loaded).query("fold == @HOLDOUT").head(2)
-    monkeypatch.setattr(triage_scores, "network_logits", lambda ensemble, *_: asked.append(ensemble.views) or [])
+    monkeypatch.setattr(Ensemble, "logits", counted)
     features = triage_scores.model_features(metadata, loaded).loc[lesions.index]
     triage_scores.score_holdout(lesions, features, loaded, open_images(trained.data))
     assert asked == [4]
