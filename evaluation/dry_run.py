@@ -32,7 +32,7 @@ from inference.build_kernel import ROOT, build_kernel
 from inference.images import ImageStore, find_images
 from inference.options import Parser, add_data_options, existing_file, output_folder, positive_number, share
 from inference.schema import ID, PATIENT, TARGET, TEST_COLUMNS, read_metadata, read_scores, read_table
-from inference.scoring import CONTEXT
+from inference.scoring import IN_CONTEXT
 from inference.tables import Reading, id_mismatch, read_csv_file
 from scale.output_folder import output_set
 from train.folds import HOLDOUT
@@ -265,7 +265,7 @@ def read_parts(path: Path) -> pd.DataFrame:
     Raises:
         InputError: the file lacks one of them.
     """
-    last = [CONTEXT, STACKING] if STACKING in read_table(path) else []
+    last = [IN_CONTEXT, STACKING] if STACKING in read_table(path) else []
     return read_scores(path, [TABULAR, NETWORK, *last, FINAL, "image_scored"])
 
 
