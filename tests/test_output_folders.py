@@ -104,7 +104,7 @@ def run_dry_run(stubs, out, data):
 
 def run_grad_cam(stubs, out, data):
     stubs.gives(None, "refuse_without_networks", "checked_file", "open_images")
-    stubs.gives({"network": {"settings": {"image_size": 32}}}, "load_manifest")
+    stubs.gives({"network": {"networks": {"fusion": {"settings": {"image_size": 32}}}}}, "load_manifest")
     stubs.gives(LABELS.assign(image_scored=1), "read_scores")
     stubs.gives(LABELS, "read_metadata")
     stubs.gives("", "caption")

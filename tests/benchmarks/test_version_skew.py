@@ -83,6 +83,8 @@ def test_the_networks_alone_are_compared(trained, mounted, tmp_path):
     before = load_manifest(trained.artifacts)
     alone = load_manifest(with_networks_alone(trained.artifacts, tmp_path / "artifacts"))
     assert alone["network"]["combination"] == {"kind": "network"}
+    assert "stacking" not in alone
+    del before["stacking"]
     for manifest in (before, alone):
         del manifest["network"]["combination"]
     assert before == alone

@@ -10,12 +10,22 @@ import pandas as pd
 import pytest
 
 from evaluation import dry_run
-from evaluation.dry_run import Outcome, checked_submission, main, mount_test_folder, rows_to_score, without_network
+from evaluation.dry_run import (
+    Outcome,
+    checked_submission,
+    gather_scores,
+    logits_of,
+    main,
+    mount_test_folder,
+    read_parts,
+    rows_to_score,
+    without_network,
+)
 from inference.artifacts import load_manifest
 from inference.build_kernel import ROOT
 from inference.schema import ID, PATIENT, TARGET, TEST_COLUMNS
 from inference.submission import main as run_submission
-from utils import InputError, partial_auc
+from utils import InputError, bootstrap_scores, partial_auc
 
 
 def test_the_mounted_folder_is_what_kaggle_would_mount(trained, tmp_path):
@@ -92,8 +102,10 @@ def test_the_networks_score_a_share_of_the_lesions(trained, tmp_path, capsys, in
     assert main([*where, "--image-share", "0.25"]) == 0
     run = json.loads((tmp_path / "report" / "run.json").read_text())
     assert run["image_scored"] == run["image_share"]["lesions"] == round(run["lesions"] / 4)
-    assert run["fallbacks"] == {}
     scores = pd.read_csv(tmp_path / "report" / "scores.csv").sort_values("tabular", ascending=False)
+    alone = int((scores["image_scored"].eq(1) & scores["stacking"].isna()).sum())
+    assert alone > 0
+    assert run["fallbacks"] == {"lesions_not_stacked": alone}  # the others of their patients are not compared
     assert scores["image_scored"].is_monotonic_decreasing
     assert "--image-share" in capsys.readouterr().out
     assert re.search(r'class="warning">the networks scored the 25%', (tmp_path / "report" / "index.html").read_text("utf-8"))
@@ -137,11 +149,33 @@ def test_the_table_is_the_metric_of_the_submission(trained, report):
     rows = rows_to_score(trained.data, trained.artifacts, "holdout")
     submission = pd.read_csv(folder / "submission.csv").set_index(ID).loc[rows[ID], TARGET]
     scored = dict(re.findall(r"^\| (\w[\w ]*?) +\| +([\d.]+)", printed, flags=re.MULTILINE))
-    assert list(scored) == ["tabular", "final", "best possible"]
+    assert list(scored) == ["tabular", "network", "stacking", "final", "best possible"]
     assert scored["final"] == f"{partial_auc(rows[TARGET], submission):.4f}"
     truth = pd.read_csv(trained.data / "truth.csv").set_index(ID).loc[rows[ID], "probability"]
     assert scored["best possible"] == f"{partial_auc(rows[TARGET], truth):.4f}"
-    assert re.search(r"final - tabular, paired: [+-]0\.\d{4} \[[+-]0\.\d{4}, [+-]0\.\d{4}\] pAUC", printed)
+    parts = pd.read_csv(folder / "scores.csv").set_index(ID).loc[rows[ID]]
+    stacking = parts["stacking"].fillna(parts["network"])
+    for name, logits in {"tabular": parts["tabular"], "network": parts["network"], "stacking": stacking}.items():
+        assert scored[name] == f"{partial_auc(rows[TARGET], logits):.4f}"
+        apart = bootstrap_scores(rows[TARGET], rows[PATIENT], {"final": submission, name: logits}).difference("final", name)
+        assert f"final - {name}, paired: {apart.value:+.4f} [{apart.low:+.4f}, {apart.high:+.4f}] pAUC" in printed
+
+
+def test_where_the_last_stage_does_not_apply_it_has_the_network_logit(trained, tmp_path):
+    ids = rows_to_score(trained.data, trained.artifacts, "holdout")[ID].tolist()[:3]
+    table = pd.DataFrame({ID: ids, "tabular": [1.0, 2, 3], "network": [4.0, 5, 6], "final": 0.5, "image_scored": 1})
+    table.to_csv(tmp_path / "scores.csv", index=False)
+    parts = read_parts(tmp_path / "scores.csv")
+    submission = pd.Series([0.1, 0.2, 0.3], index=ids)
+    found = gather_scores(parts, submission, trained.data, trained.artifacts)
+    assert list(found) == ["tabular", "network", "final", "best possible"]
+    assert found["final"].tolist() == [0.1, 0.2, 0.3]
+    table.assign(context=[7.0, np.nan, 9], stacking=[7.0, np.nan, 9]).to_csv(tmp_path / "scores.csv", index=False)
+    parts = read_parts(tmp_path / "scores.csv")
+    found = gather_scores(parts, submission, trained.data, trained.artifacts)
+    assert list(found) == ["tabular", "network", "stacking", "final", "best possible"]
+    assert found["stacking"].tolist() == logits_of(parts)["stacking"].tolist() == [7, 5, 9]
+    assert list(logits_of(parts)) == ["tabular", "network", "stacking", "final"]
 
 
 def test_the_page_names_what_it_was_made_of(trained, report):

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from evaluation.provenance import kernel_section, making_section
+from inference.artifacts import FORMAT
 from inference.files import sha256_of
 
 RUN = {

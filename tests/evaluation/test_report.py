@@ -10,7 +10,6 @@ from scipy.special import expit
 from evaluation.html import Section
 from evaluation.report import Scored, write_report
 from inference.schema import PATIENT, TARGET
-from inference.scoring import RANK_AVERAGE
 from utils import MIN_TPR, InputError, bootstrap_scores, partial_auc
 
 FACTS = {"rows": "400", "commands": "make dry-run\nmake report"}
@@ -204,13 +203,18 @@ def test_calibration_and_distributions_are_of_the_scores_that_are_logits(tmp_pat
     assert "final: " in text
 
 
-def test_an_average_of_ranks_is_not_read_as_a_probability(tmp_path, run):
+def test_every_stage_has_its_paired_difference_and_its_calibration(tmp_path, run):
     labels, patients, scores = run
-    logits = {name: scores[name] for name in ("tabular", "final")}
-    page, _ = page_of(tmp_path, labels, patients, logits, logits=logits, combination=RANK_AVERAGE)
-    assert "The submission is an average of ranks, which is no probability: it is left out." in page
-    assert "final: " not in page
-    assert "tabular: " in page
+    logits = {"tabular": scores["tabular"], "network": scores["image only"], "stacking": -scores["tabular"]}
+    logits |= {"final": scores["final"]}
+    page, table = page_of(tmp_path, labels, patients, logits, logits=logits)
+    read = Page(page)
+    rows = {row[0]: row[1:] for row in read.rows}
+    for name in ("tabular", "network", "stacking"):
+        apart = table.difference("final", name)
+        assert rows[f"final − {name}"][:2] == [f"{apart.value:+.4f}", f"{apart.low:+.4f} to {apart.high:+.4f}"]  # noqa: RUF001
+        ratio = labels.sum() / expit(logits[name]).sum()
+        assert f"{name}: {ratio:.2f} malignant lesions observed for each one" in "".join(read.words)
 
 
 def test_a_warning_stands_above_the_figures(tmp_path, run):

@@ -12,7 +12,7 @@ import pytest
 from kaggle_stand_in import USER
 
 from evaluation.dry_run import without_network
-from inference.artifacts import checked_file
+from inference.artifacts import best_network, checked_file
 from inference.build_kernel import build_training
 from inference.network import NetworkConfig, load_network
 from kaggle_cli import entrypoint
@@ -39,6 +39,7 @@ def on_kaggle(trained, tmp_path):
             "folds": ["--folds", "2", "--holdout", "0.25"],
             "tabular": ["--seeds", "1", "--params", parameters, *more],
             "fusion": [*common, *network, *more],
+            "stacking": ["--seeds", "1", "--params", parameters, *more],
         }
         competition, working = tmp_path / "input" / "competitions" / "isic-2024-challenge", tmp_path / "working"
         competition.parent.mkdir(parents=True)
@@ -121,7 +122,7 @@ def part(tmp_path, monkeypatch):
         def record(arguments):
             done.append(name)
             (working / f"{name}.csv").write_text(name)
-            record_stage(working, section, {"weights": ["a", "b"]}, [f"{name}.csv"])
+            record_stage(working, section, {"networks": {"fusion": {"weights": ["a", "b"]}}}, [f"{name}.csv"])
 
         return record
 
@@ -138,6 +139,7 @@ def part(tmp_path, monkeypatch):
         ("folds", "folds", "make_folds"),
         ("tabular", "tabular", "train_tabular"),
         ("fusion", "network", "train_fusion"),
+        ("stacking", "stacking", "train_stacking"),
     ):
         monkeypatch.setattr(entrypoint, function, stage(name, section))
     run.root, run.working, run.done, run.next_part = root, working, done, next_part
@@ -170,7 +172,7 @@ def test_a_part_that_runs_out_of_time_is_continued_by_the_next(part, monkeypatch
     monkeypatch.setattr(entrypoint, "train_fusion", calls.append)
     assert part().folds == 1
     assert len(calls) == 1
-    assert part.done == []  # nothing is done twice
+    assert part.done == ["stacking"]  # nothing is done twice
     assert (part.working / "unfinished" / "fusion-training" / "fold0.weights.h5").read_text() == "weights"
     monkeypatch.setattr(entrypoint, "train_fusion", whole)
     shutil.rmtree(part.working)
@@ -193,7 +195,7 @@ def test_networks_moved_out_when_the_time_is_over_go_back(tmp_path):
 
 def test_a_part_after_the_last_one_only_copies(part):
     assert part().finished is True
-    assert part.done == ["folds", "tabular", "fusion"]
+    assert part.done == ["folds", "tabular", "fusion", "stacking"]
     part.next_part()
     assert part().finished is True
     assert part.done == []
