@@ -39,7 +39,8 @@ from scale.parts import (
     split_file,
     with_final,
 )
-from utils import InputError, log, run_command
+from terminal import run_command
+from utils import InputError, log_summary
 
 #: Lesions of a part: their features take less than a gigabyte.
 PART = 100_000
@@ -160,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
             combine_all(options.out, parts, manifest)
         summary = summarize(options.out, sum(rows))
         commit(options.out, options.out / SCORED)
-    log(summary)
+    log_summary(summary)
     return 0
 
 

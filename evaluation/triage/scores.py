@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from catboost import CatBoostClassifier
-from tqdm import tqdm
 
 from evaluation.grad_cam import BATCH, refuse_without_networks
 from evaluation.studies.explain import load_fold_models
@@ -19,6 +18,7 @@ from inference.network import Ensemble, NetworkConfig, build_network, devices, l
 from inference.schema import ID, PATIENT, TARGET, TRAIN_ONLY, read_scores
 from inference.tables import id_mismatch
 from inference.tabular import tabular_logits
+from scale.progress import Bar
 from train.folds import HOLDOUT, read_folds
 from train.lesions import refuse_train_only
 from utils import InputError, log
@@ -171,7 +171,7 @@ def score_holdout(lesions: pd.DataFrame, features: pd.DataFrame, trained: Traine
     ensemble = Ensemble(network, states, devices()[:1], views=config.views)
     final, image_scored = tabular.copy(), np.zeros(len(held))
     batches = image_batches(store, lesions[ID].iloc[held].tolist(), trained.image_size, BATCH)
-    with tqdm(total=len(held), desc="holdout", unit="lesion") as bar:
+    with Bar(total=len(held), desc="holdout", unit="lesion") as bar:
         for positions, logits in network_logits(ensemble, batches, tabular):
             final[positions], image_scored[positions] = logits, 1
             bar.update(len(positions))

@@ -23,7 +23,7 @@ from train.folds import HOLDOUT
 from train.manifest import Stage
 from train.network.checkpoint import save_weights
 from train.network.fold import FoldFiles, Training
-from utils import InputError, ScoreTable, bootstrap_scores, format_table, log, partial_auc
+from utils import InputError, ScoreTable, bootstrap_scores, format_table, log, log_summary, partial_auc
 
 #: Corrections that differ by less are the same but for rounding.
 SMALLEST_DEVIATION = 1e-6
@@ -220,9 +220,9 @@ def record_fusion(stage: Stage, training: Training, rows: OutOfFold, folder: Pat
     for fold, name, scale in zip(folds, names, scales, strict=True):
         save_scaled(training.network, FoldFiles(folder, fold).weights, stage.folder / name, scale)
     stage.record(section)
-    log(format_table(results))
     log(f"combination for the kernel: {combination.settings['kind']} ({combination.settings['reason']})")
-    log(f"{len(names)} networks in {stage.artifacts}: {difference_line(results, FINAL, 'tabular')}")
+    line = difference_line(results, FINAL, "tabular")
+    log_summary(f"{len(names)} networks in {stage.artifacts}: {line}", format_table(results))
 
 
 def scores_section(results: ScoreTable) -> dict[str, dict[str, Any]]:
@@ -261,10 +261,10 @@ def record_single_input(stage: Stage, training: Training, rows: OutOfFold) -> No
     results = bootstrap_scores(inside.y_true, inside.patients, scores)
     content = {"settings": training.network.to_dict(), "training": asdict(training.config)}
     stage.record(content)
-    log(format_table(results))
     if "fusion network" in scores:
         log(difference_line(results, "fusion network", title))
-    log(f"{stage.artifacts / name}: {title}, network logits of {len(rows.y_true):,} lesions")
+    line = f"{stage.artifacts / name}: {title}, network logits of {len(rows.y_true):,} lesions"
+    log_summary(line, format_table(results))
 
 
 def recorded_network_logits(artifacts: Path) -> pd.Series:
