@@ -23,8 +23,8 @@ from inference.options import Parser, add_seed_option, existing_folder, output_f
 from inference.schema import PATIENT, TARGET, read_scores
 from inference.scoring import combine, most_suspicious
 from scale.output_folder import output_set
-from train.charts import BLUE, INK, clean_axes, new_figure, save_png
 from terminal import run_command
+from train.charts import BLUE, INK, clean_axes, new_figure, save_png
 from utils import InputError, ScoreTable, bootstrap_scores, log_summary
 
 TABLE, FIGURE = "image_share.md", "image_share.png"
