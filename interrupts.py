@@ -1,4 +1,4 @@
-"""Ctrl-C while a command still imports ends it at once, without a traceback; ``utils.run_command`` takes over from there.
+"""Ctrl-C while a command still imports ends it at once, without a traceback; ``terminal.run_command`` takes over from there.
 
 Imported by each package before anything else, for imports of Pandas and the like take seconds.
 """

@@ -6,20 +6,21 @@ On Kaggle it runs without arguments and without a network connection. It reads t
 that this project's training wrote. Built by `python -m inference.build_kernel`: edit the modules below and build again.
 
 Contents (line numbers):
-       74  utils.py
-      222  inference/files.py
-      362  inference/options.py
-      502  inference/tables.py
-      837  inference/schema.py
-      985  inference/features.py
-     1331  inference/artifacts.py
-     1409  inference/tabular.py
-     1471  inference/images.py
-     1688  inference/backbones.py
-     1826  inference/network.py
-     2108  inference/run_log.py
-     2248  inference/scoring.py
-     2599  inference/submission.py
+       75  utils.py
+      145  terminal.py
+      306  inference/files.py
+      446  inference/options.py
+      600  inference/tables.py
+      935  inference/schema.py
+     1083  inference/features.py
+     1429  inference/artifacts.py
+     1507  inference/tabular.py
+     1569  inference/images.py
+     1786  inference/backbones.py
+     1924  inference/network.py
+     2206  inference/run_log.py
+     2346  inference/scoring.py
+     2697  inference/submission.py
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata as installed
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TextIO
 
 import h5py
 import numpy as np
@@ -78,14 +79,82 @@ if TYPE_CHECKING:
 class InputError(ValueError):
     """Bad input, in one sentence: the option, file, column or row, what was found there, and what to do.
 
-    Commands print the sentence and exit with status 2 (``run_command``).
+    Commands print the sentence and exit with status 2 (``terminal.run_command``).
     """
 
 
-def log(text: str) -> None:
-    """Prints one line at once, without a time stamp: two runs can be compared. A line that cannot be written is lost."""
-    with contextlib.suppress(OSError, ValueError):
-        print(text, flush=True)
+@dataclass
+class Output:
+    """How this process prints; ``terminal.set_verbosity`` sets it."""
+
+    #: -1 errors and the last line only, 0 the log, 1 seconds and what libraries say as well.
+    verbosity: int = 0
+    #: The last line, held back until the command ends, where verbosity is -1.
+    held: str = ""
+    started: float = field(default_factory=time.monotonic)
+    #: What a line is printed inside: progress bars make way for it.
+    around: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+
+
+OUTPUT = Output()
+STYLES = {"error": "31", "warning": "33", "summary": "1"}
+WARNING = re.compile(r"\b(WARNING|FALL-BACK)\b")
+
+
+def uses_colour(stream: TextIO) -> bool:
+    """Whether lines may have colours: on a terminal, unless NO_COLOR is set; with FORCE_COLOR everywhere."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR", "0") not in ("", "0"):
+        return True
+    return os.environ.get("TERM") != "dumb" and stream.isatty()
+
+
+def print_line(text: str, style: str = "", stream: TextIO | None = None) -> None:
+    """Prints a line at once, whatever the verbosity; one that cannot be written is lost.
+
+    Args:
+        text: without a newline at its end.
+        style: of ``STYLES``, or none.
+        stream: standard output if not given.
+    """
+    stream = stream or sys.stdout
+    with contextlib.suppress(OSError, ValueError), OUTPUT.around():
+        print(f"\033[{STYLES[style]}m{text}\033[0m" if style and uses_colour(stream) else text, file=stream, flush=True)
+
+
+def log(text: str, elapsed: float | None = None, style: str = "") -> None:
+    """Prints a line about what happens, without a time stamp unless verbose: two runs can be compared.
+
+    Args:
+        text: a line, or lines such as a table.
+        elapsed: seconds to print before it.
+        style: of ``STYLES``; by default a line with the word WARNING or FALL-BACK is a warning.
+    """
+    lines = "\n" in text
+    if elapsed is None and OUTPUT.verbosity > 0 and not lines:
+        elapsed = time.monotonic() - OUTPUT.started
+    text = text if elapsed is None else f"[{elapsed:7.1f} s] {text}"
+    if OUTPUT.verbosity < 0:
+        OUTPUT.held = text
+    else:
+        print_line(text, style or ("warning" if not lines and WARNING.search(text) else ""))
+
+
+# ===========================================================================================================================
+# terminal.py
+# ===========================================================================================================================
+
+
+def set_verbosity(verbosity: int) -> None:
+    """Sets what this process prints, as ``utils.Output`` says; before TensorFlow is imported, or what that prints stays."""
+    OUTPUT.verbosity = verbosity
+    if verbosity < 0:
+        warnings.simplefilter("ignore")
+    if verbosity > 0:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+        logging.getLogger("tensorflow").setLevel(logging.INFO)
 
 
 class _LossyOutput(io.FileIO):
@@ -122,12 +191,11 @@ def guard_process() -> None:
 
 def _note_thread(failed: threading.ExceptHookArgs) -> None:
     if isinstance(failed.exc_value, Exception) and not sys.is_finalizing():
-        _complain(f"warning: a thread stopped: {refusal(failed.exc_value) or _defect(failed.exc_value)}")
+        _complain(f"warning: a thread stopped: {refusal(failed.exc_value) or _defect(failed.exc_value)}", "warning")
 
 
-def _complain(sentence: str) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        print(sentence, file=sys.stderr, flush=True)
+def _complain(sentence: str, style: str = "") -> None:
+    print_line(sentence, style, sys.stderr)
 
 
 #: What to do about errors of the operating system.
@@ -180,6 +248,17 @@ def _defect(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}; this is a defect of the program, please report it; {where}."
 
 
+def origin(error: BaseException) -> str:
+    """Where an error and those that led to it come from: file, line and function of each, the latest first."""
+    places: list[str] = []
+    cause: BaseException | None = error
+    while cause:
+        last = traceback.extract_tb(cause.__traceback__)[-1:]
+        places += [f"in {each.name}, {each.filename} line {each.lineno} ({type(cause).__name__})" for each in last]
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return ", after one ".join(places) or "nowhere"
+
+
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """The door of every command: runs it and exits, with at most one sentence and no traceback, whatever happened.
 
@@ -193,11 +272,14 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, terminate)
+    OUTPUT.held = ""
     try:
         if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as ``interrupts`` and kernel.py leave it
             signal.signal(signal.SIGINT, signal.default_int_handler)
         guard_process()
         status = main()
+        if OUTPUT.held:
+            print_line(OUTPUT.held, "summary")
     except SystemExit:
         raise
     except BaseException as error:
@@ -210,8 +292,10 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
             _complain("stopped")
             status = 143 if terminated else 130
         else:
+            if OUTPUT.verbosity > 0:
+                log(f"raised {origin(error)}")
             sentence = refusal(error)
-            _complain(f"error: {sentence or _defect(error)}")
+            _complain(f"error: {sentence or _defect(error)}", "error")
             status = 2 if sentence else 1
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -373,11 +457,25 @@ WHOLE_NUMBER = r"[+-]?[0-9]{1,30}"
 DECIMAL_NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?"
 
 
+class _Verbosity(argparse.Action):
+    """Sets ``utils.OUTPUT`` and leaves nothing among the parsed options."""
+
+    def __call__(self, *_: Any) -> None:
+        set_verbosity(self.const)
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse's parser, whose errors are InputErrors: one sentence without the usage, by the same door as all others."""
+    """argparse's parser with the options that all commands have: --quiet and --verbose.
+
+    Its errors are InputErrors: one sentence without the usage, by the same door as all others.
+    """
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
+        kept: dict[str, Any] = {"action": _Verbosity, "nargs": 0, "dest": argparse.SUPPRESS, "default": argparse.SUPPRESS}
+        chosen = self.add_mutually_exclusive_group()
+        chosen.add_argument("-q", "--quiet", const=-1, help="print errors and the last line only", **kept)
+        chosen.add_argument("-v", "--verbose", const=1, help="print seconds, and what libraries say", **kept)
         # argparse takes "-1e-3" and "-inf" for options; they are values, which a type refuses by its range.
         self._negative_number_matcher = re.compile(r"-(\.?[0-9]|inf|nan)")
 
@@ -2137,7 +2235,7 @@ class Run:
 
     def log(self, text: str) -> None:
         """Prints one line with the seconds since the start."""
-        log(f"[{self.elapsed:7.1f} s] {text}")
+        log(text, self.elapsed)
 
     def fall_back(self, reason: str, count: int, note: str) -> None:
         """Counts and logs a fall-back.

@@ -1,4 +1,4 @@
-"""Shared by all packages: the metric, its bootstrap over patients, seeding, and what every command line needs.
+"""Shared by all packages: the metric, its bootstrap over patients, seeding, printing.
 
 The metric is that of the ISIC 2024 competition: the area under the ROC curve above 80 % true-positive rate, 0 to 0.20. It
 is a sum over the distinct scores of malignant lesions: the share of malignant lesions at a score, times the share of benign
@@ -8,23 +8,16 @@ lesions below it. Weights of rows enter as plain sums, so a bootstrap resample c
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib.util
-import io
-import logging
 import math
 import os
 import random
 import re
-import signal
 import sys
-import tempfile
-import threading
-import traceback
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import TextIO
 
 import numpy as np
 import pandas as pd
@@ -38,7 +31,7 @@ INTERVAL = (2.5, 97.5)  # percentiles of a 95 % bootstrap interval
 class InputError(ValueError):
     """Bad input, in one sentence: the option, file, column or row, what was found there, and what to do.
 
-    Commands print the sentence and exit with status 2 (``run_command``).
+    Commands print the sentence and exit with status 2 (``terminal.run_command``).
     """
 
 
@@ -285,20 +278,7 @@ def bootstrap_scores(
     )
 
 
-def format_table(table: ScoreTable) -> str:
-    """The table in aligned plain text that is a GitHub table as well, without a newline at its end."""
-    lines = [["score", "pAUC", "95 % interval", "AUC", f"top-{TOP_K}"]]
-    for name, row in table.scores.items():
-        interval = f"{row.pauc.low:.4f} to {row.pauc.high:.4f}"
-        reached = [f"{row.pauc.value:.4f}", interval, f"{row.auc.value:.4f}", f"{row.top15.value:.3f}"]
-        lines.append([name.replace("|", "\\|"), *reached])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
-    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-# Seeding, commands and their output
+# Seeding and printing
 
 
 def set_seed(seed: int) -> None:
@@ -316,137 +296,88 @@ def set_seed(seed: int) -> None:
         keras.utils.set_random_seed(seed)
 
 
-def log(text: str) -> None:
-    """Prints one line at once, without a time stamp: two runs can be compared. A line that cannot be written is lost."""
-    with contextlib.suppress(OSError, ValueError):
-        print(text, flush=True)
+@dataclass
+class Output:
+    """How this process prints; ``terminal.set_verbosity`` sets it."""
+
+    #: -1 errors and the last line only, 0 the log, 1 seconds and what libraries say as well.
+    verbosity: int = 0
+    #: The last line, held back until the command ends, where verbosity is -1.
+    held: str = ""
+    started: float = field(default_factory=time.monotonic)
+    #: What a line is printed inside: progress bars make way for it.
+    around: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
 
 
-class _LossyOutput(io.FileIO):
-    """A file descriptor whose reader may go away or whose disk may be full: what cannot be written is lost."""
-
-    def write(self, data: Any) -> int:
-        """Writes what it can of bytes or a memoryview of them; never fails."""
-        with contextlib.suppress(OSError):
-            return super().write(data) or len(data)
-        return len(data)
+OUTPUT = Output()
+STYLES = {"error": "31", "warning": "33", "summary": "1"}
+WARNING = re.compile(r"\b(WARNING|FALL-BACK)\b")
 
 
-def guard_process() -> None:
-    """Makes this process print whatever its streams can take, and no traceback: not of a thread, not of an ignored error."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # it takes the number; else a data file would, and get the log
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123 - as long as the process
-        elif stream is getattr(sys, f"__{name}__"):
-            raw, at_once = _LossyOutput(stream.fileno(), "w", closefd=False), stream.line_buffering or stream.write_through
-            lossy = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=at_once)
-            setattr(sys, name, lossy)
-    logging.raiseExceptions = False
-    logging.setLogRecordFactory(lambda *given, **_: logging.LogRecord(*(*given[:6], None, *given[7:8])))  # no traceback
-    sys.unraisablehook = lambda _: None
-    sys.excepthook = lambda *_: None
-    threading.excepthook = _note_thread
+def uses_colour(stream: TextIO) -> bool:
+    """Whether lines may have colours: on a terminal, unless NO_COLOR is set; with FORCE_COLOR everywhere."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR", "0") not in ("", "0"):
+        return True
+    return os.environ.get("TERM") != "dumb" and stream.isatty()
 
 
-def _note_thread(failed: threading.ExceptHookArgs) -> None:
-    if isinstance(failed.exc_value, Exception) and not sys.is_finalizing():
-        _complain(f"warning: a thread stopped: {refusal(failed.exc_value) or _defect(failed.exc_value)}")
+def print_line(text: str, style: str = "", stream: TextIO | None = None) -> None:
+    """Prints a line at once, whatever the verbosity; one that cannot be written is lost.
 
-
-def _complain(sentence: str) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        print(sentence, file=sys.stderr, flush=True)
-
-
-#: What to do about errors of the operating system.
-ADVICE = {
-    "free disk space": (errno.ENOSPC, errno.EDQUOT),
-    "free memory, or choose fewer --jobs or smaller batches": (errno.ENOMEM,),
-    "raise the limit of open files (ulimit -n)": (errno.EMFILE, errno.ENFILE),
-    "choose a place that you may read and write": (errno.EACCES, errno.EPERM, errno.EROFS),
-    "correct the path": (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
-}
-#: Modules and classes of errors that mean a file, a disk, a process or a server; by name, because their import takes long.
-REFUSING = re.compile(
-    r"(_?catboost|pandas\.errors|pyarrow|h5py|dask|distributed|joblib|concurrent\.futures|optuna|sqlalchemy|sqlite3|jinja2"
-    r"|requests|urllib3|http\.client|subprocess|zipfile|tarfile|zlib|_lzma|_csv|json\.decoder|PIL)\b"
-    r"|tensorflow.*\.(ResourceExhausted|NotFound|PermissionDenied|Unavailable|DataLoss)Error"
-)
-
-
-def refusal(error: BaseException) -> str | None:
-    """One sentence for an error that a user can correct: bad input, or a no of the system or of a library; else None."""
-    kind, text = type(error).__name__, " ".join(map(str.strip, str(error).splitlines()))
-    names = [f"{each.__module__}.{each.__name__}" for each in type(error).__mro__]
-    if isinstance(error, InputError):
-        return text or kind
-    if isinstance(error, MemoryError) or (kind == "ResourceExhaustedError" and "No space left" not in text):
-        return f"the memory is not enough ({text or kind}); free memory, or choose fewer --jobs or smaller batches."
-    if isinstance(error, OSError):
-        paths = " -> ".join(str(path) for path in (error.filename, error.filename2) if path is not None)
-        what = f"{paths}: {error.strerror}" if paths else text or kind
-        advice = next((advice for advice, numbers in ADVICE.items() if error.errno in numbers), "correct that")
-        return f"{what}; {advice}, and run the same command again."
-    # h5py raises Python's own classes: the module of the code decides.
-    names += [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)][-1:]
-    foreseen = isinstance(error, UnicodeError | ImportError) or text == "can't start new thread"
-    if foreseen or any(map(REFUSING.match, names[:-1])) or names[-1].startswith("h5py"):
-        return f"{kind}: {text[:600]}; correct that, and run the same command again."
-    return None
-
-
-def _defect(error: BaseException) -> str:
-    """One sentence for an error of this program; its traceback goes into a file."""
-    try:
-        number, path = tempfile.mkstemp(".log", "traceback-")
-        with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(traceback.format_exception(error))
-        where = f"its traceback is in {path}"
-    except OSError as failed:
-        where = f"its traceback could not be written ({failed.strerror or failed})"
-    text = " ".join(str(error).split())[:600]
-    return f"{type(error).__name__}: {text}; this is a defect of the program, please report it; {where}."
-
-
-def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """The door of every command: runs it and exits, with at most one sentence and no traceback, whatever happened.
-
-    The status is 0 or what ``main`` returns; 2 for what a user can correct; 1 for a defect, with the traceback in a file
-    that the sentence names; 130 after Ctrl-C and 143 after SIGTERM, which is raised as Ctrl-C is: libraries clean up.
+    Args:
+        text: without a newline at its end.
+        style: of ``STYLES``, or none.
+        stream: standard output if not given.
     """
-    terminated = []
+    stream = stream or sys.stdout
+    with contextlib.suppress(OSError, ValueError), OUTPUT.around():
+        print(f"\033[{STYLES[style]}m{text}\033[0m" if style and uses_colour(stream) else text, file=stream, flush=True)
 
-    def terminate(number: int, frame: Any) -> NoReturn:
-        terminated.append(number)
-        raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as ``interrupts`` and kernel.py leave it
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        guard_process()
-        status = main()
-    except SystemExit:
-        raise
-    except BaseException as error:
-        logging.disable()  # what libraries say as they clean up is not the reason
-        warnings.simplefilter("ignore")
-        cause: BaseException | None = error
-        while cause and not isinstance(cause, KeyboardInterrupt):
-            cause = cause.__cause__ or cause.__context__
-        if cause:
-            _complain("stopped")
-            status = 143 if terminated else 130
-        else:
-            sentence = refusal(error)
-            _complain(f"error: {sentence or _defect(error)}")
-            status = 2 if sentence else 1
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    sys.exit(status)
+def log(text: str, elapsed: float | None = None, style: str = "") -> None:
+    """Prints a line about what happens, without a time stamp unless verbose: two runs can be compared.
+
+    Args:
+        text: a line, or lines such as a table.
+        elapsed: seconds to print before it.
+        style: of ``STYLES``; by default a line with the word WARNING or FALL-BACK is a warning.
+    """
+    lines = "\n" in text
+    if elapsed is None and OUTPUT.verbosity > 0 and not lines:
+        elapsed = time.monotonic() - OUTPUT.started
+    text = text if elapsed is None else f"[{elapsed:7.1f} s] {text}"
+    if OUTPUT.verbosity < 0:
+        OUTPUT.held = text
+    else:
+        print_line(text, style or ("warning" if not lines and WARNING.search(text) else ""))
+
+
+def log_summary(text: str, table: str = "") -> None:
+    """Logs how a command ends: a table, if there is one, and the line that --quiet leaves."""
+    if table:
+        log(f"\n{table}\n")
+    log(text, style="summary")
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Aligned plain text that is a GitHub table as well, numbers to the right, without a newline at its end.
+
+    Args:
+        rows: cells; the first row has the column names, the first column names the rows.
+    """
+    rows = [[row[0].replace("|", "\\|"), *row[1:]] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
+    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def format_table(table: ScoreTable) -> str:
+    """The scores as a ``text_table``."""
+    rows = [["score", "pAUC", "95 % interval", "AUC", f"top-{TOP_K}"]]
+    for name, row in table.scores.items():
+        interval = f"{row.pauc.low:.4f} to {row.pauc.high:.4f}"
+        rows.append([name, f"{row.pauc.value:.4f}", interval, f"{row.auc.value:.4f}", f"{row.top15.value:.3f}"])
+    return text_table(rows)

@@ -26,8 +26,8 @@ from inference.images import ImageStore, cores, decode_crop, image_batches
 from inference.network import Ensemble, NetworkConfig, build_network, devices, network_logits
 from inference.options import Parser, add_seed_option, count, image_size
 from inference.schema import ID, TEST_COLUMNS
+from terminal import run_command
 from train.synthetic.dataset import DatasetConfig, write_dataset
-from utils import run_command
 
 TARGETS = {"reading": 1.0, "decoding": 0.85, "plain reader": 3.0, "image stage": 0.93}
 TARGETS |= {"start": 20.0, "growth": 1.05, "memory": 3.0}

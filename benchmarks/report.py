@@ -23,7 +23,7 @@ from train.folds import make_folds
 from train.image_files import write_image_file
 from train.manifest import record_stage
 from train.tabular import train_tabular
-from utils import log
+from utils import OUTPUT, print_line
 
 
 def report(
@@ -41,12 +41,13 @@ def report(
     """
     reference, base = ratio_to
     line = {"benchmark": name, "lesions": lesions, "value": round(value, 4), "unit": unit}
-    log(json.dumps(line | {"ratio_to": reference, "ratio": round(value / base, 4), "target": target}))
+    print_line(json.dumps(line | {"ratio_to": reference, "ratio": round(value / base, 4), "target": target}))
 
 
 def progress(text: str) -> None:
-    """Prints what is being measured on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """Prints what is being measured on standard error, unless --quiet."""
+    if OUTPUT.verbosity >= 0:
+        print_line(text, stream=sys.stderr)
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:

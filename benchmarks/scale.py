@@ -28,9 +28,10 @@ from inference.options import Parser, add_seed_option, count
 from inference.schema import ID, PATIENT, TEST_COLUMNS, read_scores
 from scale.batch_scoring import main as score_batch
 from scale.parallel import workers
+from terminal import run_command
 from train.config import PARAMETERS
 from train.synthetic.dataset import DatasetConfig, make_tables, write_images
-from utils import InputError, run_command
+from utils import InputError
 
 #: Patients and lesions of the dataset; patients that the kernel scores, too.
 PATIENTS, LESIONS, COMPARED = 640, 250_000, 12

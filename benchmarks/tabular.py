@@ -34,10 +34,11 @@ from inference.options import Parser, add_seed_option, count
 from inference.run_log import peak_memory
 from inference.schema import NUMBERS, PATIENT, TARGET, TEST_COLUMNS
 from inference.tabular import tabular_logits
+from terminal import run_command
 from train.config import PARAMETERS
 from train.cross_validation import categories_of, train_model
 from train.synthetic.dataset import LESIONS, PATIENTS, PREVALENCE, DatasetConfig, make_tables
-from utils import InputError, run_command
+from utils import InputError
 
 TEST_LESIONS = 511_474
 #: Benign rows that the models are trained on: the time of scoring depends on a model's trees, not on its training rows.

@@ -22,6 +22,7 @@ from inference.backbones import BACKBONES, RESNET50
 from inference.network import NetworkConfig
 from inference.options import Parser, add_seed_option, count, crop_count, existing_folder, image_size
 from inference.schema import ID, TARGET, read_metadata
+from terminal import run_command
 from train.lesions import open_images
 from train.network.batches import TrainingData
 from train.network.config import TrainingConfig
@@ -29,7 +30,7 @@ from train.network.fit import Phase, Plan, batches_for, compiled_model, correcte
 from train.network.known_images import KnownImages, image_digests
 from train.network.model import precision, starting_network
 from train.synthetic.dataset import DatasetConfig, write_dataset
-from utils import run_command, set_seed
+from utils import set_seed
 
 FEED_TARGET, WAIT_TARGET = 0.95, 0.05
 

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from evaluation.dry_run import mount_test_folder, rows_to_score, run_kernel
 from evaluation.studies.compare import markdown_table, write_text
@@ -28,7 +27,9 @@ from inference.files import write_json
 from inference.options import Parser, add_data_options, output_folder
 from inference.schema import ID, TARGET, read_scores
 from inference.scoring import NETWORK
-from utils import InputError, log, run_command
+from scale.progress import Bar
+from terminal import run_command
+from utils import InputError, log, log_summary
 
 PACKAGES = ("tensorflow", "keras", "catboost", "numpy", "pandas", "h5py")
 #: Name -> arguments of pip install; the first is the reference, the last has the oldest versions known to work.
@@ -138,16 +139,18 @@ def main(arguments: list[str] | None = None) -> int:
         competition = Path(mount) / "isic-2024-challenge"
         artifacts = with_networks_alone(options.artifacts, Path(mount) / "artifacts")
         mount_test_folder(options.data, rows[ID].tolist(), competition)
-        for name in tqdm(ENVIRONMENTS, desc="environments", unit="environment"):
+        for name in Bar(ENVIRONMENTS, desc="environments", unit="environment"):
             results[name] = score_under(environment(name, options.out), competition, artifacts)
     table = as_markdown(results)
     write_text(options.out / "skew.md", table)
-    log(table)
+    log(f"\n{table}\n")
     reference = next(iter(results.values()))
     worst = max(max(largest_differences(reference, scored).values()) for scored in results.values())
     if not worst <= TOLERANCE:
         raise InputError(f"scores differ by up to {worst:.1e}, more than {TOLERANCE:.0e}; see {options.out / 'skew.md'}.")
-    log(f"{options.out / 'skew.md'}: {len(rows):,} lesions, {len(results)} environments, differences up to {worst:.1e}")
+    log_summary(
+        f"{options.out / 'skew.md'}: {len(rows):,} lesions, {len(results)} environments, differences up to {worst:.1e}"
+    )
     return 0
 
 

@@ -35,9 +35,10 @@ from inference.schema import ID, PATIENT, TARGET, TEST_COLUMNS, read_metadata, r
 from inference.scoring import IN_CONTEXT
 from inference.tables import Reading, id_mismatch, read_csv_file
 from scale.output_folder import output_set
+from terminal import run_command
 from train.folds import HOLDOUT
 from train.image_files import write_image_file
-from utils import Estimate, InputError, ScoreTable, bootstrap_scores, format_table, log, run_command
+from utils import OUTPUT, Estimate, InputError, ScoreTable, bootstrap_scores, format_table, log, log_summary
 
 PAGE, TITLE = "index.html", "Dry run of the submission kernel"
 FILES = (PAGE, "submission.csv", "scores.csv", "run.json")
@@ -233,7 +234,8 @@ def run_kernel(
         command += ["--scores", str(report.resolve() / "scores.csv"), *more]
         log(f"kernel.py, isolation: {isolation}")
         start = time.monotonic()
-        status = subprocess.run(command, cwd=empty, check=False).returncode
+        output = subprocess.DEVNULL if OUTPUT.verbosity < 0 else None
+        status = subprocess.run(command, cwd=empty, stdout=output, check=False).returncode
     if status != 0:
         raise InputError(f"kernel.py ended with status {status}; its last line above has the reason.")
     facts = json.loads((report / "run.json").read_text(encoding="utf-8"))
@@ -307,14 +309,12 @@ def paired_differences(table: ScoreTable) -> dict[str, Estimate]:
 def log_scores(table: ScoreTable, counts: str, options: Options) -> None:
     """Prints the warning, the table, the differences between stages and the summary line."""
     if options.warning:
-        log(f"Warning: {options.warning}")
-    log(f"\n{counts}; 95 % patient bootstrap\n")
-    log(format_table(table))
-    log("")
+        log(f"WARNING: {options.warning}")
+    log(f"{counts}; 95 % patient bootstrap\n\n{format_table(table)}\n")
     for name, apart in paired_differences(table).items():
         log(f"final - {name}, paired: {apart.value:+.4f} [{apart.low:+.4f}, {apart.high:+.4f}] pAUC")
     page = options.report / PAGE
-    log(f"submission {options.report / 'submission.csv'}, report {page}, artifacts {options.artifacts}")
+    log_summary(f"submission {options.report / 'submission.csv'}, report {page}, artifacts {options.artifacts}")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ from inference.options import Parser, output_folder
 from inference.run_log import versions
 from inference.schema import ID, PATIENT, TARGET, TEXT_COLUMNS
 from inference.tables import Reading, encoding_of, read_csv_file
-from utils import InputError, log, run_command
+from terminal import run_command
+from utils import InputError, print_line
 
 #: Environment variables that change how TensorFlow and NumPy compute.
 VARIABLES = re.compile(
@@ -67,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     options = parser.parse_args(arguments)
     for line in environment_lines(options.data, options.artifacts):
-        log(line)
+        print_line(line)
     return 0
 
 

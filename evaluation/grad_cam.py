@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from inference.artifacts import OOF_FUSION, Manifest, best_network, checked_file, load_manifest
 from inference.backbones import PREPROCESSED, RESNET50, backbone_of
@@ -27,10 +26,12 @@ from inference.options import Parser, add_data_options, count, output_folder
 from inference.schema import ID, TARGET, read_metadata, read_scores
 from inference.tables import id_mismatch
 from scale.output_folder import output_set
+from scale.progress import Bar
+from terminal import run_command
 from train.charts import new_figure, save_png
 from train.folds import HOLDOUT
 from train.lesions import open_images
-from utils import InputError, log, run_command
+from utils import InputError, log, log_summary
 
 if TYPE_CHECKING:
     import keras
@@ -281,7 +282,7 @@ def heat_maps(chosen: pd.DataFrame, crops: np.ndarray, artifacts: Path, manifest
     if orphans := set(fold) - {HOLDOUT} - set(range(len(names))):
         raise InputError(f"{OOF_FUSION} has lesions of fold {min(orphans)} and the manifest no network of it; train again.")
     rows_of = {name: np.flatnonzero((fold == number) | (fold == HOLDOUT)) for number, name in enumerate(names)}
-    with tqdm(total=sum(map(len, rows_of.values())), desc="heat maps", unit="lesion") as bar:
+    with Bar(total=sum(map(len, rows_of.values())), desc="heat maps", unit="lesion") as bar:
         for name, rows in rows_of.items():
             if len(rows):
                 config = NetworkConfig.from_dict(trained["settings"])
@@ -402,7 +403,7 @@ def main(arguments: list[str] | None = None) -> int:
             draw_sheet(staging / f"{sheet}.png", heading, explanation, crops[rows], maps[rows], captions)
         write_csv(staging / TABLE, chosen)
     counts = chosen["sheet"].value_counts()
-    log(
+    log_summary(
         f"{out}: {' and '.join(f'{counts[sheet]} {word}' for sheet, (_, word, _) in SHEETS.items())} lesions, "
         f"{chosen['fold'].nunique()} networks, Grad-CAM at {where}; {int((~warm).sum())} lesions without a warm place"
     )

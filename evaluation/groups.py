@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from tqdm import tqdm
 
 from evaluation.curves import GroupDot, group_chart
 from evaluation.html import Section
-from evaluation.measures import SAMPLES, SLOW, estimate
+from evaluation.measures import SAMPLES, estimate
 from inference.schema import HOSPITAL, PATIENT, TARGET
+from scale.progress import SLOW, Bar
 from utils import TOP_K, Estimate, bootstrap_scores, resampled_weights
 
 #: A group with fewer malignant lesions, or fewer patients who have one, gets no pAUC.
@@ -154,7 +154,7 @@ def measure_groups(
         ordered = [*(name for name in known if name != UNKNOWN), UNKNOWN]
         members += [(division, str(name), np.flatnonzero(names == name)) for name in ordered]
     groups = []
-    for division, name, chosen in tqdm(members, desc="groups", unit="group", delay=SLOW):
+    for division, name, chosen in Bar(members, desc="groups", unit="group", delay=SLOW):
         if not len(chosen):
             continue
         y_true, own = labels[chosen], patients[chosen]

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
-from tqdm import tqdm
 
+from scale.progress import SLOW, Bar
 from utils import INTERVAL, MIN_TPR, Estimate, resampled_weights
 
 # The scores of a dry run, as tables name them; "final" is the submission.
@@ -32,7 +32,6 @@ SENSITIVITIES = (0.8, 0.9)  # at which the number needed to examine is measured
 RATES = np.concatenate([np.linspace(0.01, MIN_TPR, 80), np.linspace(MIN_TPR, 1, 101)[1:]])
 BINS = 10  # of a calibration curve, at most
 IN_A_BIN = 5  # malignant lesions in a bin on average, at least
-SLOW = 5  # seconds after which a progress bar is shown
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ def operating_points(
     ranked = {name: _SortedScores(y_true, np.asarray(values, np.float64), codes) for name, values in scores.items()}
     examined = {name: np.empty((samples, len(SENSITIVITIES))) for name in scores}
     rates = np.empty((samples, len(RATES)))
-    resamples = tqdm(
+    resamples = Bar(
         resampled_weights(y_true, codes, samples, seed), desc="operating points", total=samples, unit="resample", delay=SLOW
     )
     for sample, weights in enumerate(resamples):

@@ -60,8 +60,9 @@ from inference.files import replacing, sha256_of
 from inference.options import Parser, add_data_options, existing_folder, output_file, positive_number
 from inference.schema import HOSPITAL, ID, PATIENT, TARGET, read_scores, read_table
 from inference.scoring import combine
+from terminal import run_command
 from train.folds import HOLDOUT
-from utils import TOP_K, InputError, ScoreTable, bootstrap_scores, log, run_command
+from utils import TOP_K, InputError, ScoreTable, bootstrap_scores, format_table, log_summary
 
 TEMPLATE = "model_card.md"
 LICENCE = "copyright_license"
@@ -112,7 +113,8 @@ def main(arguments: list[str] | None = None) -> int:
         temporary.write_text(card.rstrip("\n") + "\n", encoding="utf-8")
     table = text["table"]
     final = table.scores[FINAL].pauc
-    log(f"{options.out}: pAUC {final.value:.4f} [{final.low:.4f}, {final.high:.4f}] of {table.rows:,} lesions")
+    line = f"{options.out}: pAUC {final.value:.4f} [{final.low:.4f}, {final.high:.4f}] of {table.rows:,} lesions"
+    log_summary(line, format_table(table))
     return 0
 
 

@@ -20,13 +20,15 @@ from typing import TypeGuard
 
 from inference.files import replacing
 from inference.options import Parser, output_file
-from utils import InputError, log, run_command
+from terminal import run_command
+from utils import InputError, log_summary
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 125
 #: The modules of kernel.py, each after those that it imports.
 KERNEL = (
     "utils",
+    "terminal",
     "inference.files",
     "inference.options",
     "inference.tables",
@@ -44,6 +46,7 @@ KERNEL = (
 #: The modules of the training script, each after those that it imports.
 TRAINING = (
     "utils",
+    "terminal",
     "inference.files",
     "inference.options",
     "inference.tables",
@@ -56,6 +59,7 @@ TRAINING = (
     "inference.network",
     "inference.run_log",
     "inference.scoring",
+    "scale.progress",
     "scale.parallel",
     "scale.artifact_folder",
     "train.manifest",
@@ -84,7 +88,7 @@ TRAINING = (
     "kaggle_cli.entrypoint",
 )
 #: Modules of which a few definitions are taken only; their docstring describes the others.
-LIBRARIES = ("utils",)
+LIBRARIES = ("utils", "terminal")
 
 KERNEL_HEADER = '''"""ISIC 2024 (SLICE-3D) submission kernel: CatBoost on metadata, ResNet50 on the crop, one submission.csv.
 
@@ -414,7 +418,9 @@ def main(arguments: list[str] | None = None) -> int:
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     modules = len(TRAINING if options.training else KERNEL)
-    log(f"{path.name}: {len(text.splitlines()):,} lines, {modules} modules, {'unchanged' if current == text else 'written'}")
+    log_summary(
+        f"{path.name}: {len(text.splitlines()):,} lines, {modules} modules, {'unchanged' if current == text else 'written'}"
+    )
     return 0
 
 

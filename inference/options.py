@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from inference.files import dangling_link
+from terminal import set_verbosity
 from utils import InputError
 
 #: Of counts without a limit of their own: what a 32-bit integer holds.
@@ -24,11 +25,25 @@ DECIMAL_NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?"
 HOST_AND_PORT = r"([a-z]+://)?(\[[0-9a-fA-F:.]+\]|[^\s:/@\[\]]+):([0-9]{1,5})/?"
 
 
+class _Verbosity(argparse.Action):
+    """Sets ``utils.OUTPUT`` and leaves nothing among the parsed options."""
+
+    def __call__(self, *_: Any) -> None:
+        set_verbosity(self.const)
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse's parser, whose errors are InputErrors: one sentence without the usage, by the same door as all others."""
+    """argparse's parser with the options that all commands have: --quiet and --verbose.
+
+    Its errors are InputErrors: one sentence without the usage, by the same door as all others.
+    """
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
+        kept: dict[str, Any] = {"action": _Verbosity, "nargs": 0, "dest": argparse.SUPPRESS, "default": argparse.SUPPRESS}
+        chosen = self.add_mutually_exclusive_group()
+        chosen.add_argument("-q", "--quiet", const=-1, help="print errors and the last line only", **kept)
+        chosen.add_argument("-v", "--verbose", const=1, help="print seconds, and what libraries say", **kept)
         # argparse takes "-1e-3" and "-inf" for options; they are values, which a type refuses by its range.
         self._negative_number_matcher = re.compile(r"-(\.?[0-9]|inf|nan)")
 

@@ -42,7 +42,7 @@ class Run:
 
     def log(self, text: str) -> None:
         """Prints one line with the seconds since the start."""
-        log(f"[{self.elapsed:7.1f} s] {text}")
+        log(text, self.elapsed)
 
     def fall_back(self, reason: str, count: int, note: str) -> None:
         """Counts and logs a fall-back.

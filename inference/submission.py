@@ -37,7 +37,8 @@ from inference.scoring import (
     score_tabular,
 )
 from inference.tables import Reading, id_mismatch, read_csv_file
-from utils import InputError, run_command
+from terminal import run_command
+from utils import InputError
 
 COMPETITION = "isic-2024-challenge"
 TEST_METADATA = "test-metadata.csv"

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from inference.options import Number, Parser
-from utils import InputError, log
+from utils import OUTPUT, InputError, log
 
 #: Placeholder for the user's Kaggle name in committed files and in the output of a dry run.
 OWNER = "OWNER"
@@ -79,12 +79,13 @@ def call(*arguments: str | Path, show: bool = True) -> str:
 
     Args:
         arguments: of the CLI, such as ``"kernels", "status", "somebody/kernel"``.
-        show: print the command and, as it comes, the CLI's output with its progress bars.
+        show: unless --quiet, print the command and, as it comes, the CLI's output with its progress bars.
 
     Raises:
         KaggleError: it failed, whatever its exit status is.
     """
     words = [str(argument) for argument in arguments]
+    show = show and OUTPUT.verbosity >= 0
     if show:
         log(f"$ {command_line(*words)}")
     return _run(["-m", "kaggle", "-W", *words], show)

@@ -21,7 +21,8 @@ from inference.submission import COMPETITION, SAMPLE, TEST_METADATA
 from inference.tables import id_mismatch
 from kaggle_cli import client as cli
 from scale.artifact_folder import locked
-from utils import InputError, log, run_command
+from terminal import run_command
+from utils import InputError, log, log_summary
 
 RULES = f"https://www.kaggle.com/competitions/{COMPETITION}/rules"
 TRAIN = ("train-metadata.csv", "train-image.hdf5")
@@ -143,7 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
     with locked(options.data):
         download(options.data)
         checked = check_files(options.data)
-    log(f"{options.data}: {checked}; next: python -m train.folds --data {options.data} --artifacts artifacts")
+    log_summary(f"{options.data}: {checked}; next: python -m train.folds --data {options.data} --artifacts artifacts")
     return 0
 
 

@@ -30,6 +30,7 @@ from inference.artifacts import MANIFEST, artifact_path, best_network, checked_f
 from inference.files import input_folders, write_json
 from inference.options import Parser, existing_folder, output_folder
 from inference.run_log import versions
+from terminal import run_command
 from train.folds import make_folds
 from train.fusion import train_fusion
 from train.manifest import read_manifest
@@ -37,7 +38,7 @@ from train.network.config import parse_fusion_options
 from train.network.imagenet_weights import IMAGENET_FILES
 from train.stacking import train_stacking
 from train.tabular import train_tabular
-from utils import InputError, log, run_command
+from utils import InputError, log, log_summary
 
 REPORT = "training.json"
 #: Kaggle keeps it beside the report.
@@ -221,7 +222,7 @@ def main(settings: dict[str, list[str]], hours: float, arguments: list[str] | No
     report = TrainingReport("stacking" in stages, settings, finished_folds(working), trouble, stages)
     write_json(working / REPORT, asdict(report))
     end = "finished" if report.finished else f"to be continued: {trouble}"
-    log(f"{', '.join(stages)}, {report.folds} fold networks: {end}")
+    log_summary(f"{', '.join(stages)}, {report.folds} fold networks: {end}")
     return 0
 
 

@@ -24,7 +24,8 @@ from inference.options import Parser, existing_folder
 from kaggle_cli import client as cli
 from kaggle_cli.kernels import dataset_slug
 from scale.artifact_folder import locked
-from utils import InputError, log, run_command
+from terminal import run_command
+from utils import InputError, log, log_summary
 
 TITLE = "SLICE-3D fusion artifacts"
 #: The licence of SLICE-3D, whose models these are.
@@ -169,7 +170,7 @@ def publish(dataset: str, folder: Path, names: list[str], notes: str, wait: cli.
         log("an earlier version is still being processed")
         before = Published(READY, wait_until_ready(dataset, 0, wait))
     if before and before.state == READY and is_published(dataset, folder, names):
-        log(f"{dataset} version {before.version} holds these artifacts already; next: make push")
+        log_summary(f"{dataset} version {before.version} holds these artifacts already; next: make push")
         return
     with staged(folder, names, dataset) as staging:
         action = ["version", "-m", notes] if before else ["create"]
@@ -180,7 +181,7 @@ def publish(dataset: str, folder: Path, names: list[str], notes: str, wait: cli.
     missing = missing_on_kaggle(dataset, folder, names)
     if missing:
         raise InputError(f"{dataset} version {version} lacks {', '.join(missing)}; run make publish again.")
-    log(f"{dataset} version {version}: {len(names)} files; next: make push")
+    log_summary(f"{dataset} version {version}: {len(names)} files; next: make push")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -29,7 +29,8 @@ from kaggle_cli.failures import explain
 from kaggle_cli.publish import READY, look_up
 from kaggle_cli.train_remote import training_kernel
 from scale.artifact_folder import staged_folder
-from utils import InputError, log, run_command
+from terminal import run_command
+from utils import InputError, log, log_summary
 
 #: In --output, besides the run's files: which kernel and version they came from.
 RECORD = "push.json"
@@ -165,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
     again = f"python -m kaggle_cli.push --fetch {version} --data {options.data} --output {options.output}"
     kernels.wait_until_run(kernel, wait, f"continue with: {again}")
     fetch_and_check(kernel, version, options.data, options.output)
-    log(f"{kernel} version {version} is checked; next: make submit")
+    log_summary(f"{kernel} version {version} is checked; next: make submit")
     return 0
 
 

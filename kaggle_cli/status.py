@@ -15,7 +15,8 @@ from inference.submission import COMPETITION
 from kaggle_cli import client, kernels
 from kaggle_cli.submit import read_record
 from kaggle_cli.train_remote import training_kernel
-from utils import InputError, log, run_command
+from terminal import run_command
+from utils import InputError, print_line
 
 #: Lines of versions and of submissions.
 MOST = 4
@@ -115,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
     submission_kernel = kernels.read_metadata().id.split("/")[1]
     trainings = [training_kernel(part) for part in range(1, PARTS + 1)]
     state = client.ask(COMPETITION, kernels.dataset_slug(), submission_kernel, *trainings)
-    log(screen(state, submission_kernel, checked_version(options.output)))
+    print_line(screen(state, submission_kernel, checked_version(options.output)))
     return 0
 
 

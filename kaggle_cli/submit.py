@@ -16,7 +16,8 @@ from inference.submission import COMPETITION
 from kaggle_cli import client as cli
 from kaggle_cli.failures import explain
 from kaggle_cli.push import RECORD, SUBMISSION
-from utils import InputError, log, run_command
+from terminal import run_command
+from utils import InputError, log, log_summary, print_line
 
 PAGE = f"https://www.kaggle.com/competitions/{COMPETITION}/submissions"
 
@@ -75,7 +76,7 @@ def wait_for_score(kernel: str, before: set[str], message: str, wait: cli.Wait) 
         return None if found["status"] == "complete" else found["status"]
 
     cli.wait_for("score", look, wait, "Kaggle continues; look again with: make score")
-    log(one_line(found))
+    log_summary(one_line(found))
 
 
 def submit(kernel: str, version: int, message: str, *, dry_run: bool) -> set[str]:
@@ -116,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.score:
         rows = [] if options.dry_run else list(submissions().values())
-        log("\n".join(one_line(row) for row in rows[:10]) or "no submission yet; next: make submit")
+        print_line("\n".join(one_line(row) for row in rows[:10]) or "no submission yet; next: make submit")
         return 0
     kernel, version = read_record(options.output)
     message = options.message or f"{kernel} version {version}"

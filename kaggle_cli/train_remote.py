@@ -19,7 +19,8 @@ from inference.options import Parser, count, filled_text, positive_number, shell
 from kaggle_cli import client, kernels
 from kaggle_cli.entrypoint import REPORT, TrainingReport, read_report
 from kaggle_cli.failures import explain
-from utils import InputError, log, run_command
+from terminal import run_command
+from utils import InputError, log, log_summary
 
 STAGES = ("folds", "tabular", "fusion", "stacking")
 HOURS_PER_PART = 11.0
@@ -83,7 +84,7 @@ def log_report(kernel: str, part: int) -> None:
     """
     report = fetched_report(kernel)
     if report.finished:
-        log(f"{kernel}: finished, {report.folds} fold networks; next: make push SOURCE=training PART={part}")
+        log_summary(f"{kernel}: finished, {report.folds} fold networks; next: make push SOURCE=training PART={part}")
         return
     if report.trouble and "hours are over" not in report.trouble:
         explain(kernel, hint=report.trouble)
@@ -92,7 +93,7 @@ def log_report(kernel: str, part: int) -> None:
             f"then make train-on-kaggle PART={part + 1}"
         )
     log(f"{kernel}: {report.trouble}, {report.folds} fold networks")
-    log(f"next: make train-on-kaggle PART={part + 1}")
+    log_summary(f"next: make train-on-kaggle PART={part + 1}")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -34,7 +34,8 @@ from scale.parts import (
     scores_of,
     split_file,
 )
-from utils import InputError, log, run_command
+from terminal import run_command
+from utils import InputError, log_summary
 
 #: Lesions of a part: their features take less than a gigabyte.
 PART = 100_000
@@ -138,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
             score_parts(files, parts, options.artifacts, options.images, options.batch_size)
         summary = summarize(options.out, sum(rows))
         commit(options.out, options.out / SCORED)
-    log(summary)
+    log_summary(summary)
     return 0
 
 

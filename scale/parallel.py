@@ -25,11 +25,12 @@ from typing import TYPE_CHECKING, Any
 
 import joblib
 from joblib.externals.loky.process_executor import TerminatedWorkerError
-from tqdm import tqdm
 
 from inference.files import replacing
 from inference.options import Parser, address, processes
-from utils import InputError, guard_process, refusal
+from scale.progress import Bar
+from terminal import guard_process, refusal, set_verbosity
+from utils import OUTPUT, InputError
 
 if TYPE_CHECKING:
     import distributed
@@ -64,7 +65,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Progress:
-    """The progress bar of ``run_tasks``, in tqdm's words."""
+    """The progress bar of ``run_tasks``, in ``Bar``'s words."""
 
     desc: str = "tasks"
     unit: str = "task"
@@ -108,7 +109,7 @@ class _Pool:
             ) from error
 
     def _parallel(self, return_as: str) -> joblib.Parallel:
-        share = {"initializer": _take_share, "initargs": (self.numbers, self.jobs, gpus())}
+        share = {"initializer": _take_share, "initargs": (self.numbers, self.jobs, gpus(), OUTPUT.verbosity)}
         backend, options = (_dask_backend(self.client), {}) if self.client else ("loky", share)
         with joblib.parallel_config(backend, n_jobs=-1 if self.client else self.jobs, **options):
             return joblib.Parallel(return_as=return_as, batch_size=1)
@@ -202,7 +203,7 @@ def run_tasks(
     with _carried(pool.client, files) if pool.client and files else contextlib.nullcontext(files) as given:
         calls = ((number, function, task, given) for number, task in enumerate(tasks))
         done = pool.run(calls, "generator_unordered")
-        for number, result, written in tqdm(
+        for number, result, written in Bar(
             done, desc=progress.desc, unit=progress.unit, total=count, disable=not progress.show
         ):
             results[number] = result
@@ -285,9 +286,11 @@ def gpus() -> list[str]:
         return []
 
 
-def _take_share(numbers: Path, processes: int, names: Sequence[str]) -> None:
+def _take_share(numbers: Path, processes: int, names: Sequence[str], verbosity: int) -> None:
     """Gives a process that has just started one GPU, where there are any, and its share of the cores."""
     guard_process()
+    set_verbosity(verbosity)
+    Bar.hidden = True
     for number in itertools.count():
         try:
             (numbers / str(number)).touch(exist_ok=False)
@@ -300,7 +303,6 @@ def _take_share(numbers: Path, processes: int, names: Sequence[str]) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = names[number % len(names)]
     cores = max(1, joblib.cpu_count() // processes)
     os.environ["TF_NUM_INTRAOP_THREADS"] = os.environ["OMP_NUM_THREADS"] = str(cores)
-    os.environ["TQDM_DISABLE"] = "1"  # the bars of several processes would overwrite each other
 
 
 def share_of_cores() -> int:

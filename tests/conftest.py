@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 from eager import without_graphs
 
+import utils
 from evaluation.dry_run import mount_test_folder, rows_to_score
 from inference.schema import ID, read_metadata
 from train.folds import make_folds
@@ -39,6 +40,15 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if INTEGRATION_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.integration)
+
+
+@pytest.fixture(autouse=True)
+def plain_output(monkeypatch):
+    """Output as without --quiet and --verbose, whatever a test sets, and without colours."""
+    monkeypatch.setattr(utils.OUTPUT, "verbosity", 0)
+    monkeypatch.setattr(utils.OUTPUT, "held", "")
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")

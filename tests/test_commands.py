@@ -10,7 +10,7 @@ import pytest
 from project_commands import commands, entry_of
 
 from inference.options import PathType
-from utils import run_command
+from terminal import run_command
 
 #: Of an option that holds a path.
 PATH_METAVARS = {"DIR", "FILE", "PATH"}

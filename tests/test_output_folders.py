@@ -22,8 +22,9 @@ from inference.files import replacing
 from inference.options import existing_folder
 from kaggle_cli import push
 from scale import artifact_folder
+from terminal import run_command
 from train.synthetic import __main__ as synthetic
-from utils import InputError, run_command
+from utils import InputError
 
 LABELS = pd.DataFrame({"isic_id": ["a"], "target": [1], "patient_id": ["p"], "attribution": ["x"], "place": [1]})
 #: Answers to whatever a command computes: without content, but of the right form.

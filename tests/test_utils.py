@@ -1,7 +1,10 @@
 import ast
+import io
 import math
 import random
+import re
 import sys
+import time
 from pathlib import Path
 from statistics import NormalDist
 from types import SimpleNamespace
@@ -264,7 +267,7 @@ def test_the_table_is_aligned_text_and_a_github_table():
     assert [cell.strip() for cell in lines[3].split(" | ")] == ["| a\\|b", "0.2000", "0.2000 to 0.2000", "1.0000", "1.000 |"]
 
 
-# Seeding, commands and their output
+# Seeding and printing
 
 
 def test_set_seed_repeats_python_numpy_and_keras(monkeypatch):
@@ -289,7 +292,68 @@ def test_set_seed_works_without_keras(monkeypatch):
 
 def test_log_prints_the_line_and_nothing_else(capsys):
     utils.log("5 folds, 1,042 patients")
-    assert capsys.readouterr().out == "5 folds, 1,042 patients\n"
+    utils.log_summary("WARNING: done", "| fold |")
+    assert capsys.readouterr().out == "5 folds, 1,042 patients\n\n| fold |\n\nWARNING: done\n"
+
+
+def test_quiet_holds_the_last_line_back(capsys):
+    utils.OUTPUT.verbosity = -1
+    utils.log("first")
+    utils.log_summary("last", "| table |")
+    utils.print_line("figure")
+    assert capsys.readouterr().out == "figure\n"
+    assert utils.OUTPUT.held == "last"
+
+
+def test_verbose_lines_have_seconds_and_tables_have_none(capsys, monkeypatch):
+    utils.OUTPUT.verbosity = 1
+    monkeypatch.setattr(utils.OUTPUT, "started", time.monotonic() - 7)
+    utils.log("line")
+    utils.log("| a |\n| b |")
+    utils.log("of a run", elapsed=12.34)
+    assert capsys.readouterr().out == "[    7.0 s] line\n| a |\n| b |\n[   12.3 s] of a run\n"
+
+
+class Stream(io.StringIO):
+    def __init__(self, terminal):
+        super().__init__()
+        self.isatty = lambda: terminal
+
+
+@pytest.mark.parametrize(
+    ("terminal", "environment", "coloured"),
+    [
+        (True, {}, True),
+        (False, {}, False),
+        (True, {"NO_COLOR": "1"}, False),
+        (True, {"NO_COLOR": ""}, True),
+        (True, {"TERM": "dumb"}, False),
+        (False, {"FORCE_COLOR": "1"}, True),
+        (False, {"FORCE_COLOR": "0"}, False),
+        (True, {"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+    ],
+)
+def test_colours_are_for_terminals(terminal, environment, coloured, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    stream = Stream(terminal)
+    utils.print_line("text", "warning", stream)
+    assert stream.getvalue() == ("\x1b[33mtext\x1b[0m\n" if coloured else "text\n")
+
+
+def test_warnings_and_the_last_line_have_a_style(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    for line in ("plain", "WARNING: few rows", "FALL-BACK (image: 1) no crop"):
+        utils.log(line)
+    utils.log_summary("done")
+    codes = [re.findall(r"\x1b\[(\d+)m", line) for line in capsys.readouterr().out.splitlines()]
+    assert codes == [[], ["33", "0"], ["33", "0"], ["1", "0"]]
+
+
+def test_a_table_of_texts_is_aligned():
+    table = utils.text_table([["fold", "lesions"], ["0", "1,042"], ["a|b", "7"]])
+    assert table == "| fold | lesions |\n| ---- | ------: |\n| 0    |   1,042 |\n| a\\|b |       7 |"
 
 
 def test_utils_imports_nothing_of_the_project():

@@ -23,9 +23,10 @@ from inference.files import write_csv
 from inference.options import Parser, add_data_options, add_seed_option, count, filled_text, share
 from inference.schema import HOSPITAL, ID, PATIENT, TARGET, read_metadata, read_scores
 from inference.tables import id_mismatch
+from terminal import run_command
 from train.leaks import ColumnChoice, add_column_options, check_leaks
 from train.manifest import READS, read_manifest, stage
-from utils import InputError, log, run_command
+from utils import InputError, log_summary, text_table
 
 #: The fold of held-out rows.
 HOLDOUT = -1
@@ -63,12 +64,21 @@ def make_folds(arguments: list[str] | None = None) -> int:
             current.record(section | {"leaks": leaks.aucs | {"all together": leaks.together}})
 
     counts = metadata[~holdout].groupby(fold[~holdout])[TARGET].agg(["size", "sum"])
-    log(
+    log_summary(
         f"{options.artifacts / FOLDS}: {options.folds} folds of {counts['size'].min():,} to {counts['size'].max():,} "
         f"lesions ({counts['sum'].min()} to {counts['sum'].max()} malignant), holdout {int(holdout.sum()):,} "
-        f"({int(metadata.loc[holdout, TARGET].sum())} malignant)"
+        f"({int(metadata.loc[holdout, TARGET].sum())} malignant)",
+        fold_table(table),
     )
     return 0
+
+
+def fold_table(table: pd.DataFrame) -> str:
+    """Patients, lesions and malignant lesions of each fold, as text; ``table``: the rows of folds.csv."""
+    counts = table.groupby("fold").agg(patients=(PATIENT, "nunique"), lesions=(TARGET, "size"), malignant=(TARGET, "sum"))
+    names = ["holdout" if fold == HOLDOUT else str(fold) for fold in counts.index]
+    rows = [[name, *(f"{count:,}" for count in row)] for name, row in zip(names, counts.to_numpy(), strict=True)]
+    return text_table([["fold", *counts.columns], *rows])
 
 
 def assign_folds(metadata: pd.DataFrame, folds: int, holdout: np.ndarray, seed: int, option: str = "") -> np.ndarray:

@@ -25,6 +25,7 @@ from inference.network import NetworkConfig
 from inference.schema import ID, PATIENT, TARGET
 from inference.scoring import NETWORK, TABULAR
 from scale.parallel import Files, Progress, in_own_process, run_tasks, workers
+from terminal import run_command
 from train.lesions import open_images, read_lesions
 from train.manifest import stage
 from train.network.config import INPUTS, RunConfig, TrainingConfig, flag, parse_fusion_options
@@ -40,7 +41,7 @@ from train.network.results import (
     record_single_input,
     write_history,
 )
-from utils import InputError, log, run_command
+from utils import InputError, log
 
 #: The options and input files of the training in a folder of an unfinished one.
 SETTINGS = "settings.json"

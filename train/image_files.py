@@ -9,9 +9,9 @@ from typing import Any
 
 import h5py
 import numpy as np
-from tqdm import tqdm
 
 from inference.files import replacing
+from scale.progress import SLOW, Bar
 
 
 class _NewFile(io.FileIO):
@@ -44,7 +44,7 @@ def write_image_file(path: Path, images: Iterable[tuple[str, bytes]], count: int
     Raises:
         InputError: the folder cannot be written to, or the disk is full.
     """
-    bar = tqdm(images, desc=path.name, unit="image", total=count, disable=count < 1000)
+    bar = Bar(images, desc=path.name, unit="image", total=count, delay=SLOW)
     with replacing(path) as temporary, _NewFile(temporary, "w+") as raw:
         with h5py.File(raw, "w") as file:
             for isic_id, jpeg in bar:

@@ -19,7 +19,7 @@ from inference.artifacts import FORMAT, MANIFEST, Manifest, artifact_path, check
 from inference.files import sha256_of, write_json
 from inference.run_log import versions
 from scale.artifact_folder import commit, fingerprints, locked, staging_folder
-from utils import InputError, log
+from utils import InputError, log, log_summary
 
 #: Stage -> the stages that it reads.
 READS = {
@@ -66,7 +66,7 @@ class Stage:
         self._settings = hashlib.sha256(text.encode()).hexdigest()
         known = self._before.get("made_with", {}).get(self._name)
         if not self._replace and known == self._settings and self._is_intact():
-            log(f"{self.artifacts}: {self._name} of the same inputs and options is there; nothing to do")
+            log_summary(f"{self.artifacts}: {self._name} of the same inputs and options is there; nothing to do")
             return True
         self.refuse_loss()
         return False

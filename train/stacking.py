@@ -32,6 +32,7 @@ from inference.schema import ID, PATIENT, TARGET, read_scores
 from inference.scoring import IN_CONTEXT, NETWORK, STACKING, TABULAR
 from inference.tables import id_mismatch
 from scale.parallel import workers
+from terminal import run_command
 from train.combination import FINAL, OF_ALL, choose_combination, difference_line, scores_section
 from train.config import STACKING_PARAMETERS, TabularConfig, add_tabular_options, read_config
 from train.cross_validation import categories_of, cross_validate
@@ -39,7 +40,7 @@ from train.leaks import ColumnChoice
 from train.lesions import Rows, read_rows
 from train.manifest import Stage, read_manifest, stage
 from train.tabular import rows_digest, save_models
-from utils import InputError, bootstrap_scores, format_table, log, run_command
+from utils import InputError, bootstrap_scores, format_table, log, log_summary
 
 
 def train_stacking(arguments: list[str] | None = None) -> int:
@@ -109,9 +110,9 @@ def record_stacking(stage: Stage, rows: Rows, networks: list[str], settings: dic
         "scores": scores_section(results),
     }
     stage.record(section)
-    log(format_table(results))
     log(f"combination for the kernel: {combination.settings['kind']} ({combination.settings['reason']})")
-    log(f"{len(section['models'])} models in {stage.artifacts}: {difference_line(results, FINAL, TABULAR)}")
+    line = f"{len(section['models'])} models in {stage.artifacts}: {difference_line(results, FINAL, TABULAR)}"
+    log_summary(line, format_table(results))
 
 
 def read_logits(artifacts: Path, rows: Rows, networks: list[str]) -> tuple[pd.DataFrame, np.ndarray]:

@@ -25,13 +25,14 @@ from inference.options import Parser, add_data_options
 from inference.run_log import versions
 from inference.schema import ID, TARGET
 from scale.parallel import workers
+from terminal import run_command
 from train.config import TabularConfig, add_tabular_options, read_config
 from train.cross_validation import CrossValidation, FoldModel, categories_of, cross_validate
 from train.folds import HOLDOUT, read_folds
 from train.leaks import ColumnChoice, check_leaks
 from train.lesions import Rows, read_rows
 from train.manifest import Stage, read_manifest, stage
-from utils import InputError, bootstrap_scores, fold_mean, format_table, log, run_command
+from utils import InputError, bootstrap_scores, fold_mean, format_table, log, log_summary
 
 #: The AUC of guessing. Where the patient bootstrap's 95 % interval of the out-of-fold AUC reaches down to it, the models
 #: have shown no signal.
@@ -105,15 +106,15 @@ def record_tabular(stage: Stage, rows: Rows, fold: np.ndarray, result: CrossVali
         "prior": prior,
     }
     stage.record(section)
-    log(format_table(table))
     if prior is not None:
         log(
             f"WARNING: no signal, out-of-fold AUC {auc.value:.4f} [{auc.low:.4f}, {auc.high:.4f}] is not above {NO_SIGNAL}; "
             f"the tabular logit of every lesion is that of the prevalence, {prior:.4f}"
         )
-    log(
+    log_summary(
         f"{len(models)} models in {stage.artifacts}: out-of-fold pAUC {pauc.value:.4f} "
-        f"[{pauc.low:.4f}, {pauc.high:.4f}] pooled, fold mean {mean:.4f} sd {deviation:.4f}"
+        f"[{pauc.low:.4f}, {pauc.high:.4f}] pooled, fold mean {mean:.4f} sd {deviation:.4f}",
+        format_table(table),
     )
 
 

@@ -17,7 +17,8 @@ from evaluation.explore.warnings import find_warnings
 from evaluation.html import write_page
 from inference.options import Parser, add_seed_option, existing_folder, output_folder
 from scale.output_folder import output_set
-from utils import log, run_command
+from terminal import run_command
+from utils import log_summary
 
 PAGE, TITLE = "index.html", "Exploration: "
 
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         write_page(staging / PAGE, "explore.html", title=f"{TITLE}{options.data.resolve().name}", **content)
     usable = exploration.single[exploration.single["usable"]]
     best = f"; strongest column {usable['column'].iloc[0]}, pAUC {usable['pauc'].iloc[0]:.4f}" if len(usable) else ""
-    log(
+    log_summary(
         f"{options.out / PAGE}: {content['lesions']:,} lesions of {content['patients']:,} patients, "
         f"{content['malignant']:,} malignant; "
         f"{len(exploration.findings)} warnings{best}"

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from inference.files import refuse_dangling
 from inference.images import ImageStore, find_images
 from inference.schema import COLUMNS, ID, PATIENT, TARGET, read_table
 from inference.tables import lines_of
+from scale.progress import SLOW, Bar
 from utils import InputError
 
 NUMERIC = [column.name for column in COLUMNS if column.kind == "number"]
@@ -131,7 +131,7 @@ def read_images(data: Path, isic_ids: pd.Series, most_bytes: int = MOST_BYTES) -
     numbers: dict[bytes, int] = {}  # SHA-256 -> number of the image
     first_rows: dict[str, int] = {}  # a repeated isic_id is the same image once, not a duplicate of it
     total = 0
-    for row, lesion in enumerate(tqdm(isic_ids.tolist(), desc="images", unit="image", disable=len(isic_ids) < 10_000)):
+    for row, lesion in enumerate(Bar(isic_ids.tolist(), desc="images", unit="image", delay=SLOW)):
         if pd.isna(lesion):
             continue
         if lesion in first_rows:

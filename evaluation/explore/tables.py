@@ -11,10 +11,10 @@ import pandas as pd
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 from scipy.stats import binomtest, ks_2samp
-from tqdm import tqdm
 
 from inference.features import SMALLEST_NORM, group_codes, group_sizes, standard_scores
 from inference.schema import COLUMNS, HOSPITAL, ID, MISSING, PATIENT, TARGET, TEST_COLUMNS, TRAIN_ONLY
+from scale.progress import SLOW, Bar
 from utils import auc, partial_auc
 
 KINDS = {column.name: column.kind for column in COLUMNS}
@@ -215,7 +215,7 @@ def single_columns(train: pd.DataFrame) -> pd.DataFrame:
         rows.append(row | {"usable": name in TEST_COLUMNS})
 
     names = [name for name in train if name not in (ID, TARGET, PATIENT)] if 0 < labels.mean() < 1 else []
-    for name in tqdm(names, desc="single columns", unit="column", disable=len(train) < 50_000):
+    for name in Bar(names, desc="single columns", unit="column", delay=SLOW):
         kind, values = kind_of(train, name), train[name]
         if values.notna().any() and values.isna().any():
             add(name, "is filled", values.notna().to_numpy("float64"), ("filled", "empty"))

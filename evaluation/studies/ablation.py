@@ -15,17 +15,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from tqdm import tqdm
 
 from evaluation.studies.compare import MeanPauc, compare_splits, markdown_table, signed, size_of, split_folds, write_text
 from inference.features import ENGINEERED, MODEL_CATEGORIES
 from inference.options import Parser, count, existing_folder, output_file, seed
 from inference.schema import HOSPITAL, NUMBERS
 from scale.parallel import workers
+from scale.progress import Bar
+from terminal import run_command
 from train.config import TabularConfig, add_tabular_options, read_config
 from train.cross_validation import cross_validate
 from train.lesions import Rows, read_rows
-from utils import InputError, fold_mean, log, run_command
+from utils import InputError, fold_mean, log_summary
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows = read_rows(options.data)
     folds = {seed: split_folds(rows.metadata, options.folds, seed) for seed in options.split_seeds}
     with workers(options.jobs, options.cluster):
-        results = [(step, measure(step, rows, folds)) for step in tqdm(chosen, desc="ablation", unit="step")]
+        results = [(step, measure(step, rows, folds)) for step in Bar(chosen, desc="ablation", unit="step")]
     table, means = compare_splits(rows.labels, rows.patients, {step.name: found.logits for step, found in results})
     measured = (
         f"{size_of(table)}; {options.folds} patient-grouped folds, split seeds {', '.join(map(str, folds))}; "
@@ -139,8 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     text = f"{measured}\n\n{as_markdown(results, means)}\n\n    {typed(options)}"
     write_text(options.out, text)
-    log(text)
-    log(f"{options.out}: {len(results)} steps on {len(folds)} split seeds")
+    log_summary(f"{options.out}: {len(results)} steps on {len(folds)} split seeds", text)
     return 0
 
 

@@ -15,8 +15,9 @@ from evaluation.studies.compare import FINISHED, Study, Variant, compare_network
 from inference.files import sha256_of
 from inference.options import existing_folder
 from scale.output_folder import output_set
+from terminal import run_command
 from train.network.config import ARCHIVES_MODES
-from utils import InputError, format_table, log, run_command
+from utils import InputError, format_table, log_summary
 
 #: The training without archives, the base of the comparison.
 NONE = "none"
@@ -52,9 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
     with output_set(study.out, [TABLE], marks=[f"{variants[0].folder(study).name}/{FINISHED}"]) as staging:
         found = compare_networks(study, variants)
         write_text(staging / TABLE, found.as_markdown("archives"))
-    log(format_table(found.table))
     gains = ", ".join(f"{mode} {found.gain(mode)}" for mode in ARCHIVES_MODES)
-    log(f"{study.out / TABLE}: {found.table.rows:,} lesions; minus {NONE}: {gains} pAUC")
+    line = f"{study.out / TABLE}: {found.table.rows:,} lesions; minus {NONE}: {gains} pAUC"
+    log_summary(line, format_table(found.table))
     return 0
 
 

@@ -17,16 +17,17 @@ import numpy as np
 import pandas as pd
 from catboost import CatBoostClassifier, CatBoostError, Pool
 from matplotlib.cm import ScalarMappable
-from tqdm import tqdm
 
 from inference.artifacts import Manifest, checked_file, fold_of_tabular_model, load_manifest
 from inference.files import write_csv
 from inference.options import Parser, add_data_options, add_seed_option, count, output_folder
 from scale.output_folder import output_set
+from scale.progress import Bar
+from terminal import run_command
 from train.charts import BLUE, GREY, INK, VERMILION, clean_axes, new_figure, save_png
 from train.folds import HOLDOUT, read_folds
 from train.lesions import read_rows
-from utils import InputError, log, run_command
+from utils import InputError, log_summary, text_table
 
 FILES = ("features.csv", "features.png", "shap.png")
 BARS, STRIPS = 25, 15
@@ -119,7 +120,7 @@ def explain(
         raise InputError(f"no model was trained without fold {min(orphans)}, though folds.csv names it; train again.")
     total, used = np.zeros((len(features), features.shape[1] + 1)), np.zeros(len(features))
     importance = np.zeros(features.shape[1])
-    for number, model in tqdm(models, desc="SHAP", unit="model"):
+    for number, model in Bar(models, desc="SHAP", unit="model"):
         importance += model.get_feature_importance(type="PredictionValuesChange") / len(models)
         rows = np.flatnonzero((fold == number) | (fold == HOLDOUT))
         if len(rows):
@@ -259,9 +260,11 @@ def main(arguments: list[str] | None = None) -> int:
         write_csv(staging / "features.csv", table)
         draw_bars(staging / "features.png", table)
         draw_strips(staging / "shap.png", table, explanation, lesions.labels[rows], options.seed)
-    log(
+    strongest = zip(table["feature"].head(10), table["mean_abs_shap"].head(10), strict=True)
+    log_summary(
         f"{options.out}: {len(rows):,} lesions explained by {len(models)} models; first of {len(table)} features: "
-        f"{', '.join(table['feature'].head(5))}; {int((table['mean_abs_shap'] == 0).sum())} are not used"
+        f"{', '.join(table['feature'].head(5))}; {int((table['mean_abs_shap'] == 0).sum())} are not used",
+        text_table([["feature", "mean abs. SHAP"], *([name, f"{value:.4f}"] for name, value in strongest)]),
     )
     return 0
 

@@ -24,10 +24,11 @@ from inference.schema import HOSPITAL, MISSING, PATIENT, TARGET
 from inference.tabular import tabular_logits
 from scale.output_folder import output_set
 from scale.parallel import Progress, run_tasks, workers
+from terminal import run_command
 from train.config import TabularConfig, add_tabular_options, read_config
 from train.cross_validation import categories_of, sample_negatives, train_model
 from train.lesions import read_rows
-from utils import Estimate, InputError, ScoreTable, bootstrap_scores, log, run_command
+from utils import Estimate, InputError, ScoreTable, bootstrap_scores, log_summary
 
 TABLE, TEXT = "hospitals.csv", "hospitals.md"
 TREATMENTS = ("with", "without", "blanked")
@@ -247,8 +248,7 @@ def main(arguments: list[str] | None = None) -> int:
         text = as_markdown(table)
         write_csv(staging / TABLE, table)
         write_text(staging / TEXT, f"{text}\n\n{conclusion(table)}")
-    log(text)
-    log(f"{options.out}: {models} models; pAUC {conclusion(table)}")
+    log_summary(f"{options.out}: {models} models; pAUC {conclusion(table)}", text)
     return 0
 
 

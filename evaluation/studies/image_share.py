@@ -23,8 +23,9 @@ from inference.options import Parser, add_seed_option, existing_folder, output_f
 from inference.schema import PATIENT, TARGET, read_scores
 from inference.scoring import combine, most_suspicious
 from scale.output_folder import output_set
+from terminal import run_command
 from train.charts import BLUE, INK, clean_axes, new_figure, save_png
-from utils import InputError, ScoreTable, bootstrap_scores, log, run_command
+from utils import InputError, ScoreTable, bootstrap_scores, log_summary
 
 TABLE, FIGURE = "image_share.md", "image_share.png"
 SHARES = (0.05, 0.1, 0.2, 0.5, 1.0)
@@ -57,8 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         text = as_markdown(table, shares)
         write_text(staging / TABLE, text)
         draw_figure(staging / FIGURE, table, shares)
-    log(text)
-    log(f"{options.out / TABLE}: {len(shares)} shares of {size_of(table)}")
+    log_summary(f"{options.out / TABLE}: {len(shares)} shares of {size_of(table)}", text)
     return 0
 
 

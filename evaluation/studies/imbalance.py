@@ -30,11 +30,12 @@ from evaluation.studies.compare import (
 from inference.options import count, filled_text, positive_number
 from inference.schema import TARGET, read_metadata
 from scale.output_folder import output_set
+from terminal import run_command
 from train.charts import BLUE, INK, VERMILION, clean_axes, new_figure, save_png
 from train.folds import HOLDOUT, read_folds
 from train.network.config import parse_fusion_options
 from train.network.sampling import IMBALANCE_MODES, Imbalance
-from utils import InputError, format_table, log, run_command
+from utils import InputError, format_table, log, log_summary
 
 TABLE, FIGURE = "imbalance.md", "imbalance.png"
 VARIANTS = (
@@ -235,8 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
         text = as_markdown(found, lengths, options.images or next(iter(lengths.values())).images, training.head_epochs)
         write_text(staging / TABLE, f"{text}\n    further options: {' '.join(more) or 'none'}\n")
         draw_figure(staging / FIGURE, found, lengths)
-    log(format_table(found.table))
-    log(f"{study.out / TABLE}: {summary(found)}")
+    log_summary(f"{study.out / TABLE}: {summary(found)}", format_table(found.table))
     return 0
 
 

@@ -54,13 +54,14 @@ from inference.schema import HOSPITAL, ID, PATIENT, TARGET, read_scores
 from inference.tables import Reading, read_csv_file
 from scale.artifact_folder import locked, staged_folder
 from scale.parallel import stream_tasks, workers
+from terminal import run_command
 from train.archives.__main__ import ArchivesConfig, write_archives
 from train.folds import make_folds
 from train.manifest import link_or_copy
 from train.network.config import parse_fusion_options
 from train.network.self_supervised import pretrain_without_labels
 from train.tabular import train_tabular
-from utils import InputError, log, run_command
+from utils import InputError, log, log_summary
 
 METADATA, IMAGES, SPLIT = "train-metadata.csv", "train-image.hdf5", "split.csv"
 #: Options of ``train.fusion`` that this study sets.
@@ -343,7 +344,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in factors:
         text = f"{compare_factor(request, name, chosen)}\n    the recipe: {' '.join(request.short_recipe)}\n"
         write_text(options.out / f"{name}.md", text)
-        log(f"{name}:\n\n{text}")
+        log_summary(f"{options.out / name}.md: {name}", text)
     if options.final or not factors:
         run_final(request, options.competition)
     return 0
@@ -356,7 +357,7 @@ def run_final(request: Request, competition: Path | None) -> None:
     seconds = train_final(request)
     text = f"{final_table(artifacts)}\n    {seconds / 60:.1f} minutes, the recipe: {' '.join(request.recipe)}\n"
     write_text(out / "final.md", text)
-    log(text)
+    log_summary(f"{out / 'final.md'}: the recipe on all crops", text)
     if competition:
         own = out / "columns-artifacts"
         where = ["--data", str(competition), "--artifacts", str(own)]
@@ -364,7 +365,7 @@ def run_final(request: Request, competition: Path | None) -> None:
         train_tabular(where)
         text = compare_columns_and_crops(Columns(competition, own), artifacts)
         write_text(out / "rows.md", text)
-        log(text)
+        log_summary(f"{out / 'rows.md'}: rows with columns and a crop", text)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ from inference.options import Parser, existing_folder, output_folder
 from inference.schema import PATIENT, TARGET, read_scores
 from inference.scoring import IN_CONTEXT, NETWORK, STACKING, TABULAR
 from scale.output_folder import output_set
+from terminal import run_command
 from train.combination import FINAL, OF_ALL, OF_NETWORKS, nested_scores
-from utils import InputError, ScoreTable, bootstrap_scores, log, run_command
+from utils import InputError, ScoreTable, bootstrap_scores, log, log_summary
 
 TABLE = "stages.md"
 BEFORE, AFTER = "combination without the last stage", "combination"
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         text = as_markdown(table)
         write_text(staging / TABLE, text)
     log(text)
-    log(f"{options.out / TABLE}: {len(table.scores)} scores of {size_of(table)}")
+    log_summary(f"{options.out / TABLE}: {len(table.scores)} scores of {size_of(table)}")
     return 0
 
 

@@ -31,7 +31,8 @@ from evaluation.studies.compare import markdown_table
 from inference.files import replacing
 from inference.images import ImageStore, find_images
 from inference.options import Parser, add_seed_option, count, existing_folder, output_file
-from utils import InputError, log, run_command
+from terminal import run_command
+from utils import InputError, print_line
 
 Floats = NDArray[np.float64]
 
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         with replacing(options.montage) as temporary:
             montage([crop for some in crops for crop in some[:SHOWN]]).save(temporary, "PNG")
     real, *others = (pd.DataFrame([measures(crop) for crop in some]) for some in crops)
-    log(comparison(real, {str(folder): other for folder, other in zip(options.synthetic, others, strict=True)}))
+    print_line(comparison(real, {str(folder): other for folder, other in zip(options.synthetic, others, strict=True)}))
     return 0
 
 

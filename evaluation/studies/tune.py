@@ -17,18 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from evaluation.studies.compare import MeanPauc, compare_splits, signed, split_folds
 from inference.files import write_csv, write_json
 from inference.options import Parser, count, existing_folder, output_file, refuse_same_file
 from inference.schema import ID, PATIENT, TARGET
 from scale.parallel import workers
+from scale.progress import Bar
+from terminal import run_command
 from train.config import TabularConfig, add_tabular_options, read_config
 from train.cross_validation import cross_validate
 from train.folds import HOLDOUT, read_folds
 from train.lesions import Rows, read_rows
-from utils import Estimate, InputError, log, partial_auc, run_command
+from utils import Estimate, InputError, log, log_summary, partial_auc
 
 if TYPE_CHECKING:
     import optuna
@@ -143,7 +144,7 @@ def search(study: optuna.Study, table: Rows, trials: int, folds: int, config: Ta
         return float(np.mean(paucs))
 
     samplers, done = load_optuna().samplers, len(finished(study))
-    bar = tqdm(range(done, trials), desc="trials", unit="trial", initial=done, total=max(trials, done))
+    bar = Bar(range(done, trials), desc="trials", unit="trial", initial=done, total=max(trials, done))
     for number in bar:
         study.sampler = samplers.TPESampler(seed=(config.seed + number) % 2**32, multivariate=True)
         if number == 0:
@@ -165,7 +166,7 @@ def confirm(table: Rows, sets: dict[str, dict], folds: int, config: TabularConfi
         Name -> pooled out-of-fold pAUC of each split, and their mean.
     """
     logits: dict[str, list[np.ndarray]] = {name: [] for name in sets}
-    for name, split in tqdm(list(itertools.product(sets, CONFIRM_SPLITS)), desc="new splits", unit="split"):
+    for name, split in Bar(list(itertools.product(sets, CONFIRM_SPLITS)), desc="new splits", unit="split"):
         logits[name].append(out_of_fold(table, sets[name], split, folds, config))
     return compare_splits(table.labels, table.patients, logits)[1]
 
@@ -246,7 +247,9 @@ def main(arguments: list[str] | None = None) -> int:
         f"defaults {base.value:.4f}; this difference, of the best of {len(finished(study))}, is too high"
     )
     if study.best_trial.number == base.number:
-        log(f"{options.out}: the defaults; none of {len(finished(study)) - 1} other trials was better (all in {trials})")
+        log_summary(
+            f"{options.out}: the defaults; none of {len(finished(study)) - 1} other trials was better (all in {trials})"
+        )
         return 0
     with workers(options.jobs, options.cluster):
         means = confirm(table, {"defaults": config.parameters, "best": best}, options.folds, config)
@@ -254,7 +257,7 @@ def main(arguments: list[str] | None = None) -> int:
         by_split = ", ".join(f"{value:.4f}" for value in found.values)
         log(f"new splits {CONFIRM_SPLITS}, {name}: pAUC {by_split}, mean {found.estimate.value:.4f}")
     difference = means["best"].minus(means["defaults"])
-    log(
+    log_summary(
         f"{options.out}: the best of {len(finished(study))} trials is {verdict(difference)} on new splits: "
         f"{signed(difference)} pAUC (all trials in {trials})"
     )

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from evaluation.grad_cam import heat_maps, read_crops
 from evaluation.studies.explain import explain
@@ -36,9 +35,11 @@ from inference.images import ImageStore
 from inference.options import Parser, add_data_options, count, filled_text, output_folder
 from inference.schema import HOSPITAL, ID, PATIENT, TARGET, read_metadata
 from scale.output_folder import output_set
+from scale.progress import Bar
+from terminal import run_command
 from train.folds import HOLDOUT
 from train.lesions import open_images
-from utils import log, run_command
+from utils import log_summary, text_table
 
 INDEX, TITLE = "index.html", "Triage"
 BY_ERROR = (
@@ -100,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         facts = page_facts(trained, lesions, sys.argv[1:] if arguments is None else arguments)
         patients, largest = [], 0
-        for patient_id, why in tqdm(reasons.items(), desc="pages", unit="patient"):
+        for patient_id, why in Bar(reasons.items(), desc="pages", unit="patient"):
             patient = patient_of(lesions.all[lesions.all[PATIENT] == patient_id].sort_values("place"), why, trained)
             own = np.flatnonzero(lesions.listed[PATIENT] == patient_id)
             cards = make_cards(lesions.listed.iloc[own], lesions.features.iloc[own], lesions.shap[own], lesions.maps, store)
@@ -109,9 +110,11 @@ def main(arguments: list[str] | None = None) -> int:
             patients.append(patient)
         chosen = "The patients were asked for by --patient." if options.patient else BY_ERROR
         write_index(staging / INDEX, patients, chosen, facts)
-    log(
+    rows = [[each.patient_id, f"{len(each.labels):,}", str(int(each.labels.sum())), each.page] for each in patients]
+    log_summary(
         f"{options.out / INDEX}: patients {len(patients)}, {len(lesions.listed):,} of {len(lesions.all):,} lesions "
-        f"shown, {len(lesions.maps):,} with heat maps ({lesions.layer or 'none'}); largest page {largest / 1e6:.1f} MB"
+        f"shown, {len(lesions.maps):,} with heat maps ({lesions.layer or 'none'}); largest page {largest / 1e6:.1f} MB",
+        text_table([["patient", "lesions", "malignant", "page"], *rows]),
     )
     return 0
 

@@ -209,6 +209,19 @@ def test_options_have_one_name_everywhere(place):
         parser.parse_args(["--data", "folder"])
 
 
+@pytest.mark.parametrize(("words", "verbosity"), [([], 0), (["-q"], -1), (["--quiet"], -1), (["-v"], 1), (["--verbose"], 1)])
+def test_every_parser_has_quiet_and_verbose(words, verbosity, monkeypatch):
+    monkeypatch.setattr(options, "set_verbosity", set_to := [0].append)
+    parser = Parser()
+    assert vars(parser.parse_args(words)) == {}
+    assert set_to.__self__[-1] == verbosity
+
+
+def test_quiet_and_verbose_exclude_each_other():
+    with pytest.raises(InputError, match="--verbose"):
+        Parser().parse_args(["--quiet", "--verbose"])
+
+
 class Built(Exception):
     """A command has built its parser."""
 

@@ -98,7 +98,8 @@ def trained_scores(trained):
     tabular = tabular_logits(models, features, manifest["tabular"]["categories"])
     store = ImageStore(find_images(trained.data, "train"))
     every = np.ones(len(metadata), dtype=bool)
-    lesions = Lesions(metadata[ID].to_numpy(), None, None, fold, tabular, image_digests(store, metadata[ID].to_numpy()))
+    digests = image_digests(store, metadata[ID].to_numpy())
+    lesions = Lesions(metadata[ID].to_numpy(), None, None, fold, tabular, digests, None)
     images = KnownImages(store, lesions.isic_ids, lesions.image_digests)
     from train.network.config import TrainingConfig
 

@@ -12,6 +12,7 @@ from dask_cluster import cluster
 
 from scale import parallel
 from scale.parallel import Files, Progress, in_own_process, run_tasks, share_of_cores, stream_tasks, workers
+from scale.progress import Bar
 from utils import InputError
 
 pytestmark = pytest.mark.integration
@@ -60,8 +61,8 @@ def draw(seconds):
 
 def where(seconds):
     time.sleep(seconds)
-    names = ("CUDA_VISIBLE_DEVICES", "TF_NUM_INTRAOP_THREADS", "TQDM_DISABLE")
-    return os.getpid(), {name: os.environ.get(name) for name in names}, share_of_cores()
+    names = ("CUDA_VISIBLE_DEVICES", "TF_NUM_INTRAOP_THREADS")
+    return os.getpid(), {name: os.environ.get(name) for name in names} | {"bars": not Bar.hidden}, share_of_cores()
 
 
 def die(number):
@@ -127,7 +128,7 @@ def test_each_process_has_a_gpu_and_its_share_of_the_cores(monkeypatch):
     assert {share for *_, share in found} == {cores}
     for settings in by_process.values():
         assert settings["TF_NUM_INTRAOP_THREADS"] == str(cores)
-        assert settings["TQDM_DISABLE"] == "1"
+        assert not settings["bars"]
     assert in_own_process()  # and outside all is as it was
     assert run_tasks(where, [(0,)], 1, progress=HIDDEN)[0][0] == os.getpid()
 

@@ -42,6 +42,7 @@ from inference.schema import ID, PATIENT, TARGET
 from inference.tables import id_mismatch
 from scale.artifact_folder import staged_folder
 from scale.parallel import workers
+from terminal import run_command
 from train.archives.dedup import merge_years, sort_out
 from train.archives.images import (
     SIZE,
@@ -59,7 +60,7 @@ from train.archives.images import (
 from train.archives.report import REPORT, count_words, format_counts, format_report, make_report
 from train.archives.slice3d import find_release, format_release, write_release
 from train.archives.tables import PAD, SLICE3D, YEARS, find_ground_truth, fingerprint, read_duplicates, read_year
-from utils import InputError, log, run_command
+from utils import InputError, log, log_summary
 
 METADATA, IMAGES, WORK = "train-metadata.csv", "train-image.hdf5", ".archives"
 #: The target of lesions whose archives leave it open.
@@ -119,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     config = ArchivesConfig(options.root, options.years, options.unknown, options.size, options.competition)
     with workers(options.jobs):
-        log(write_archives(config, options.out))
+        log_summary(write_archives(config, options.out))
     return 0
 
 

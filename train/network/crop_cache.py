@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from inference.images import decode_crop, image_batches
+from scale.progress import Bar
 from train.network.known_images import JoinedImages, KnownImages
 from utils import log
 
@@ -108,7 +108,7 @@ class CropCache:
 
         Those that are not cannot be decoded.
         """
-        with tqdm(total=len(slots), desc="cached crops", unit="crop", leave=False) as bar:
+        with Bar(total=len(slots), desc="cached crops", unit="crop", leave=False) as bar:
             held = np.zeros(len(slots), dtype=bool)
             for number, slot in enumerate(slots):
                 held[number] = self._checksums[slot] == checksum_of(self._crops[slot])

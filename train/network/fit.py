@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from inference.backbones import backbone_of
+from scale.progress import Bar
 from train.network.batches import TrainingData, training_batches
 from train.network.checkpoint import Checkpoint
 from train.network.config import TrainingConfig
@@ -87,7 +87,7 @@ def fit(
     checkpoint = checkpoint or Checkpoint(None)
     done, total = checkpoint.epochs, plan.phases[-1].last
     head = head_of_groups(network, data.groups) if data.groups else None
-    with tqdm(total=data.steps * total, initial=data.steps * done, desc=plan.name, unit="step") as bar:
+    with Bar(total=data.steps * total, initial=data.steps * done, desc=plan.name, unit="step") as bar:
         for phase in plan.phases:
             if done > phase.last:
                 continue
@@ -143,7 +143,7 @@ def batches_for(model, data: TrainingData, first_epoch: int):
     return batches.map(lambda inputs, *rest: ({name: inputs[name] for name in names}, *rest))
 
 
-def each_epoch(network, data: TrainingData, plan: Plan, phase: Phase, bar: tqdm, checkpoint: Checkpoint):
+def each_epoch(network, data: TrainingData, plan: Plan, phase: Phase, bar: Bar, checkpoint: Checkpoint):
     """A Keras callback: moves the bar, checks each epoch, and saves a checkpoint after it."""
     import keras
 

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from inference.images import ImageStore, image_batches
+from scale.progress import Bar
 from utils import InputError
 
 #: To check that images can be decoded, they are shrunk to this many pixels, this many at a time.
@@ -51,7 +51,7 @@ def image_digests(store: ImageStore, isic_ids: np.ndarray) -> np.ndarray:
             return image
 
     images, digests, state = Digested(), np.zeros(len(isic_ids), dtype="uint64"), file_state(store.path)
-    with tqdm(total=len(isic_ids), desc="checking images", unit="image") as bar:
+    with Bar(total=len(isic_ids), desc="checking images", unit="image") as bar:
         for positions, _ in image_batches(images, isic_ids.tolist(), CHECK_SIZE, CHECK_BATCH):
             for position in positions.numpy():
                 digests[position] = images.found[isic_ids[position]]

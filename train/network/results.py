@@ -31,7 +31,7 @@ from train.folds import HOLDOUT
 from train.manifest import Stage, link_or_copy
 from train.network.checkpoint import save_weights
 from train.network.fold import FoldFiles, Training
-from utils import InputError, bootstrap_scores, format_table, log
+from utils import InputError, bootstrap_scores, format_table, log, log_summary
 
 #: Corrections that differ by less are the same but for rounding.
 SMALLEST_DEVIATION = 1e-6
@@ -128,9 +128,9 @@ def record_fusion(stage: Stage, training: Training, rows: pd.DataFrame, folder: 
     for fold, file, scale in zip(folds, files, scales, strict=True):
         save_scaled(training.network, FoldFiles(folder, fold).weights, stage.folder / file, scale)
     stage.record(section)
-    log(format_table(results))
     log(f"combination for the kernel: {combination.settings['kind']} ({combination.settings['reason']})")
-    log(f"{len(files)} networks {name!r} in {stage.artifacts}: {difference_line(results, FINAL, TABULAR)}")
+    line = difference_line(results, FINAL, TABULAR)
+    log_summary(f"{len(files)} networks {name!r} in {stage.artifacts}: {line}", format_table(results))
 
 
 def other_networks(stage: Stage, name: str, rows: pd.DataFrame) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -165,10 +165,9 @@ def record_single_input(stage: Stage, training: Training, rows: pd.DataFrame) ->
     results = bootstrap_scores(inside[TARGET], inside[PATIENT], scores)
     content = {"settings": training.network.to_dict(), "training": asdict(training.config)}
     stage.record(content)
-    log(format_table(results))
     if "fusion network" in scores:
         log(difference_line(results, "fusion network", title))
-    log(f"{stage.artifacts / name}: {title}, network logits of {len(rows):,} lesions")
+    log_summary(f"{stage.artifacts / name}: {title}, network logits of {len(rows):,} lesions", format_table(results))
 
 
 def recorded_network_logits(artifacts: Path) -> pd.Series:

@@ -30,6 +30,7 @@ from inference.options import (
     positive_number,
 )
 from inference.schema import ID, read_metadata
+from terminal import run_command
 from train.lesions import open_images
 from train.network.augmentation import AUGMENTATIONS, DRAWS, augment
 from train.network.checkpoint import Checkpoint, save_weights
@@ -39,7 +40,7 @@ from train.network.fit import adamw
 from train.network.imagenet_weights import initial_weights_file
 from train.network.known_images import KnownImages, as_input_errors, image_digests
 from train.network.model import be_deterministic, starting_network, unfreeze
-from utils import InputError, log, run_command, set_seed
+from utils import InputError, log, log_summary, set_seed
 
 #: Widths of the projections and of the predictor's hidden layer.
 PROJECTION, HIDDEN = 1024, 256
@@ -93,7 +94,9 @@ def pretrain_without_labels(arguments: list[str] | None = None) -> int:
         raise InputError(f"--batch-size {plan.batch_size} is more than all {len(usable)} crops of {data}; give fewer.")
     train_backbone_on_views(plan, images, usable, out, cache)
     images.close()
-    log(f"{out}: {plan.backbone} after {plan.epochs} epochs of {len(usable):,} crops, for train.fusion --weights {out}")
+    log_summary(
+        f"{out}: {plan.backbone} after {plan.epochs} epochs of {len(usable):,} crops, for train.fusion --weights {out}"
+    )
     return 0
 
 

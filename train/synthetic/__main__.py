@@ -14,8 +14,9 @@ import os
 
 from inference.options import Number, Parser, add_seed_option, count, output_folder, processes
 from scale.parallel import workers
+from terminal import run_command
 from train.synthetic.dataset import IMAGES, LESIONS, MOST_LESIONS, PATIENTS, PREVALENCE, DatasetConfig, write_dataset
-from utils import log, run_command
+from utils import log_summary
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     config = DatasetConfig(options.patients, options.lesions, options.prevalence, options.seed, options.test_lesions)
     with workers(options.jobs):
-        log(write_dataset(options.out, config, options.images))
+        log_summary(write_dataset(options.out, config, options.images))
     return 0
 
 

@@ -3,10 +3,21 @@ import pandas as pd
 import pytest
 
 from evaluation.studies import real_fusion
-from evaluation.studies.real_fusion import Columns, compare_columns_and_crops, constant_logit, network_scores, part_of_table
+from evaluation.studies.real_fusion import (
+    BOTH_IN_CONTEXT,
+    COMBINATION,
+    STACKED,
+    Columns,
+    compare_columns_and_crops,
+    constant_logit,
+    network_scores,
+    part_of_table,
+)
 from inference.schema import ID, PATIENT, TARGET
-from train.network.results import OutOfFold, nested_scores
+from train.combination import nested_scores
 from utils import InputError, auc, partial_auc
+
+SCORES = ["tabular", "network", COMBINATION, BOTH_IN_CONTEXT, "stacking", STACKED]
 
 
 @pytest.fixture
@@ -59,23 +70,22 @@ def test_no_network_scores_a_patient_that_it_was_trained_on(folders, scored):
 def test_the_combination_is_fitted_on_other_patients(folders, scored):
     columns, networks = folders
     table = columns.table()
-    table = table.assign(network=network_scores(table, columns.data, networks))
-    arrays = [table[name].to_numpy() for name in (PATIENT, TARGET, "fold", "tabular", "network")]
-    rows = OutOfFold(table.index.to_numpy(), *arrays, np.ones(len(table), dtype=bool))
-    blend = nested_scores(rows)["blend"]
+    rows = table.assign(network=network_scores(table, columns.data, networks), image_scored=1)
+    blend = nested_scores(rows, ["blend"])["blend"]
     lines = compare_columns_and_crops(columns, networks).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| all")]
-    assert [cell[1] for cell in cells] == ["tabular", "network", "tabular and network"]
-    for cell, logits in zip(cells, (rows.tabular, rows.network, blend), strict=True):
+    assert [cell[1] for cell in cells] == SCORES
+    y_true = rows[TARGET]
+    for cell, logits in zip(cells, (rows["tabular"], rows["network"], blend), strict=False):
         assert [float(cell[2]), float(cell[4])] == pytest.approx(
-            [partial_auc(rows.y_true, logits), auc(rows.y_true, logits)], abs=5e-5
+            [partial_auc(y_true, logits), auc(y_true, logits)], abs=5e-5
         )
     assert cells[0][5] == ""
-    assert cells[2][5].startswith(f"{partial_auc(rows.y_true, blend) - partial_auc(rows.y_true, rows.tabular):+.4f} [")
+    assert cells[2][5].startswith(f"{partial_auc(y_true, blend) - partial_auc(y_true, rows['tabular']):+.4f} [")
 
 
 def test_rows_of_one_class_have_no_scores():
-    part = pd.DataFrame({TARGET: [0, 0], PATIENT: ["a", "b"], "tabular": 0.0, "network": 0.0, "tabular and network": 0.0})
+    part = pd.DataFrame({TARGET: [0, 0], PATIENT: ["a", "b"]}).assign(**dict.fromkeys(SCORES, 0.0))
     assert part_of_table("some", part) == []
 
 

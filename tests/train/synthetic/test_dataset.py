@@ -15,7 +15,8 @@ from inference.schema import TEST_COLUMNS, TRAIN_COLUMNS, read_metadata
 from scale.parallel import workers
 from train.synthetic import dataset
 from train.synthetic.__main__ import main
-from train.synthetic.dataset import DatasetConfig, make_tables, write_dataset, write_images
+from train.synthetic.dataset import STYLE, DatasetConfig, make_tables, write_dataset, write_images
+from train.synthetic.malignancy import TEXTURE_VARIANCE
 from utils import InputError, partial_auc
 
 SMALL = DatasetConfig(patients=8, lesions=40, prevalence=0.2)
@@ -136,7 +137,12 @@ def test_truth_fits_the_labels_and_bounds_every_score():
     intercept = truth["logit"] - parts.sum(axis=1)
     assert np.ptp(intercept) < 1e-9
     assert np.allclose(1.0 / (1.0 + np.exp(-truth["logit"])), truth["probability"])
-    assert np.allclose(truth["texture_part"] / texture, truth["texture_part"].iloc[0] / texture[0])
+    own = truth["texture_part"] / np.sqrt(TEXTURE_VARIANCE)
+    assert (own.mean(), own.std()) == pytest.approx((0, 1), abs=0.02)
+    style = (texture - np.sqrt(1 - STYLE) * own).groupby(tables.train["patient_id"])
+    assert style.std().max() < 1e-9  # what a crop shows beyond the lesion's own texture is the patient's
+    assert style.first().var() == pytest.approx(STYLE, rel=0.4)
+    assert np.var(texture) == pytest.approx(1, abs=0.1)
     best = partial_auc(target, truth["logit"])
     metadata = partial_auc(target, truth["lesion_part"] + truth["context_part"])
     lesion = partial_auc(target, truth["lesion_part"])
@@ -151,8 +157,9 @@ def test_texture_is_independent_of_every_column():
     strength = pd.Series(tables.train_texture)
     numbers = tables.train[list(TEST_COLUMNS)].select_dtypes("number")
     assert numbers.corrwith(strength).abs().max() < 0.03
-    by_patient = strength.groupby(tables.train["patient_id"]).agg(["mean", "size"])
-    assert (by_patient["mean"].abs() * np.sqrt(by_patient["size"])).max() < 5.0
+    for shown, share in ((strength, STYLE), (tables.truth["texture_part"] / np.sqrt(TEXTURE_VARIANCE), 0.0)):
+        by_patient = shown.groupby(tables.train["patient_id"]).agg(["mean", "size"])
+        assert (by_patient["mean"].abs() / np.sqrt(share + 1 / by_patient["size"])).max() < 5.0
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The door of every command: which error becomes which exit status, and output that cannot be written."""
+"""The door of every command: error and exit status, --quiet and --verbose, output that cannot be written."""
 
 import ast
 import errno
@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -21,7 +22,9 @@ import pandas as pd
 import pytest
 from project_commands import PACKAGES, ROOT, commands
 
+import terminal
 import utils
+from inference.options import Parser
 from utils import InputError
 
 
@@ -68,7 +71,7 @@ def hooks(monkeypatch, tmp_path):
 )
 def test_run_command_turns_an_outcome_into_a_status(main, status, message, capsys, hooks):
     with pytest.raises(SystemExit) as caught:
-        utils.run_command(main)
+        terminal.run_command(main)
     assert caught.value.code == status
     assert capsys.readouterr().err == message
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -139,7 +142,7 @@ REFUSED = {
 @pytest.mark.parametrize("harm", REFUSED)
 def test_what_a_user_can_correct_is_one_sentence_and_status_2(harm, capsys, hooks, tmp_path):
     with pytest.raises(SystemExit) as caught:
-        utils.run_command(lambda: REFUSED[harm](tmp_path / "lesions.hdf5"))
+        terminal.run_command(lambda: REFUSED[harm](tmp_path / "lesions.hdf5"))
     printed = capsys.readouterr()
     assert caught.value.code == 2
     assert printed.err.startswith("error: ")
@@ -153,7 +156,7 @@ def test_what_a_user_can_correct_is_one_sentence_and_status_2(harm, capsys, hook
 )
 def test_a_defect_is_one_sentence_that_names_a_file_with_the_traceback(defect, capsys, hooks):
     with pytest.raises(SystemExit) as caught:
-        utils.run_command(lambda: raising(defect))
+        terminal.run_command(lambda: raising(defect))
     printed, (path,) = capsys.readouterr().err, hooks.glob("traceback-*.log")
     assert caught.value.code == 1
     assert printed.count("\n") == 1
@@ -164,9 +167,65 @@ def test_a_defect_is_one_sentence_that_names_a_file_with_the_traceback(defect, c
 def test_a_defect_whose_traceback_cannot_be_written_shows_none(capsys, hooks, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(hooks / "missing"))
     with pytest.raises(SystemExit) as caught:
-        utils.run_command(lambda: 1 / 0)
+        terminal.run_command(lambda: 1 / 0)
     assert caught.value.code == 1
     assert "could not be written" in capsys.readouterr().err
+
+
+def fails_after(error):
+    """An error that another one led to."""
+    try:
+        raise error
+    except ValueError as before:
+        raise InputError("columns.csv is empty.") from before
+
+
+@pytest.mark.parametrize(
+    ("verbosity", "out", "err"),
+    [
+        (-1, "", "error: columns.csv is empty.\n"),
+        (0, "reading\n", "error: columns.csv is empty.\n"),
+        (1, r"in fails_after, .*test_terminal.py line \d+ \(InputError\), after one in fails_after, ", "error: columns"),
+    ],
+)
+def test_an_error_shows_where_it_was_raised_with_verbose_only(verbosity, out, err, capsys, hooks):
+    utils.OUTPUT.verbosity = verbosity
+
+    def main():
+        utils.log("reading")
+        fails_after(ValueError("no columns"))
+
+    with pytest.raises(SystemExit):
+        terminal.run_command(main)
+    printed = capsys.readouterr()
+    assert re.search(out, printed.out) if verbosity > 0 else printed.out == out
+    assert printed.err.startswith(err)
+
+
+@pytest.mark.parametrize(("status", "printed"), [(0, "done\n"), (3, "done\n")])
+def test_a_quiet_command_ends_with_its_last_line(status, printed, capsys, hooks):
+    def main():
+        Parser().parse_args(["--quiet"])
+        utils.log("a table")
+        utils.log_summary("done")
+        return status
+
+    with pytest.raises(SystemExit):
+        terminal.run_command(main)
+    assert capsys.readouterr() == (printed, "")
+
+
+def test_verbose_lets_libraries_speak(monkeypatch):
+    monkeypatch.setattr(logging, "basicConfig", lambda **options: None)
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+    level = logging.getLogger("tensorflow").level
+    try:
+        terminal.set_verbosity(1)
+        assert logging.getLogger("tensorflow").level == logging.INFO
+    finally:
+        logging.getLogger("tensorflow").setLevel(level)
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0"
+    assert utils.OUTPUT.verbosity == 1
 
 
 ENTRY = "__name__ == '__main__'"
@@ -201,8 +260,8 @@ def test_ctrl_c_during_the_imports_of_the_kernel_shows_no_traceback():
 
 #: What a command does in a process of its own, after a line that not every console can print.
 COMMAND = """
-import logging, os, sys, threading, utils
-from tqdm import tqdm
+import logging, os, sys, terminal, threading, utils
+from scale.progress import Bar
 
 class Closing:
     def __del__(self):
@@ -211,7 +270,7 @@ class Closing:
 def main(what):
     utils.log("данные")
     if what == "lines":
-        for number in tqdm(range(2000)):
+        for number in Bar(range(2000), desc="lines", unit="line"):
             utils.log("x" * 100)
     elif what == "thread":
         thread = threading.Thread(target=lambda: 1 / 0)
@@ -232,7 +291,7 @@ def main(what):
         1 / 0
     open(sys.argv[2], "w").close()
 
-utils.run_command(lambda: main(sys.argv[1]))
+terminal.run_command(lambda: main(sys.argv[1]))
 """
 
 
