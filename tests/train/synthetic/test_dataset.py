@@ -154,12 +154,13 @@ def test_truth_fits_the_labels_and_bounds_every_score():
 
 def test_texture_is_independent_of_every_column():
     tables = make_tables(DatasetConfig(patients=100, lesions=20_000, prevalence=0.05))
-    strength = pd.Series(tables.train_texture)
+    shown, own = pd.Series(tables.train_texture), tables.truth["texture_part"] / np.sqrt(TEXTURE_VARIANCE)
     numbers = tables.train[list(TEST_COLUMNS)].select_dtypes("number")
-    assert numbers.corrwith(strength).abs().max() < 0.03
-    for shown, share in ((strength, STYLE), (tables.truth["texture_part"] / np.sqrt(TEXTURE_VARIANCE), 0.0)):
-        by_patient = shown.groupby(tables.train["patient_id"]).agg(["mean", "size"])
-        assert (by_patient["mean"].abs() / np.sqrt(share + 1 / by_patient["size"])).max() < 5.0
+    # The style has one value per patient, as some columns have: chance is larger among a hundred values.
+    for strength, style in ((own, 0.0), (shown, STYLE)):
+        assert numbers.corrwith(strength).abs().max() < 0.03 + 3 * np.sqrt(style / 100)
+        by_patient = strength.groupby(tables.train["patient_id"]).agg(["mean", "size"])
+        assert (by_patient["mean"].abs() / np.sqrt(style + 1 / by_patient["size"])).max() < 5.0
 
 
 @pytest.mark.parametrize(
