@@ -16,7 +16,7 @@ from inference.features import build_features
 from inference.images import ImageStore
 from inference.run_log import Run
 from inference.schema import ID, PATIENT, TARGET, TRAIN_ONLY, read_scores
-from inference.scoring import ImageOptions, load_networks, score_images
+from inference.scoring import ImageOptions, Networks, load_networks, score_images
 from inference.tables import id_mismatch
 from inference.tabular import tabular_logits
 from train.folds import HOLDOUT, read_folds
@@ -26,6 +26,8 @@ from utils import InputError
 #: Lesions of a patient that have a card, and of those the ones with a heat map; malignant ones have both at any place.
 #: A card takes some 8 kB.
 LISTED, HEATED = 500, 30
+#: Fall-backs of the kernel that are errors here.
+NETWORK_LOST = {"fold_networks_left_out", "networks_stopped", "network_stopped"}
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,9 @@ def score_holdout(lesions: pd.DataFrame, features: pd.DataFrame, trained: Traine
     Returns:
         ``lesions`` with ``tabular``, ``network`` and ``image_scored`` in every row. A lesion without a readable image keeps
         its tabular logit.
+
+    Raises:
+        InputError: a network cannot be used.
     """
     held = np.flatnonzero(lesions["fold"] == HOLDOUT)
     if not len(held):
@@ -166,8 +171,13 @@ def score_holdout(lesions: pd.DataFrame, features: pd.DataFrame, trained: Traine
     shifted = [(model, shift) for (_, model), shift in zip(trained.models, shifts, strict=True)]
     tabular = tabular_logits(shifted, features.iloc[held], trained.categories)
     run, manifest = Run(), trained.manifest
-    networks = load_networks(trained.folder, manifest, run)  # outside of score_images, which would fall back from an error
-    logits = score_images(lesions.iloc[held], tabular, lambda: (networks, store), manifest, ImageOptions(BATCH), run)
+
+    def load() -> tuple[Networks, ImageStore]:
+        return load_networks(trained.folder, manifest, run), store
+
+    logits = score_images(lesions.iloc[held], tabular, load, manifest, ImageOptions(BATCH), run)
+    if NETWORK_LOST & set(run.fallbacks):
+        raise InputError(f"{trained.folder}: {run.notes[0]}")
     network = np.where(logits.notna().any(axis=1), logits.mean(axis=1), tabular)
     filled = lesions.copy()
     columns = [filled.columns.get_loc(name) for name in ("tabular", "network", "image_scored")]

@@ -124,6 +124,17 @@ def test_bad_input_is_refused_in_one_sentence(trained, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_network_that_cannot_be_used_is_an_error_for_the_holdout(trained, tmp_path):
+    copy = shutil.copytree(trained.artifacts, tmp_path / "artifacts")
+    (copy / "fusion_fold1.weights.h5").write_bytes(b"broken")
+    loaded = triage_scores.load_trained(copy)
+    metadata = read_metadata(trained.data / "train-metadata.csv", labelled=True)
+    lesions = triage_scores.out_of_fold_scores(metadata, loaded).query("fold == @HOLDOUT").head(1)
+    features = triage_scores.model_features(metadata, loaded).loc[lesions.index]
+    with pytest.raises(InputError, match=r"fusion_fold1\.weights\.h5 has SHA-256"):
+        triage_scores.score_holdout(lesions, features, loaded, open_images(trained.data))
+
+
 def test_holdout_lesions_are_scored_in_as_many_views_as_the_manifest_says(trained, monkeypatch):
     asked, logits = [], Ensemble.logits
 
