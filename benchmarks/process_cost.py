@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 
-#: Seconds between two looks at the processes.
-PERIOD = 0.5
+#: Seconds between two looks at the processes. A look takes some milliseconds per GB.
+PERIOD = 1.0
 
 
 @dataclass(frozen=True)
