@@ -19,6 +19,7 @@ def run(code, tmp_path, watch=lambda _: None):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr("benchmarks.process_cost.PERIOD", 0.05)
+    monkeypatch.setattr("benchmarks.process_cost.WATCHING", 1.0)
 
 
 def test_seconds_memory_bytes_and_status_are_found(tmp_path):
@@ -31,11 +32,18 @@ def test_seconds_memory_bytes_and_status_are_found(tmp_path):
 
 
 def test_children_count(tmp_path):
-    part = "import time; block = bytearray(100_000_000); block[::4096] = b'x' * len(block[::4096]); time.sleep(1)"
+    part = "import pathlib, time; block = bytearray(100_000_000); block[::4096] = b'x' * len(block[::4096])\n"
+    part += "for _ in range(600): pathlib.Path('seen').exists() or time.sleep(0.1)"
+
+    def watch(cost):
+        if cost.peak_gb > 0.3:
+            (tmp_path / "seen").touch()
+
     code = f"import subprocess, sys; all_ = [subprocess.Popen([sys.executable, '-c', {part!r}]) for _ in range(3)]"
-    status, cost = run(f"{code}; [each.wait() for each in all_]", tmp_path)
+    status, cost = run(f"{code}; [each.wait() for each in all_]", tmp_path, watch)
     assert status == 0
     assert 0.3 < cost.peak_gb < 0.5
+    assert (tmp_path / "seen").exists()
 
 
 def test_cpu_seconds_are_not_those_of_waiting(tmp_path):

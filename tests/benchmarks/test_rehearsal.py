@@ -61,6 +61,7 @@ def steps(tmp_path, *names, code="open('{}', 'a').write('x')", resumes=False):
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.process_cost.PERIOD", 0.02)
+    monkeypatch.setattr("benchmarks.process_cost.WATCHING", 1.0)
     return Records(tmp_path / "measurements.json")
 
 
