@@ -142,8 +142,9 @@ def run_step(steps: Sequence[Step], share: float, records: Records) -> None:
         InputError: its command failed.
     """
     step, former = steps[0], records.latest(share, steps[0].name)
-    goes_on = step.resumes and former and not former.finished and former.command == step.text
-    before = former.cost if goes_on else Cost()
+    before = Cost()
+    if step.resumes and former and not former.finished and former.command == step.text:
+        before = former.cost
     left = records.forecast([(each.name, each.rows) for each in steps])
     record = Record(share, step.name, step.rows, step.text, cores(), before)
     news = time.monotonic() + NEWS

@@ -102,8 +102,8 @@ def tables(records: Records) -> str:
     for stage in records.stages:
         for each in records.finished(stage):
             seconds = (f"{value:,.0f}" for value in (each.cost.seconds, each.cost.cpu_seconds))
-            sizes = (f"{value:.2f}" for value in (each.cost.peak_gb, each.cost.written_gb))
-            costs.append((stage, f"{each.rows:,}", *seconds, *sizes))
+            gigabytes = (f"{value:.2f}" for value in (each.cost.peak_gb, each.cost.written_gb))
+            costs.append((stage, f"{each.rows:,}", *seconds, *gigabytes))
     growth = []
     for stage in records.stages:
         pair = largest_two(records, stage)
