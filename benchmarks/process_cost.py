@@ -43,7 +43,7 @@ def measured(
 
     Memory is the sum over the command and its children of their proportional set sizes, at its highest: pages that several
     of them share count once, and pages of mapped files count while they are in memory. A peak between two looks is found
-    where one process has it alone (``ru_maxrss``).
+    at the second where one process has it alone (its "high water mark").
 
     Args:
         command: its words.
@@ -74,7 +74,7 @@ def measured(
     cost = Cost(
         time.monotonic() - started,
         usage.ru_utime + usage.ru_stime,
-        max(so_far.peak_gb, usage.ru_maxrss * 1024 / 1e9),
+        so_far.peak_gb,  # ru_maxrss would include the memory of this process, which the command began as
         (own.io_counters().write_bytes - written) / 1e9,  # with those of children that have ended
     )
     return child.returncode, cost
@@ -88,17 +88,19 @@ def looked_at(pid: int, so_far: Cost, started: float) -> Cost:
         so_far: its cost at the look before.
         started: its start by ``time.monotonic``.
     """
-    cpu_seconds, memory, written = 0.0, 0, 0
+    cpu_seconds, memory, highest, written = 0.0, 0, 0, 0
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
         for each in (process, *process.children(recursive=True)):
-            with contextlib.suppress(psutil.Error):
+            with contextlib.suppress(psutil.Error, OSError, LookupError):
+                status = Path(f"/proc/{each.pid}/status").read_text(encoding="utf-8")
+                highest = max(highest, 1024 * int(status.partition("VmHWM:")[2].split()[0]))
                 memory += each.memory_full_info().pss
                 cpu_seconds += sum(each.cpu_times()[:4])
                 written += each.io_counters().write_bytes
     return Cost(
         time.monotonic() - started,
         max(so_far.cpu_seconds, cpu_seconds),
-        max(so_far.peak_gb, memory / 1e9),
+        max(so_far.peak_gb, highest / 1e9, memory / 1e9),
         max(so_far.written_gb, written / 1e9),
     )

@@ -24,8 +24,9 @@ from inference.build_kernel import ROOT
 from inference.images import cores
 from inference.options import Number, Parser, output_folder
 from inference.run_log import minutes
+from terminal import run_command
 from train.synthetic.dataset import LESIONS, PATIENTS, PREVALENCE
-from utils import InputError, log, run_command
+from utils import InputError, log
 
 TEST_LESIONS = 511_474  # of the competition's hidden test
 #: Small datasets have so many patients and malignant lesions at least, or folds would have none.
@@ -159,10 +160,8 @@ def run_step(steps: Sequence[Step], share: float, records: Records) -> None:
             time_left = "" if left is None else f", about {minutes(max(0.0, left - cost.seconds))} left in all"
             log(f"share {share:g}, {step.name}: {minutes(cost.seconds)}, {cost.peak_gb:.2f} GB{time_left}")
 
-    # In a file, a progress bar would be a line ten times a second.
-    quiet = {} if sys.stderr.isatty() else {"TQDM_MININTERVAL": "30"}
     try:
-        status, cost = measured(step.command, ROOT, os.environ | quiet, watch)
+        status, cost = measured(step.command, ROOT, os.environ, watch)
         record = replace(record, cost=before.and_then(cost), finished=status == 0)
     finally:
         records.add(record)

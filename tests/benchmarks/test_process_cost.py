@@ -23,7 +23,8 @@ def quick(monkeypatch):
 
 
 def test_seconds_memory_bytes_and_status_are_found(tmp_path):
-    code = "import os, time; block = b'x' * 200_000_000; open('file', 'wb').write(block[:5_000_000]); os._exit(3)"
+    code = "import os, time; block = b'x' * 200_000_000; open('file', 'wb').write(block[:5_000_000]); del block\n"
+    code += "time.sleep(1); os._exit(3)"
     status, cost = run(code, tmp_path)
     assert status == 3
     assert 0.2 < cost.peak_gb < 0.3
