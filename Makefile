@@ -9,7 +9,7 @@ q   = $(if $(value $(1)),'$(subst ','\'',$(value $(1))$(2))',$(error $(1) is emp
 RUN = $(call q,VENV,/bin/python)
 
 .PHONY: demo test test-fast test-all lint fuzz skew kernel data publish push submit score status train-on-kaggle bench scale \
-  lock archives-study imbalance-study real-crops explore environment clean .installed
+  rehearsal lock archives-study imbalance-study real-crops explore environment clean .installed
 
 # A virtual environment with the locked packages; made again when pins or locks change. (venv refuses a link, pip does not.)
 # uv installs them if it is there, else pip. An index that lacks a locked file gives the pinned packages instead, unless LOCKED
@@ -163,6 +163,12 @@ bench: .installed
 scale: .installed
 	$(RUN) -m pytest tests/scale
 	$(RUN) -m benchmarks.scale
+
+# The main path on a synthetic dataset of the competition's size, or a SHARE of it: time, memory and bytes of each stage.
+REHEARSAL ?= rehearsal
+SHARE     ?= 1
+rehearsal: .installed
+	$(RUN) -m benchmarks.rehearsal --out=$(call q,REHEARSAL) --share=$(call q,SHARE)
 
 # What the earlier ISIC archives add to the network, on the images in DATA: hours on a CPU where DATA is the whole set.
 ARCHIVES      ?= data/isic-archives

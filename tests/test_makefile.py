@@ -69,6 +69,7 @@ def test_every_step_with_kaggle_is_one_target_with_a_dry_run(words, command):
             "SKEW",
             {"{}/data", "{}/artifacts", "--data={}/data", "--out={}/data", "--artifacts={}/artifacts", "--out={}"},
         ),
+        ("rehearsal", "REHEARSAL", {"--out={}"}),
         ("explore", "OUT", {"--out={}"}),
         ("explore", "DATA", {"--data={}"}),
         ("data", "DATA", {"--data={}"}),

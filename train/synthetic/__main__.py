@@ -10,8 +10,7 @@ other lesions, and a part that only the image shows. Nothing of a real patient i
 
 from __future__ import annotations
 
-import os
-
+from inference.images import cores
 from inference.options import Number, Parser, add_seed_option, count, output_folder, processes
 from scale.parallel import workers
 from terminal import run_command
@@ -44,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         default="all",
         help="bank: variations of some thousand rendered crops, quickly; none: metadata only (default: %(default)s)",
     )
-    parser.add_argument("--jobs", type=processes, default=os.cpu_count() or 1, help="processes that render images")
+    parser.add_argument("--jobs", type=processes, default=cores(), help="processes that render images")
     add_seed_option(parser)
     options = parser.parse_args(arguments)
     config = DatasetConfig(options.patients, options.lesions, options.prevalence, options.seed, options.test_lesions)
