@@ -17,10 +17,10 @@ Contents (line numbers):
      1507  inference/tabular.py
      1569  inference/images.py
      1786  inference/backbones.py
-     1924  inference/network.py
-     2206  inference/run_log.py
-     2346  inference/scoring.py
-     2697  inference/submission.py
+     2026  inference/network.py
+     2308  inference/run_log.py
+     2448  inference/scoring.py
+     2799  inference/submission.py
 """
 
 from __future__ import annotations
@@ -1788,9 +1788,12 @@ def cores() -> int:
 
 """Backbones: networks from a crop's pixels to its features, built in code, with the preprocessing that their weights expect.
 
+Most are those of ``keras.applications``. The preprocessing that some of them bring along is left out: here each has it in
+the layer ``PREPROCESSED``, so that the network is the same with and without ImageNet weights.
+
 ``efficientnet-lite0`` to ``-lite2`` are EfficientNet (Tan and Le 2019) without squeeze-and-excitation and with ReLU6, as in
 https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite. Their layers are named by resolution, as
-those of ``keras.applications.ResNet50`` are: those of ``conv4`` compute at a sixteenth of the crop's.
+those of ``keras.applications.ResNet50`` are: those of ``conv4`` compute at a sixteenth of the crop's resolution.
 """
 
 RESNET50 = "resnet50"
@@ -1800,13 +1803,73 @@ EFFICIENTNET_LITE = {
     "efficientnet-lite1": (1.0, 1.1),
     "efficientnet-lite2": (1.1, 1.2),
 }
-BACKBONES = (RESNET50, *EFFICIENTNET_LITE)
-#: ResNet50 was trained on BGR pixels less the ImageNet mean (keras.applications, "caffe" mode).
-IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
+
+
+class Preprocessing(NamedTuple):
+    """``scale`` times the pixels, from 0 to 255, plus ``offset``; both a number, or one of each channel."""
+
+    scale: float | tuple[float, ...]
+    offset: float | tuple[float, ...]
+    bgr: bool = False
+
+
+#: The modes of keras.applications.imagenet_utils.
+CAFFE = Preprocessing(1.0, (-103.939, -116.779, -123.68), bgr=True)
+TF = Preprocessing(1 / 127.5, -1.0)
+TORCH = Preprocessing((1 / 58.395, 1 / 57.12, 1 / 57.375), (-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225))
+LITE = Preprocessing(1 / 128, -127 / 128)
+#: Beginnings of layers' names: those that compute at a half of the crop's resolution, a fourth, ... and a 32nd.
+Stages = tuple[tuple[str, ...], ...]
+CONV_STAGES: Stages = (("conv1",), ("conv2",), ("conv3",), ("conv4",), ("conv5", "post"))
+EFFICIENTNET_STAGES: Stages = (
+    ("stem", "block1"),
+    ("block2",),
+    ("block3",),
+    ("block4", "block5"),
+    ("block6", "block7", "top"),
+)
+CONVNEXT_STAGES: Stages = (
+    (),
+    ("convnext_tiny_stem", "convnext_tiny_stage_0"),
+    *((f"convnext_tiny_downsampling_block_{level}", f"convnext_tiny_stage_{level + 1}") for level in range(3)),
+)
+
+
+class Application(NamedTuple):
+    """A backbone of ``keras.applications``.
+
+    Args:
+        function: there.
+        name: by which it names files of ImageNet weights.
+        preprocessing: that the weights expect.
+        stages: of its layers.
+        options: of the function, so that it brings no preprocessing along.
+        first: the layer behind the preprocessing, where no option leaves that out.
+    """
+
+    function: str
+    name: str
+    preprocessing: Preprocessing
+    stages: Stages
+    options: tuple[tuple[str, bool], ...] = ()
+    first: str | None = None
+
+
+PLAIN = (("include_preprocessing", False),)
+APPLICATIONS = {
+    RESNET50: Application("ResNet50", "resnet50", CAFFE, CONV_STAGES),
+    "resnet50v2": Application("ResNet50V2", "resnet50v2", TF, CONV_STAGES),
+    "efficientnetv2b0": Application("EfficientNetV2B0", "efficientnetv2-b0", TORCH, EFFICIENTNET_STAGES, PLAIN),
+    "efficientnetb0": Application("EfficientNetB0", "efficientnetb0", TORCH, EFFICIENTNET_STAGES, first="stem_conv_pad"),
+    "convnexttiny": Application("ConvNeXtTiny", "convnext_tiny", TORCH, CONVNEXT_STAGES, PLAIN),
+}
+BACKBONES = (*APPLICATIONS, *EFFICIENTNET_LITE)
 #: The layer of the network whose output the backbone gets.
 PREPROCESSED = "preprocessed"
 LITE_STEM, LITE_HEAD = 32, 1280
 LITE_EPSILON = 1e-3  # of batch normalisation
+#: The input of a backbone. Keras would count its inputs, and weights files keep the name.
+INPUT = "centred_pixels"
 
 
 class LiteStage(NamedTuple):
@@ -1837,7 +1900,7 @@ def backbone_features(name: str, pixels, weights: str | None):
     Args:
         name: of ``BACKBONES``.
         pixels: Keras tensor, float32 (batch, size, size, 3), RGB from 0 to 255.
-        weights: None for random ones, "imagenet" (ResNet50 only: Keras downloads them), or the path of a weights file.
+        weights: None for random ones, "imagenet" (of ``APPLICATIONS``: Keras downloads them), or the path of a weights file.
 
     Returns:
         Keras tensor (batch, features); the backbone is a layer of the network, called ``backbone_layer_name(name)``.
@@ -1845,26 +1908,65 @@ def backbone_features(name: str, pixels, weights: str | None):
     import keras
     from keras import layers
 
-    if name == RESNET50:
-        bgr = keras.ops.flip(pixels, axis=-1)
-        mean = [-level for level in IMAGENET_MEAN_BGR]
-        centred = layers.Rescaling(1.0, offset=mean, name=PREPROCESSED, dtype="float32")(bgr)
-        # Named here: Keras would count its inputs, and weights files keep the name.
-        inputs = keras.Input(pixels.shape[1:], name="centred_pixels")
-        backbone = keras.applications.ResNet50(
-            include_top=False, weights=weights, input_tensor=inputs, pooling="avg", name=backbone_layer_name(name)
-        )
-        return backbone(centred)
-    centred = layers.Rescaling(1 / 128, offset=-127 / 128, name=PREPROCESSED, dtype="float32")(pixels)
+    scale, offset, bgr = APPLICATIONS[name].preprocessing if name in APPLICATIONS else LITE
+    pixels = keras.ops.flip(pixels, axis=-1) if bgr else pixels
+    centred = layers.Rescaling(as_keras_takes(scale), offset=as_keras_takes(offset), name=PREPROCESSED, dtype="float32")(
+        pixels
+    )
+    if name in APPLICATIONS:
+        return application(name, pixels.shape[1:], weights)(centred)
     backbone = efficientnet_lite(name, pixels.shape[1:])
     if weights is not None:
         backbone.load_weights(weights)
     return backbone(centred)
 
 
+def as_keras_takes(value: float | tuple[float, ...]) -> float | list[float]:
+    """A number or a list, for the layer Rescaling."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def application(name: str, shape: tuple[int, int, int], weights: str | None) -> keras.Model:
+    """A backbone of ``keras.applications``, from preprocessed crops to pooled features.
+
+    Args:
+        name: key of ``APPLICATIONS``.
+        shape: of the crops, (size, size, 3).
+        weights: as ``backbone_features`` takes them; a file is Keras's own of ImageNet weights, or ends in .weights.h5 and
+            is of such a backbone.
+    """
+    import keras
+
+    known = APPLICATIONS[name]
+    # Keras's own files hold weights of its preprocessing, too: they are loaded before that is cut off.
+    own = weights if weights and weights.endswith(".weights.h5") else None
+    backbone = getattr(keras.applications, known.function)(
+        include_top=False,
+        weights=None if own else weights,
+        input_tensor=keras.Input(shape, name=INPUT),
+        pooling="avg",
+        name=known.name,
+        **dict(known.options),
+    )
+    if known.first:
+        backbone = keras.Model(backbone.get_layer(known.first).input, backbone.output, name=known.name)
+    # As names that Keras counts in a process do, those without one would change the bytes of weights files.
+    before = INPUT
+    for operation in backbone.operations:
+        kind = operation.name.removesuffix("CLONE").rstrip("0123456789").rstrip("_").replace("_", "")
+        if kind == type(operation).__name__.lower():
+            operation.name = f"{before}_{kind}"
+        elif isinstance(operation, keras.layers.InputLayer):
+            operation.name = INPUT
+        before = operation.name
+    if own:
+        backbone.load_weights(own)
+    return backbone
+
+
 def backbone_layer_name(name: str) -> str:
     """The name of a backbone's layer in the network."""
-    return name.replace("-", "_")
+    return APPLICATIONS[name].name if name in APPLICATIONS else name.replace("-", "_")
 
 
 def efficientnet_lite(name: str, shape: tuple[int, int, int], classes: int = 0) -> keras.Model:
@@ -1888,7 +1990,7 @@ def efficientnet_lite(name: str, shape: tuple[int, int, int], classes: int = 0) 
         layer = layers.Conv2D(filters, kernel, stride, "same", use_bias=False, name=f"{label}_conv")
         return normalised(layer(tensor), label, activation)
 
-    inputs = keras.Input(shape, name="centred_pixels")
+    inputs = keras.Input(shape, name=INPUT)
     tensor = convolution(inputs, LITE_STEM, "conv1_stem", 3, 2)
     number = 0
     for index, stage in enumerate(LITE_STAGES):
@@ -1998,7 +2100,7 @@ def build_network(config: NetworkConfig, backbone_weights: str | None = None) ->
 
     Args:
         config: what to build.
-        backbone_weights: None for random weights, "imagenet" (ResNet50 only), or the path of a weights file without its top.
+        backbone_weights: as ``inference.backbones.backbone_features`` takes them.
 
     Returns:
         A model from {"crop": uint8 (batch, image_size, image_size, 3), "tabular": float32 (batch, 1)} to logits,

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from inference.artifacts import OOF_FUSION, Manifest, best_network, checked_file, load_manifest
-from inference.backbones import PREPROCESSED, RESNET50, backbone_of
+from inference.backbones import PREPROCESSED, backbone_of, stage_of
 from inference.files import write_csv
 from inference.images import ImageStore, image_batches
 from inference.network import NetworkConfig, load_network
@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     import keras
 
 #: A backbone's stages, the last first: its feature maps mean most, those of the first are finest.
-STAGES = ("conv5", "conv4", "conv3", "conv2")
+STAGES = (5, 4, 3, 2)
+#: Backbone's layer -> the centre of a cell in its share of the crop, from 0, the first pixel, to 1, the last one; others: 1.
+CENTRES = {"resnet50": 0.0, "resnet50v2": 0.0, "convnext_tiny": 0.5}
 #: With fewer cells across, a heat map does not separate a lesion from the skin around it.
 FEWEST_CELLS = 4
 #: Crops that go through the network at once.
@@ -67,10 +69,16 @@ def present_backbone(network: keras.Model) -> keras.Model:
     return backbone_of(network)
 
 
-def stage_layers(backbone: keras.Model) -> dict[str, keras.Layer]:
+def feature_maps(backbone: keras.Model) -> dict[str, keras.KerasTensor]:
+    """The feature maps of a backbone's layers and sums, (batch, n, n, channels), by name, in the order of computation."""
+    outputs = {each.name: each.output for each in backbone.operations}
+    return {name: output for name, output in outputs.items() if len(output.shape) == 4}
+
+
+def stage_layers(backbone: keras.Model) -> list[str]:
     """The last layer of each of ``STAGES``."""
-    last = {layer.name.split("_")[0]: layer for layer in backbone.layers if len(layer.output.shape) == 4}
-    return {stage: last[stage] for stage in STAGES if stage in last}
+    last = {stage_of(backbone, name): name for name in feature_maps(backbone)}
+    return [last[stage] for stage in STAGES if stage in last]
 
 
 def default_layer(network: keras.Model) -> str:
@@ -81,8 +89,9 @@ def default_layer(network: keras.Model) -> str:
     Raises:
         InputError: the network takes no crop.
     """
-    layers = stage_layers(present_backbone(network)).values()
-    return next(layer.name for layer in layers if min(layer.output.shape[1:3]) >= FEWEST_CELLS)
+    backbone = present_backbone(network)
+    maps = feature_maps(backbone)
+    return next(name for name in stage_layers(backbone) if min(maps[name].shape[1:3]) >= FEWEST_CELLS)
 
 
 def tapped(network: keras.Model, layer: str) -> Callable:
@@ -104,9 +113,9 @@ def tapped(network: keras.Model, layer: str) -> Callable:
     import tensorflow as tf
 
     backbone, inputs = present_backbone(network), {tensor.name: tensor for tensor in network.inputs}
-    maps = next((each.output for each in backbone.layers if each.name == layer), None)
-    if maps is None or len(maps.shape) != 4:
-        names = ", ".join(each.name for each in stage_layers(backbone).values())
+    maps = feature_maps(backbone).get(layer)
+    if maps is None:
+        names = ", ".join(stage_layers(backbone))
         raise InputError(f"the network's backbone has no feature maps {layer!r}; choose one of {names}.")
     # Layers inside the nested backbone are no tensors of the network, so the network is run in parts around it.
     centre = keras.Model(inputs["crop"], network.get_layer(PREPROCESSED).output)
@@ -130,25 +139,26 @@ def tapped(network: keras.Model, layer: str) -> Callable:
     return run
 
 
-def spread(cells: np.ndarray, size: int, *, last_of_two: bool = False) -> np.ndarray:
+def spread(cells: np.ndarray, size: int, centre: float = 0.0) -> np.ndarray:
     """Feature maps over the crop, bilinear between the centres of their cells' receptive fields.
 
     Cell i of Keras's ResNet50 is centred on pixel i * stride, because each of its strides takes the first of two. That is
     the corner of the cell's share of the crop: a plain resize, which puts the cell in the middle of its share, would shift
     the heat down and right by half a cell. With TensorFlow's "same" padding a stride takes the last of two, where the number
-    of pixels is even: EfficientNet-Lite's cells are centred on the other corner.
+    of pixels is even: EfficientNet's cells are centred on the other corner. ConvNeXt's strides take both: the share's
+    own centre.
 
     Args:
         cells: shape (rows, n, n).
         size: of the crop, pixels; the stride is the power of two that makes n cells of it.
-        last_of_two: which pixel the strides take.
+        centre: of a cell in its share of the crop, from 0 to 1: ``CENTRES``.
 
     Returns:
         Shape (rows, size, size); constant beyond the centres of the first and the last cells.
     """
     count = cells.shape[1]
     stride = 2 ** math.ceil(math.log2(size / count))
-    at = np.clip((np.arange(size) - (stride - 1) * last_of_two) / stride, 0, count - 1)
+    at = np.clip((np.arange(size) - (stride - 1) * centre) / stride, 0, count - 1)
     share = np.maximum(0.0, 1.0 - np.abs(at[:, None] - np.arange(count))).astype(cells.dtype)
     return share @ cells @ share.T
 
@@ -183,7 +193,7 @@ def class_activation(
     import tensorflow as tf
 
     run = tapped(network, layer or default_layer(network))
-    last_of_two = present_backbone(network).name != RESNET50
+    centre = CENTRES.get(present_backbone(network).name, 1.0)
     inputs = {tensor.name: tensor for tensor in network.inputs}
     size = tuple(inputs["crop"].shape[1:])
     if crops.shape[1:] != size:
@@ -198,7 +208,7 @@ def class_activation(
         found = run(tf.constant(crops[rows]), tf.constant(tabular[rows, None], tf.float32))
         maps, derivative = (tensor.numpy().astype("float32") for tensor in found[:2])
         weights = derivative.mean(axis=(1, 2))
-        heat[rows] = spread(np.maximum(np.einsum("rc,rijc->rij", weights, maps), 0), size[0], last_of_two=last_of_two)
+        heat[rows] = spread(np.maximum(np.einsum("rc,rijc->rij", weights, maps), 0), size[0], centre)
     return scaled(heat)
 
 
@@ -289,7 +299,7 @@ def heat_maps(chosen: pd.DataFrame, crops: np.ndarray, artifacts: Path, manifest
                 network = load_network(config, checked_file(artifacts, manifest, name))
                 layer = default_layer(network)
                 maps[rows] += class_activation(network, crops[rows], tabular[rows], layer)
-                cells = present_backbone(network).get_layer(layer).output.shape[1]
+                cells = feature_maps(present_backbone(network))[layer].shape[1]
                 where = f"{layer}, {cells} x {cells} cells"
                 bar.update(len(rows))
     return scaled(maps), where

@@ -91,7 +91,7 @@ def build_network(config: NetworkConfig, backbone_weights: str | None = None) ->
 
     Args:
         config: what to build.
-        backbone_weights: None for random weights, "imagenet" (ResNet50 only), or the path of a weights file without its top.
+        backbone_weights: as ``inference.backbones.backbone_features`` takes them.
 
     Returns:
         A model from {"crop": uint8 (batch, image_size, image_size, 3), "tabular": float32 (batch, 1)} to logits,

@@ -28,7 +28,7 @@ from scale.parallel import Files, Progress, in_own_process, run_tasks, workers
 from terminal import run_command
 from train.lesions import open_images, read_lesions
 from train.manifest import stage
-from train.network.config import INPUTS, RunConfig, TrainingConfig, flag, parse_fusion_options
+from train.network.config import INPUTS, RANDOM_DEFAULTS, RunConfig, TrainingConfig, flag, parse_fusion_options
 from train.network.fold import LOGS, PRETRAINED, FoldFiles, Training, refuse_too_few_groups, train_backbone, train_fold
 from train.network.imagenet_weights import initial_weights_file
 from train.network.model import be_deterministic, leave_gpus_to_tasks
@@ -126,6 +126,7 @@ def unfinished_folder(run: RunConfig, training: Training) -> Path:
         shutil.rmtree(folder)
     if (folder / SETTINGS).is_file():
         known = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        known = asdict(RANDOM_DEFAULTS) | known  # an option that is newer than the unfinished training
         other = [name for name in settings if known.get(name) != settings[name]]
         if other:
             shown = ", ".join(f"{flag(name) if name in options else name} {known.get(name)!s:.20}" for name in other)

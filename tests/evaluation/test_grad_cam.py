@@ -210,7 +210,7 @@ def test_a_cell_looks_at_the_corner_of_its_share(wide, name):
     np.testing.assert_allclose(centre, corner, atol=0.7)  # and not 33.5, the middle of pixels 32 to 35
     cells = np.zeros((1, 16, 16), "float32")
     cells[0, 8, 8] = 1
-    heat = spread(cells, 64, last_of_two=name != "resnet50")
+    heat = spread(cells, 64, 0.0 if name == "resnet50" else 1.0)
     assert heat[0, corner, corner] == 1
 
 
@@ -347,11 +347,11 @@ def test_a_lesion_of_the_holdout_has_the_mean_map_of_all_networks(tmp_path, monk
     monkeypatch.setattr(grad_cam, "checked_file", lambda artifacts, manifest, name: name)
     monkeypatch.setattr(grad_cam, "load_network", lambda settings, name: name)
     monkeypatch.setattr(grad_cam, "default_layer", lambda network: "conv3")
-    monkeypatch.setattr(grad_cam, "backbone_of", lambda network: SimpleNamespace(get_layer=lambda name: a_layer))
+    monkeypatch.setattr(grad_cam, "present_backbone", lambda network: SimpleNamespace(operations=[a_layer]))
     monkeypatch.setattr(
         grad_cam, "class_activation", lambda network, crops, tabular, layer: heat[network] * tabular[:, None, None]
     )
-    a_layer = SimpleNamespace(output=np.zeros((1, 4, 4, 8)))
+    a_layer = SimpleNamespace(name="conv3", output=np.zeros((1, 4, 4, 8)))
     chosen = pd.DataFrame({"fold": [1, HOLDOUT, 0, HOLDOUT], "tabular": [1.0, 1.0, 1.0, 0.0]})
     best, other = ({"weights": names, "settings": {"image_size": 32}} for names in (["one", "two"], ["three", "four"]))
     manifest = {"network": {"networks": {"best": best, "other": other}}}

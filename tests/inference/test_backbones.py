@@ -1,20 +1,25 @@
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
 from small_network import a_network
 
 from inference.backbones import (
+    APPLICATIONS,
     BACKBONES,
-    EFFICIENTNET_LITE,
     PREPROCESSED,
     backbone_layer_name,
     backbone_of,
     efficientnet_lite,
     rounded_filters,
+    stage_of,
 )
+from inference.files import sha256_of
 from inference.network import Ensemble, NetworkConfig, build_network, load_network, view
+from train.network.config import UNFREEZE
+from train.network.model import unfreeze
 from utils import InputError
 
 pytestmark = pytest.mark.integration
@@ -58,10 +63,70 @@ def test_pixels_go_in_as_the_weights_expect_them():
     np.testing.assert_allclose(centred(crops), (crops.astype("float32") - 127) / 128, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_a_network_knows_its_backbone(name):
-    network = build_network(NetworkConfig(32, backbone=name))
-    assert backbone_of(network).name == backbone_layer_name(name)
+def preprocessing_of_keras(name, pixels):
+    """Pixels as ``keras.applications`` gives them to a backbone's first convolution."""
+    applications = tf.keras.applications
+    if name in ("resnet50", "resnet50v2"):
+        return {"resnet50": applications.resnet50, "resnet50v2": applications.resnet_v2}[name].preprocess_input(pixels)
+    if name == "efficientnetb0":  # its layers hold these numbers in the file of ImageNet weights only
+        return applications.imagenet_utils.preprocess_input(pixels, mode="torch")
+    model = getattr(applications, APPLICATIONS[name].function)(include_top=False, weights=None, input_shape=(32, 32, 3))
+    first = "stem_conv" if name == "efficientnetv2b0" else "convnext_tiny_stem"
+    return tf.keras.Model(model.input, model.get_layer(first).input)(pixels).numpy()
+
+
+@pytest.fixture(params=APPLICATIONS)
+def network(request):
+    """A network with each backbone of ``keras.applications``."""
+    return trained(NetworkConfig(32, backbone=request.param))
+
+
+def test_a_backbone_of_keras_gets_its_pixels_and_returns_with_its_weights_and_learns(network, tmp_path):
+    name = next(name for name, known in APPLICATIONS.items() if known.name == backbone_of(network).name)
+    crops = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype="uint8")
+    centred = tf.keras.Model(network.inputs[0], network.get_layer(PREPROCESSED).output)(crops).numpy()
+    expected = preprocessing_of_keras(name, crops.astype("float32"))
+    np.testing.assert_allclose(centred, expected, rtol=1e-5, atol=1e-5)
+
+    # Others were built in this process: names that Keras counts would differ.
+    paths = [tmp_path / f"{part}.weights.h5" for part in ("first", "second")]
+    network.save_weights(paths[0])
+    again = load_network(NetworkConfig(32, backbone=name), paths[0])
+    again.save_weights(paths[1])
+    assert sha256_of(paths[0]) == sha256_of(paths[1])
+    batch = {"crop": crops, "tabular": np.full((2, 1), -5.0, "float32")}
+    np.testing.assert_array_equal(again(batch, training=False), network(batch, training=False))
+
+    backbone, learned = backbone_of(network), {}
+    assert all(stage_of(backbone, layer.name) for layer in backbone.layers if layer.weights)
+    for choice in UNFREEZE:
+        unfreeze(network, choice, from_scratch=False)
+        learned[choice] = len(backbone.trainable_variables)
+    assert 0 == learned["none"] < learned["conv5"] < learned["conv4"] < learned["all"]
+    with tf.GradientTape() as tape:
+        logits = network(batch, training=False)
+    variables = [variable.value for variable in backbone.trainable_variables]
+    assert all(gradient is not None for gradient in tape.gradient(logits, variables))
+
+
+def test_weights_of_keras_and_of_this_project_start_a_backbone(tmp_path):
+    from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
+
+    whole = tf.keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(32, 32, 3))
+    with h5py.File(tmp_path / "efficientnetb0_notop.h5", "w") as file:
+        save_weights_to_hdf5_group(file, whole)
+    config = NetworkConfig(32, backbone="efficientnetb0")
+    first = backbone_of(build_network(config, str(tmp_path / "efficientnetb0_notop.h5")))
+    np.testing.assert_array_equal(first.get_layer("stem_conv").kernel, whole.get_layer("stem_conv").kernel)
+    np.testing.assert_array_equal(first.get_layer("top_conv").kernel, whole.get_layer("top_conv").kernel)
+    first.save_weights(tmp_path / "own.weights.h5")
+    second = backbone_of(build_network(config, str(tmp_path / "own.weights.h5")))
+    for one, other in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_network_knows_its_backbone():
+    assert backbone_of(build_network(LITE)).name == backbone_layer_name("efficientnet-lite0") == "efficientnet_lite0"
     assert backbone_of(build_network(NetworkConfig(32, ("tabular",)))) is None
 
 
@@ -102,4 +167,4 @@ def test_views_are_the_eight_symmetries_and_their_logits_are_averaged():
 
 def test_the_kernel_has_the_backbones():
     kernel = (Path(__file__).parents[2] / "kernel.py").read_text()
-    assert all(f'"{name}"' in kernel for name in EFFICIENTNET_LITE)
+    assert all(f'"{name}"' in kernel for name in BACKBONES)

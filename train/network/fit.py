@@ -150,10 +150,7 @@ def each_epoch(network, data: TrainingData, plan: Plan, phase: Phase, bar: Bar, 
     class EachEpoch(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
             self.started, self.losses = time.monotonic(), []
-            # Dropout counts its draws; from here it draws the same whether or not the training was interrupted before.
-            for layer in network.layers:
-                if hasattr(layer, "seed_generator"):
-                    layer.seed_generator.state.assign([plan.config.seed, epoch << 16])
+            seed_dropout(network, plan.config.seed, epoch)
 
         def on_train_batch_end(self, batch, logs=None):
             self.losses.append(float(logs["loss"]))
@@ -178,6 +175,17 @@ def each_epoch(network, data: TrainingData, plan: Plan, phase: Phase, bar: Bar, 
             bar.set_postfix(loss=f"{record['loss']:.4f}")
 
     return EachEpoch()
+
+
+def seed_dropout(network, seed: int, epoch: int) -> None:
+    """Has dropout, which counts its draws, draw the same in ``epoch`` whether or not the training was interrupted before.
+
+    The layers of a backbone drop whole blocks (Huang et al. 2016, Stochastic Depth), each by its own draws.
+    """
+    backbone = backbone_of(network)
+    for number, layer in [*((0, layer) for layer in network.layers), *enumerate(backbone.layers if backbone else (), 1)]:
+        if hasattr(layer, "seed_generator"):
+            layer.seed_generator.state.assign([(seed + number) % (1 << 32), epoch << 16])
 
 
 def tensorboard(folder: Path):

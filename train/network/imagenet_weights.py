@@ -18,7 +18,7 @@ from typing import BinaryIO, ClassVar
 
 import numpy as np
 
-from inference.backbones import RESNET50, efficientnet_lite
+from inference.backbones import APPLICATIONS, RESNET50, efficientnet_lite
 from inference.files import replacing, sha256_of
 from train.network.checkpoint import save_weights
 from utils import InputError, log
@@ -34,6 +34,10 @@ KNOWN = {
 #: Files of ImageNet weights, as keras.applications and the packages name them.
 IMAGENET_FILES = {
     RESNET50: "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
+    "resnet50v2": "resnet50v2_weights_tf_dim_ordering_tf_kernels_notop.h5",
+    "efficientnetv2b0": "efficientnetv2-b0_notop.h5",
+    "efficientnetb0": "efficientnetb0_notop.h5",
+    "convnexttiny": "convnext_tiny_notop.h5",
     "efficientnet-lite0": "efficientnet-lite0-57934424.pth",
     "efficientnet-lite1": "efficientnet-lite1-77cc7160.pth",
     "efficientnet-lite2": "efficientnet-lite2-9656183e.pth",
@@ -50,12 +54,12 @@ def initial_weights_file(backbone: str, weights: str) -> str:
         weights: "imagenet", "none", or a path; a .pth checkpoint is converted.
 
     Returns:
-        "none"; "imagenet" for ResNet50, whose weights Keras downloads; else the path of a Keras weights file.
+        "none"; "imagenet" for a backbone whose weights Keras downloads; else the path of a Keras weights file.
 
     Raises:
         InputError: the package is not installed, or its checkpoint is another; a checkpoint cannot be read.
     """
-    if weights == "none" or backbone == RESNET50:
+    if weights == "none" or backbone in APPLICATIONS:
         return weights
     if weights != "imagenet":
         return str(converted(backbone, Path(weights))) if weights.endswith(".pth") else weights

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from inference.backbones import backbone_of
+from inference.backbones import backbone_of, stage_of
 from inference.network import NetworkConfig, build_network
 from train.network.augmentation import AUGMENTATIONS, DRAWS, augment
 from train.network.config import UNFREEZE
@@ -19,7 +19,7 @@ def starting_network(config: NetworkConfig, weights: str):
 
     Args:
         config: what to build.
-        weights: "imagenet" (ResNet50 only), "none" (random), or the path of a weights file of the backbone, as
+        weights: "imagenet" (where Keras has them), "none" (random), or the path of a weights file of the backbone, as
             ``initial_weights_file`` gives it.
 
     Raises:
@@ -52,7 +52,7 @@ def unfreeze(network, choice: str, from_scratch: bool, batch_norm: str = "traina
     """
     backbone = backbone_of(network)
     for layer in backbone.layers if backbone else ():
-        layer.trainable = layer.name.startswith(UNFREEZE[choice])
+        layer.trainable = (stage_of(backbone, layer.name) or 0) >= UNFREEZE[choice]
         if hasattr(layer, "momentum"):
             layer.trainable &= batch_norm == "trainable"
             layer.synchronized = replicas > 1

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from small_network import UnchangedImages, a_network
 
+from inference.backbones import backbone_of
+from inference.network import NetworkConfig, build_network
 from train.network.augmentation import DRAWS
 from train.network.batches import TrainingData
 from train.network.checkpoint import Checkpoint
@@ -17,6 +19,7 @@ from train.network.fit import (
     fit,
     phases_of,
     refuse_idle,
+    seed_dropout,
     tensorboard,
     with_group_loss,
 )
@@ -298,6 +301,29 @@ def test_the_second_head_teaches_the_backbone_and_leaves_no_weights(monkeypatch)
         assert [weight.shape for weight in network.get_weights()] == [weight.shape for weight in a_network().get_weights()]
     without, with_it = (network.get_layer("resnet50").get_layer("conv5_conv").kernel for network in found)
     assert np.abs(with_it - without).max() > 1e-6
+
+
+def test_dropout_draws_by_seed_epoch_and_layer(monkeypatch):
+    from keras import Model, layers
+
+    def dropping_backbone(input_tensor, name, **_):
+        pooled = layers.GlobalAveragePooling2D()(layers.Dropout(0.5)(layers.Dropout(0.5)(input_tensor)))
+        return Model(input_tensor, pooled, name=name)
+
+    monkeypatch.setattr("keras.applications.ResNet50", dropping_backbone)
+    network = build_network(NetworkConfig(32))
+    every = [layer for layer in (*backbone_of(network).layers, *network.layers) if hasattr(layer, "seed_generator")]
+
+    def states(seed, epoch):
+        seed_dropout(network, seed, epoch)
+        return [tuple(layer.seed_generator.state.numpy().tolist()) for layer in every]
+
+    first, others = states(7, 1), [*states(7, 2), *states(2**32 - 1, 1)]
+    assert len(set(first)) == len(every) == 3
+    for layer in every:
+        layer.seed_generator.next()
+    assert states(7, 1) == first
+    assert not set(first) & set(others)
 
 
 # What is no training

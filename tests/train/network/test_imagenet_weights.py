@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inference.backbones import efficientnet_lite
+from inference.backbones import BACKBONES, efficientnet_lite
 from inference.files import sha256_of
 from train.network import imagenet_weights
 from train.network.imagenet_weights import (
+    IMAGENET_FILES,
     KNOWN,
     MAGIC,
     PROTOCOL,
@@ -177,7 +178,8 @@ def test_a_checkpoint_of_another_network_is_refused(package, weights_home):
 
 
 def test_words_and_paths_of_keras_stay_as_they_are():
-    assert initial_weights_file("resnet50", "imagenet") == "imagenet"
+    assert initial_weights_file("resnet50", "imagenet") == initial_weights_file("convnexttiny", "imagenet") == "imagenet"
+    assert set(IMAGENET_FILES) == set(BACKBONES)
     assert initial_weights_file(LITE0, "none") == "none"
     assert initial_weights_file(LITE0, "backbone.weights.h5") == "backbone.weights.h5"
 
