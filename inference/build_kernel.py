@@ -83,8 +83,10 @@ TRAINING = (
     "train.network.fit",
     "train.network.pretraining",
     "train.network.fold",
+    "train.combination",
     "train.network.results",
     "train.fusion",
+    "train.stacking",
     "kaggle_cli.entrypoint",
 )
 #: Modules of which a few definitions are taken only; their docstring describes the others.
@@ -101,7 +103,7 @@ Contents (line numbers):
 {contents}
 """
 '''
-TRAINING_HEADER = '''"""ISIC 2024 (SLICE-3D) training on Kaggle's GPUs: folds, CatBoost, ResNet50, into an artifact folder.
+TRAINING_HEADER = '''"""ISIC 2024 (SLICE-3D) training on Kaggle's GPUs: folds, CatBoost, networks, last stage.
 
 On Kaggle it runs without arguments; its last line has the options of the stages and the hours after which it stops. Built by
 `python -m inference.build_kernel --training FILE`: edit the modules below and build again.

@@ -80,7 +80,8 @@ def run_triage(stubs, out, data):
     stubs.gives(LABELS, "read_metadata", "out_of_fold_scores")
     stubs.gives({"p": ""}, "choose_patients")
     stubs.gives({}, "page_facts", "make_cards")
-    stubs.gives(SimpleNamespace(page=f"IP_{stubs.variant}.html"), "patient_of")  # another run has other patients
+    patient = SimpleNamespace(patient_id="p", labels=np.zeros(1), page=f"IP_{stubs.variant}.html")
+    stubs.gives(patient, "patient_of")  # another run has other patients
     stubs.writes("write_patient", title="Triage of patient IP_1")
     stubs.writes("write_index", title="Triage: patients")
     return triage.main(["--data", data, "--artifacts", data, "--out", out])
@@ -94,7 +95,7 @@ def run_dry_run(stubs, out, data):
 
     stubs.patch.setattr(dry_run, "run_kernel", kernel)
     stubs.gives(LABELS, "rows_to_score")
-    stubs.gives(pd.DataFrame({"tabular": [1.0], "final": [1.0]}, index=["a"]), "read_scores")
+    stubs.gives(pd.DataFrame({"tabular": [1.0], "network": [1.0], "final": [1.0]}, index=["a"]), "read_parts")
     stubs.gives(SimpleNamespace(rows=1, malignant=1, patients=1), "bootstrap_scores")
     names = ("mount_test_folder", "checked_submission", "gather_scores", "log_scores", "build_kernel")
     stubs.gives(None, *names, "lesion_section", "kernel_section", "making_section")

@@ -17,7 +17,7 @@ from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 
 from inference.schema import TARGET
-from inference.scoring import IN_CONTEXT, NETWORK, STACKING, TABULAR, combine
+from inference.scoring import FINAL, IN_CONTEXT, NETWORK, STACKING, TABULAR, combine
 from utils import ScoreTable, partial_auc
 
 BLEND, BLEND_IN_CONTEXT, MEAN = "blend", "context", "mean"
@@ -32,8 +32,6 @@ WEIGHED = {
 #: What can be chosen once the networks are there, and once the last stage is there, too; of equally good ones the first.
 OF_NETWORKS = ("network", BLEND, "tabular")
 OF_ALL = ("network", BLEND, BLEND_IN_CONTEXT, "stacking", MEAN, "tabular")
-#: The score of the nested choice: its combination, too, was chosen without the fold that it is measured on.
-FINAL = "final"
 
 
 @dataclass(frozen=True)

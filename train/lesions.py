@@ -13,7 +13,7 @@ from inference.features import build_features
 from inference.images import ImageStore, find_images
 from inference.schema import ID, PATIENT, TARGET, TRAIN_ONLY, read_metadata, read_scores
 from inference.tables import Reading, id_mismatch, read_csv_file
-from train.archives.diagnoses import GROUP_COLUMNS, groups_of
+from train.archives.diagnoses import GROUP_COLUMNS, diagnosis_groups
 from train.folds import HOLDOUT, read_folds
 from train.leaks import ColumnChoice
 from train.network.known_images import image_digests
@@ -77,7 +77,7 @@ class Lesions:
     tabular: np.ndarray
     #: Of ``image_digests``; 0 for a lesion without a readable image.
     image_digests: np.ndarray
-    #: Of ``train.archives.diagnoses.groups_of``.
+    #: Of ``train.archives.diagnoses.diagnosis_groups``.
     groups: np.ndarray
 
     @property
@@ -134,5 +134,5 @@ def read_lesions(data: Path, artifacts: Path, store: ImageStore, missing_images:
         fold=fold,
         tabular=tabular.fillna(0.0).to_numpy(),
         image_digests=digests,
-        groups=groups_of(read_csv_file(table, Reading("str", columns=GROUP_COLUMNS | {ID}))),
+        groups=diagnosis_groups(read_csv_file(table, Reading("str", columns=GROUP_COLUMNS | {ID}))),
     )

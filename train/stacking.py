@@ -29,11 +29,11 @@ from inference.files import write_csv
 from inference.options import Number, Parser, add_data_options
 from inference.run_log import versions
 from inference.schema import ID, PATIENT, TARGET, read_scores
-from inference.scoring import IN_CONTEXT, NETWORK, STACKING, TABULAR
+from inference.scoring import FINAL, IN_CONTEXT, NETWORK, STACKING, TABULAR
 from inference.tables import id_mismatch
 from scale.parallel import workers
 from terminal import run_command
-from train.combination import FINAL, OF_ALL, choose_combination, difference_line, scores_section
+from train.combination import OF_ALL, choose_combination, difference_line, scores_section
 from train.config import STACKING_PARAMETERS, TabularConfig, add_tabular_options, read_config
 from train.cross_validation import categories_of, cross_validate
 from train.leaks import ColumnChoice

@@ -16,10 +16,10 @@ from evaluation.studies.compare import markdown_table, signed, size_of, write_te
 from inference.artifacts import FOLDS, OOF_FUSION, OOF_STACKING, checked_file, load_manifest, network_column, networks_of
 from inference.options import Parser, existing_folder, output_folder
 from inference.schema import PATIENT, TARGET, read_scores
-from inference.scoring import IN_CONTEXT, NETWORK, STACKING, TABULAR
+from inference.scoring import FINAL, IN_CONTEXT, NETWORK, STACKING, TABULAR
 from scale.output_folder import output_set
 from terminal import run_command
-from train.combination import FINAL, OF_ALL, OF_NETWORKS, nested_scores
+from train.combination import OF_ALL, OF_NETWORKS, nested_scores
 from utils import InputError, ScoreTable, bootstrap_scores, log, log_summary
 
 TABLE = "stages.md"

@@ -258,9 +258,9 @@ def test_every_option_has_a_type_of_this_module(module, function, arguments, mon
     bare = []
     for action in built[0]._actions:
         takes_value = action.nargs != 0 and not action.choices
-        own = (
-            getattr(action.type, "__module__", "") == options.__name__
-            or getattr(action.type, "__name__", "") == "initial_weights"
+        own = getattr(action.type, "__module__", "") == options.__name__ or getattr(action.type, "__name__", "") in (
+            "initial_weights",
+            "network_name",
         )
         if takes_value and not own:
             bare.append(action.option_strings)

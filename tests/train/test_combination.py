@@ -4,8 +4,8 @@ import pytest
 from scipy.special import expit
 
 from inference.schema import ID, TARGET
-from inference.scoring import combine
-from train.combination import FINAL, OF_ALL, OF_NETWORKS, choose_combination, fit_combination, nested_scores
+from inference.scoring import FINAL, combine
+from train.combination import OF_ALL, OF_NETWORKS, choose_combination, fit_combination, nested_scores
 from utils import partial_auc
 
 

@@ -18,7 +18,7 @@ from utils import InputError
 CLASSES = ("melanoma", "basal cell carcinoma", "squamous cell carcinoma", "nevus", "other", "")
 #: The classes, and what SLICE-3D calls benign without a diagnosis.
 GROUPS = (*CLASSES, "benign")
-#: The columns that ``groups_of`` reads.
+#: The columns that ``diagnosis_groups`` reads.
 GROUP_COLUMNS = frozenset(("diagnosis", "iddx_3", "iddx_1"))
 
 
@@ -156,7 +156,7 @@ def diagnosis_of(iddx_3: str) -> str:
     return IDDX_3[iddx_3].diagnosis if iddx_3 in IDDX_3 else iddx_3.lower()
 
 
-def groups_of(table: pd.DataFrame) -> np.ndarray:
+def diagnosis_groups(table: pd.DataFrame) -> np.ndarray:
     """The position in ``GROUPS`` of each row's diagnosis, int64 of shape (rows,); that of "" where it is open.
 
     Args:

@@ -18,7 +18,7 @@ from inference.images import ImageStore
 from inference.network import NetworkConfig
 from inference.schema import ID, PATIENT, TARGET, read_metadata
 from inference.tables import Reading, id_mismatch, read_csv_file
-from train.archives.diagnoses import CLASSES, groups_of
+from train.archives.diagnoses import CLASSES, diagnosis_groups
 from train.lesions import Lesions, open_images
 from train.network.batches import TrainingData
 from train.network.checkpoint import save_weights
@@ -36,7 +36,7 @@ class Archive:
 
     isic_ids: np.ndarray
     labels: np.ndarray
-    #: Of ``train.archives.diagnoses.groups_of``.
+    #: Of ``train.archives.diagnoses.diagnosis_groups``.
     groups: np.ndarray
     images: Path
     sha256: str
@@ -73,7 +73,7 @@ def read_archive(folder: Path, lesions: Lesions) -> Archive:
     labels = metadata[TARGET].to_numpy()[usable]
     if not 0 < labels.sum() < len(labels):
         raise InputError(f"{folder} has {int(labels.sum())} malignant of {len(labels)} usable lesions; use one with both.")
-    groups = groups_of(diagnoses)[usable]
+    groups = diagnosis_groups(diagnoses)[usable]
     return Archive(metadata[ID].to_numpy()[usable], labels, groups, store.path, sha256_of(path), digests[usable])
 
 

@@ -24,9 +24,9 @@ from inference.artifacts import (
 from inference.files import write_csv
 from inference.network import NetworkConfig, load_network
 from inference.schema import ID, PATIENT, TARGET, read_scores
-from inference.scoring import NETWORK, TABULAR
+from inference.scoring import FINAL, NETWORK, TABULAR
 from train.charts import clean_axes, new_figure, save_png
-from train.combination import FINAL, OF_NETWORKS, choose_combination, difference_line, scores_section
+from train.combination import OF_NETWORKS, choose_combination, difference_line, scores_section
 from train.folds import HOLDOUT
 from train.manifest import Stage, link_or_copy
 from train.network.checkpoint import save_weights

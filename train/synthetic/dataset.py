@@ -134,14 +134,13 @@ def make_tables(config: DatasetConfig) -> Tables:
     patients = make_patients(np.append(counts, test_counts), hospitals + test_hospitals, rng)
     rows = make_rows(patients, rng)
     own = rng.standard_normal(len(rows))
-    # Numbers of its own: the tables stay as they were drawn before there was a style.
-    style = np.random.default_rng([config.seed, len(patients)]).standard_normal(len(patients))[
-        np.repeat(np.arange(len(patients)), patients["lesions"])
-    ]
-    shown = np.sqrt(1.0 - STYLE) * own + np.sqrt(STYLE) * style
     test_order = np.arange(lesions, len(rows)) if tests is None else rng.permutation(np.arange(lesions, len(rows)))
     order = np.append(rng.permutation(lesions), test_order)
-    rows, own, shown = rows.iloc[order].reset_index(drop=True), own[order], shown[order]
+    rows = rows.iloc[order].reset_index(drop=True)
+    owner = np.repeat(np.arange(len(patients)), patients["lesions"])[order]
+    # Numbers of its own: the tables stay as they were drawn before there was a style.
+    style = np.random.default_rng([config.seed, len(patients)]).standard_normal(len(patients))[owner]
+    shown = np.sqrt(1.0 - STYLE) * own + np.sqrt(STYLE) * style
     train, test = rows[:lesions], rows[lesions:].reset_index(drop=True)
     train_ids = np.sort(ids[:lesions])
     truth = malignancy(train, own[:lesions], config.prevalence)

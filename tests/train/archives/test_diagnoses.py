@@ -3,7 +3,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from train.archives.diagnoses import CLASSES, GROUPS, IDDX_3, LABELS, class_of, diagnosis_of, groups_of, label_of
+from train.archives.diagnoses import CLASSES, GROUPS, IDDX_3, LABELS, class_of, diagnosis_groups, diagnosis_of, label_of
 from utils import InputError
 
 WORDS = [(year, word) for year, words in LABELS.items() for word in words]
@@ -83,6 +83,6 @@ def test_a_group_is_the_class_or_benign_without_a_diagnosis():
         (None, None, None): "",
     }
     table = pd.DataFrame(list(rows), columns=["diagnosis", "iddx_3", "iddx_1"], dtype=object)
-    assert [GROUPS[number] for number in groups_of(table)] == list(rows.values())
-    assert [GROUPS[number] for number in groups_of(table[["diagnosis"]])] == ["melanoma", "melanoma"] + 8 * [""]
-    assert {GROUPS[number] for number in groups_of(pd.DataFrame(index=range(3)))} == {""}
+    assert [GROUPS[number] for number in diagnosis_groups(table)] == list(rows.values())
+    assert [GROUPS[number] for number in diagnosis_groups(table[["diagnosis"]])] == ["melanoma", "melanoma"] + 8 * [""]
+    assert {GROUPS[number] for number in diagnosis_groups(pd.DataFrame(index=range(3)))} == {""}
