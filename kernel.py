@@ -9,18 +9,18 @@ Contents (line numbers):
        76  utils.py
       146  terminal.py
       307  inference/files.py
-      447  inference/options.py
-      601  inference/tables.py
-      936  inference/schema.py
-     1084  inference/features.py
-     1382  inference/artifacts.py
-     1455  inference/tabular.py
-     1514  inference/images.py
-     1717  inference/backbones.py
-     1855  inference/network.py
-     2153  inference/run_log.py
-     2293  inference/scoring.py
-     2513  inference/submission.py
+      459  inference/options.py
+      613  inference/tables.py
+      948  inference/schema.py
+     1096  inference/features.py
+     1394  inference/artifacts.py
+     1467  inference/tabular.py
+     1526  inference/images.py
+     1748  inference/backbones.py
+     1886  inference/network.py
+     2184  inference/run_log.py
+     2324  inference/scoring.py
+     2544  inference/submission.py
 """
 
 from __future__ import annotations
@@ -349,6 +349,18 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of the bytes of ``path``, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_state(path: Path | int) -> tuple[int, int] | None:
+    """Size and time of the last change of a file, or of an open one by its descriptor; None where it is not found.
+
+    Not its number: on a network file system, a file may have another one at another time.
+    """
+    try:
+        found = os.fstat(path) if isinstance(path, int) else path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def write_csv(path: Path, frame: pd.DataFrame, float_format: str | None = "%.9g") -> None:
@@ -1614,6 +1626,25 @@ class ImageStore:
             self._file.close()
 
 
+class SteadyImages(ImageStore):
+    """Images of a file that may not change: none is given that was read after the file was written to.
+
+    A file that is replaced by another one, or removed, stays readable as it was: it is open.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._descriptor = None if self._file is None else self._file.id.get_vfd_handle()
+        self._state = None if self._descriptor is None else content_state(self._descriptor)
+
+    def read(self, isic_id: str) -> bytes:
+        """As of ``ImageStore``; raises InputError where the file was written to."""
+        image = super().read(isic_id)
+        if self._descriptor is not None and content_state(self._descriptor) != self._state:
+            raise InputError(f"{self.path} was changed while its images were read")
+        return image
+
+
 def open_hdf5(path: Path) -> h5py.File:
     """The file for reading; where another process holds a lock on it, without a lock: nothing is written here.
 
@@ -2481,7 +2512,7 @@ def open_test_images(competition: Path) -> ImageStore:
     source = find_images(competition, "test")
     if source is None:
         raise InputError(f"{competition} has no test-image.hdf5")
-    return ImageStore(source)
+    return SteadyImages(source)
 
 
 def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> Ensemble:
@@ -2528,6 +2559,9 @@ Whatever fails after step 3 costs scores, not the submission.
 COMPETITION = "isic-2024-challenge"
 TEST_METADATA = "test-metadata.csv"
 SAMPLE = "sample_submission.csv"
+TEST_IMAGES = "test-image.hdf5"
+#: How often tables are read that change meanwhile.
+READINGS = 3
 INPUT_ROOT = Path("/kaggle/input")
 BATCH_SIZE = 64
 TIME_BUDGET = 11.0  # hours: Kaggle ends a run after 12
@@ -2557,8 +2591,7 @@ def score_folder(settings: RunSettings, run: Run) -> None:
     packages = ", ".join(f"{name} {version}" for name, version in versions().items())
     run.log(f"test folder {competition}, artifacts {artifacts}, {packages}, {hours(run.time_budget)}")
 
-    rows = read_rows(competition, run)
-    order = submission_order(competition, rows, run)
+    rows, order, states = read_tables(competition, run)
     scores = pd.DataFrame({"tabular": score_tabular(rows, artifacts, manifest, run)}, index=pd.Index(rows[ID]))
     without_row = manifest["tabular"]["out_of_fold"]["median"]  # of ids that the metadata lacks: the file is complete
     write_submission(settings.output, order, scores["tabular"], without_row)
@@ -2567,6 +2600,8 @@ def score_folder(settings: RunSettings, run: Run) -> None:
 
     def load():
         networks, images = load_fold_networks(artifacts, manifest, run), open_test_images(competition)
+        if input_states(competition) != states:
+            raise InputError(f"{competition} was changed after its metadata was read; no image is scored")
         if len(rows) and not any(isic_id in images for isic_id in rows[ID]):
             note = id_mismatch(TEST_METADATA, rows[ID], images.path.name, images.names())
             run.fall_back("images_of_other_lesions", len(rows), f"{note}.")
@@ -2644,6 +2679,28 @@ def mounted(root: Path) -> str:
     if not root.is_dir():
         return "which does not exist"
     return "it holds " + (", ".join(sorted(path.name for path in root.iterdir())[:10]) or "nothing")
+
+
+def input_states(competition: Path) -> list[tuple[int, int] | None]:
+    """Sizes and times of the files that belong together: metadata, sample submission, images."""
+    return [content_state(path) for path in (competition / TEST_METADATA, competition / SAMPLE, competition / TEST_IMAGES)]
+
+
+def read_tables(competition: Path, run: Run) -> tuple[pd.DataFrame, list[str], list[tuple[int, int] | None]]:
+    """The test metadata, the isic_ids to submit, and the ``input_states`` that they were read in.
+
+    Raises:
+        InputError: the files change again and again as they are read.
+    """
+    for _ in range(READINGS):
+        run.fallbacks.clear()
+        run.notes.clear()
+        states, rows = input_states(competition), read_rows(competition, run)
+        order = submission_order(competition, rows, run)
+        if input_states(competition) == states:
+            return rows, order, states
+        run.log(f"{competition} was changed while it was read; reading it again")
+    raise InputError(f"{competition} was changed while it was read, {READINGS} times; run the kernel when it is complete.")
 
 
 def read_rows(competition: Path, run: Run) -> pd.DataFrame:

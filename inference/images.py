@@ -17,7 +17,7 @@ from typing import Protocol
 import h5py
 import numpy as np
 
-from inference.files import refuse_dangling
+from inference.files import content_state, refuse_dangling
 from utils import InputError
 
 #: Images read from the file before the decoder gets them; about 3 MB of JPEG.
@@ -112,6 +112,25 @@ class ImageStore:
         """Closes the HDF5 file; harmless for a folder, and a second time."""
         if self._file is not None:
             self._file.close()
+
+
+class SteadyImages(ImageStore):
+    """Images of a file that may not change: none is given that was read after the file was written to.
+
+    A file that is replaced by another one, or removed, stays readable as it was: it is open.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._descriptor = None if self._file is None else self._file.id.get_vfd_handle()
+        self._state = None if self._descriptor is None else content_state(self._descriptor)
+
+    def read(self, isic_id: str) -> bytes:
+        """As of ``ImageStore``; raises InputError where the file was written to."""
+        image = super().read(isic_id)
+        if self._descriptor is not None and content_state(self._descriptor) != self._state:
+            raise InputError(f"{self.path} was changed while its images were read")
+        return image
 
 
 def open_hdf5(path: Path) -> h5py.File:

@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 
 from inference.artifacts import Manifest, checked_file
 from inference.features import build_features
-from inference.images import ImageStore, find_images, image_batches
+from inference.images import ImageStore, SteadyImages, find_images, image_batches
 from inference.network import CPU, Ensemble, NetworkConfig, build_network, devices, load_state, network_logits
 from inference.run_log import Forecast, Run
 from inference.schema import ID
@@ -208,7 +208,7 @@ def open_test_images(competition: Path) -> ImageStore:
     source = find_images(competition, "test")
     if source is None:
         raise InputError(f"{competition} has no test-image.hdf5")
-    return ImageStore(source)
+    return SteadyImages(source)
 
 
 def load_fold_networks(artifacts: Path, manifest: Manifest, run: Run) -> Ensemble:
