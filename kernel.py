@@ -9,18 +9,18 @@ Contents (line numbers):
        75  utils.py
       145  terminal.py
       306  inference/files.py
-      446  inference/options.py
-      600  inference/tables.py
-      935  inference/schema.py
-     1083  inference/features.py
-     1429  inference/artifacts.py
-     1507  inference/tabular.py
-     1569  inference/images.py
-     1786  inference/backbones.py
-     2026  inference/network.py
-     2308  inference/run_log.py
-     2448  inference/scoring.py
-     2799  inference/submission.py
+      458  inference/options.py
+      612  inference/tables.py
+      947  inference/schema.py
+     1095  inference/features.py
+     1441  inference/artifacts.py
+     1519  inference/tabular.py
+     1581  inference/images.py
+     1836  inference/backbones.py
+     2076  inference/network.py
+     2374  inference/run_log.py
+     2514  inference/scoring.py
+     2865  inference/submission.py
 """
 
 from __future__ import annotations
@@ -348,6 +348,18 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of the bytes of ``path``, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_state(path: Path | int) -> tuple[int, int] | None:
+    """Size and time of the last change of a file, or of an open one by its descriptor; None where it is not found.
+
+    Not its number: on a network file system, a file may have another one at another time.
+    """
+    try:
+        found = os.fstat(path) if isinstance(path, int) else path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def write_csv(path: Path, frame: pd.DataFrame, float_format: str | None = "%.9g") -> None:
@@ -1604,6 +1616,7 @@ class ImageStore:
             self._file = None if path.is_dir() else open_hdf5(path)
         except OSError as error:
             raise InputError(f"{path} cannot be opened as HDF5 ({error}); fetch it again.") from error
+        self._descriptor = None if self._file is None else descriptor_of(self._file)
 
     def __contains__(self, isic_id: str) -> bool:
         """Whether the file itself holds an image of this lesion, readable or not."""
@@ -1646,16 +1659,20 @@ class ImageStore:
             if self._file is None:
                 return checked((self.path / f"{isic_id}.jpg").read_bytes())
             return checked(self._read_dataset(self._file, isic_id))
-        except (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError, MemoryError):
+        except (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError, MemoryError, OverflowError):
             return b""
 
-    @staticmethod
-    def _read_dataset(file: h5py.File, isic_id: str) -> bytes:
+    def _read_dataset(self, file: h5py.File, isic_id: str) -> bytes:
         """The bytes of a dataset: one string or opaque value, or an array; empty where they lie in another file.
 
-        h5py's low-level interface takes half the time of ``dataset[()]``: 0.03 ms for a crop that is decoded in 0.1 ms.
+        Bytes in one piece are read past HDF5, which takes half the time of its own reading.
         """
         dataset = h5py.h5d.open(file.id, isic_id.encode())
+        place = dataset.get_offset()  # None unless the bytes lie in one piece in this file
+        if place is not None and self._descriptor is not None and holds_bytes(dataset.get_type()):
+            size = dataset.get_storage_size()
+            image = os.pread(self._descriptor, size, place)
+            return image.rstrip(b"\0") if len(image) == size else b""
         properties = dataset.get_create_plist()
         if properties.get_external_count() or properties.get_layout() == h5py.h5d.VIRTUAL:
             return b""
@@ -1667,6 +1684,39 @@ class ImageStore:
         """Closes the HDF5 file; harmless for a folder, and a second time."""
         if self._file is not None:
             self._file.close()
+
+
+class SteadyImages(ImageStore):
+    """Images of a file that may not change: none is given that was read after the file was written to.
+
+    A file that is replaced by another one, or removed, stays readable as it was: it is open.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._state = None if self._descriptor is None else content_state(self._descriptor)
+
+    def read(self, isic_id: str) -> bytes:
+        """As of ``ImageStore``; raises InputError where the file was written to."""
+        image = super().read(isic_id)
+        if self._descriptor is not None and content_state(self._descriptor) != self._state:
+            raise InputError(f"{self.path} was changed while its images were read")
+        return image
+
+
+def descriptor_of(file: h5py.File) -> int | None:
+    """The number of the open file, to read from it directly; None where HDF5 gives none."""
+    try:
+        return file.id.get_vfd_handle() if hasattr(os, "pread") else None
+    except (RuntimeError, ValueError, NotImplementedError):
+        return None
+
+
+def holds_bytes(kind: h5py.h5t.TypeID) -> bool:
+    """Whether values of this type lie in the file as they are: a string of fixed length, an opaque value, whole numbers."""
+    if kind.get_class() == h5py.h5t.STRING:
+        return not kind.is_variable_str()
+    return kind.get_class() in (h5py.h5t.OPAQUE, h5py.h5t.INTEGER)
 
 
 def open_hdf5(path: Path) -> h5py.File:
@@ -2217,12 +2267,17 @@ class Ensemble:
         note: Callable[[str, int, str], None] = lambda reason, count, text: None,
         views: int = 1,
     ) -> None:
+        import tensorflow as tf
+
         self._network, self._note, self.views = network, note, views
         self._at_once: int | None = None  # crops that fit into memory, once they did not
         self._names = [tensor.name for tensor in network.inputs]
         self._one = self._traced()
         self._states = [_state_of(network)] if states is None else list(states)
-        self.functions = {place: self._function_on(place) for place in places}
+        try:
+            self.functions = {place: self._function_on(place) for place in places}
+        except tf.errors.OpError as error:
+            self._leave_accelerators(error)
 
     def _traced(self) -> Callable:
         """``_logits_of_one``, traced once: calling a tf.function would compare hundreds of weights with its signature."""
@@ -2267,7 +2322,8 @@ class Ensemble:
     def logits(self, crops, tabular) -> np.ndarray:
         """Mean logits, float64 of shape (rows,), of crops uint8 (rows, size, size, 3) and tabular logits float32 (rows, 1).
 
-        Where memory does not suffice, the batch is halved, down to one crop; then the CPU computes.
+        Where memory does not suffice, the batch is halved, down to one crop; then, and where an accelerator fails, the CPU
+        computes.
         """
         import tensorflow as tf
 
@@ -2280,6 +2336,10 @@ class Ensemble:
                 start = rows.stop
             except tf.errors.ResourceExhaustedError:
                 self._take_less(len(crops[rows]))
+            except tf.errors.OpError as error:
+                if list(self.functions) == [CPU]:
+                    raise
+                self._leave_accelerators(error)
         return np.concatenate(found).astype("float64")
 
     def _shared(self, crops, tabular) -> np.ndarray:
@@ -2291,6 +2351,12 @@ class Ensemble:
                 rows = slice(part[0], part[-1] + 1)
                 results.append(function(crops[rows], tabular[rows]))
         return np.concatenate([result.numpy() for result in results])[:, 0]
+
+    def _leave_accelerators(self, error: Exception) -> None:
+        """Changes to the CPU: a driver, a library or the memory of an accelerator failed."""
+        self.functions = {CPU: self._function_on(CPU)}
+        reason = (str(error).strip().splitlines() or [""])[0]
+        self._note("accelerator_failed", 1, f"{type(error).__name__}: {reason}; the CPU computes from now on.")
 
     def _take_less(self, tried: int) -> None:
         """Halves the number of crops computed at once; after a single crop, changes to the CPU."""
@@ -2763,7 +2829,7 @@ def open_test_images(competition: Path) -> ImageStore:
     source = find_images(competition, "test")
     if source is None:
         raise InputError(f"{competition} has no test-image.hdf5")
-    return ImageStore(source)
+    return SteadyImages(source)
 
 
 def load_networks(artifacts: Path, manifest: Manifest, run: Run) -> Networks:
@@ -2815,6 +2881,9 @@ Whatever fails after step 3 costs scores, not the submission.
 COMPETITION = "isic-2024-challenge"
 TEST_METADATA = "test-metadata.csv"
 SAMPLE = "sample_submission.csv"
+TEST_IMAGES = "test-image.hdf5"
+#: How often tables are read that change meanwhile.
+READINGS = 3
 INPUT_ROOT = Path("/kaggle/input")
 BATCH_SIZE = 64
 TIME_BUDGET = 11.0  # hours: Kaggle ends a run after 12
@@ -2844,8 +2913,7 @@ def score_folder(settings: RunSettings, run: Run) -> None:
     packages = ", ".join(f"{name} {version}" for name, version in versions().items())
     run.log(f"test folder {competition}, artifacts {artifacts}, {packages}, {hours(run.time_budget)}")
 
-    rows = read_rows(competition, run)
-    order = submission_order(competition, rows, run)
+    rows, order, states = read_tables(competition, run)
     scores = pd.DataFrame({TABULAR: score_tabular(rows, artifacts, manifest, run)}, index=pd.Index(rows[ID]))
     without_row = manifest["tabular"]["out_of_fold"]["median"]  # of ids that the metadata lacks: the file is complete
     write_submission(settings.output, order, scores[TABULAR], without_row)
@@ -2854,6 +2922,8 @@ def score_folder(settings: RunSettings, run: Run) -> None:
 
     def load():
         networks, images = load_networks(artifacts, manifest, run), open_test_images(competition)
+        if input_states(competition) != states:
+            raise InputError(f"{competition} was changed after its metadata was read; no image is scored")
         if len(rows) and not any(isic_id in images for isic_id in rows[ID]):
             note = id_mismatch(TEST_METADATA, rows[ID], images.path.name, images.names())
             run.fall_back("images_of_other_lesions", len(rows), f"{note}.")
@@ -2932,6 +3002,28 @@ def mounted(root: Path) -> str:
     if not root.is_dir():
         return "which does not exist"
     return "it holds " + (", ".join(sorted(path.name for path in root.iterdir())[:10]) or "nothing")
+
+
+def input_states(competition: Path) -> list[tuple[int, int] | None]:
+    """Sizes and times of the files that belong together: metadata, sample submission, images."""
+    return [content_state(path) for path in (competition / TEST_METADATA, competition / SAMPLE, competition / TEST_IMAGES)]
+
+
+def read_tables(competition: Path, run: Run) -> tuple[pd.DataFrame, list[str], list[tuple[int, int] | None]]:
+    """The test metadata, the isic_ids to submit, and the ``input_states`` that they were read in.
+
+    Raises:
+        InputError: the files change again and again as they are read.
+    """
+    for _ in range(READINGS):
+        run.fallbacks.clear()
+        run.notes.clear()
+        states, rows = input_states(competition), read_rows(competition, run)
+        order = submission_order(competition, rows, run)
+        if input_states(competition) == states:
+            return rows, order, states
+        run.log(f"{competition} was changed while it was read; reading it again")
+    raise InputError(f"{competition} was changed while it was read, {READINGS} times; run the kernel when it is complete.")
 
 
 def read_rows(competition: Path, run: Run) -> pd.DataFrame:

@@ -67,6 +67,18 @@ def sha256_of_images(path: Path) -> str:
     return hashlib.sha256("\n".join(listed).encode()).hexdigest()
 
 
+def content_state(path: Path | int) -> tuple[int, int] | None:
+    """Size and time of the last change of a file, or of an open one by its descriptor; None where it is not found.
+
+    Not its number: on a network file system, a file may have another one at another time.
+    """
+    try:
+        found = os.fstat(path) if isinstance(path, int) else path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
 def write_csv(path: Path, frame: pd.DataFrame, float_format: str | None = "%.9g") -> None:
     """Writes ``frame`` without its index. Raises InputError if it cannot.
 

@@ -219,12 +219,17 @@ class Ensemble:
         note: Callable[[str, int, str], None] = lambda reason, count, text: None,
         views: int = 1,
     ) -> None:
+        import tensorflow as tf
+
         self._network, self._note, self.views = network, note, views
         self._at_once: int | None = None  # crops that fit into memory, once they did not
         self._names = [tensor.name for tensor in network.inputs]
         self._one = self._traced()
         self._states = [_state_of(network)] if states is None else list(states)
-        self.functions = {place: self._function_on(place) for place in places}
+        try:
+            self.functions = {place: self._function_on(place) for place in places}
+        except tf.errors.OpError as error:
+            self._leave_accelerators(error)
 
     def _traced(self) -> Callable:
         """``_logits_of_one``, traced once: calling a tf.function would compare hundreds of weights with its signature."""
@@ -269,7 +274,8 @@ class Ensemble:
     def logits(self, crops, tabular) -> np.ndarray:
         """Mean logits, float64 of shape (rows,), of crops uint8 (rows, size, size, 3) and tabular logits float32 (rows, 1).
 
-        Where memory does not suffice, the batch is halved, down to one crop; then the CPU computes.
+        Where memory does not suffice, the batch is halved, down to one crop; then, and where an accelerator fails, the CPU
+        computes.
         """
         import tensorflow as tf
 
@@ -282,6 +288,10 @@ class Ensemble:
                 start = rows.stop
             except tf.errors.ResourceExhaustedError:
                 self._take_less(len(crops[rows]))
+            except tf.errors.OpError as error:
+                if list(self.functions) == [CPU]:
+                    raise
+                self._leave_accelerators(error)
         return np.concatenate(found).astype("float64")
 
     def _shared(self, crops, tabular) -> np.ndarray:
@@ -293,6 +303,12 @@ class Ensemble:
                 rows = slice(part[0], part[-1] + 1)
                 results.append(function(crops[rows], tabular[rows]))
         return np.concatenate([result.numpy() for result in results])[:, 0]
+
+    def _leave_accelerators(self, error: Exception) -> None:
+        """Changes to the CPU: a driver, a library or the memory of an accelerator failed."""
+        self.functions = {CPU: self._function_on(CPU)}
+        reason = (str(error).strip().splitlines() or [""])[0]
+        self._note("accelerator_failed", 1, f"{type(error).__name__}: {reason}; the CPU computes from now on.")
 
     def _take_less(self, tried: int) -> None:
         """Halves the number of crops computed at once; after a single crop, changes to the CPU."""

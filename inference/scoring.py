@@ -16,7 +16,7 @@ import pandas as pd
 
 from inference.artifacts import Manifest, checked_file, networks_of
 from inference.features import build_features, context_logits, group_sizes, logit_features, patient_codes
-from inference.images import ImageStore, find_images, image_batches
+from inference.images import ImageStore, SteadyImages, find_images, image_batches
 from inference.network import CPU, Ensemble, NetworkConfig, build_network, devices, load_state
 from inference.run_log import Forecast, Run
 from inference.schema import ID, PATIENT
@@ -333,7 +333,7 @@ def open_test_images(competition: Path) -> ImageStore:
     source = find_images(competition, "test")
     if source is None:
         raise InputError(f"{competition} has no test-image.hdf5")
-    return ImageStore(source)
+    return SteadyImages(source)
 
 
 def load_networks(artifacts: Path, manifest: Manifest, run: Run) -> Networks:

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from inference.artifacts import FORMAT, MANIFEST, load_manifest
-from inference.files import input_folders, write_csv
+from inference.files import content_state, input_folders, write_csv
 from inference.options import Parser, crop_count, existing_folder, output_file, positive_number, refuse_same_file
 from inference.run_log import Run, hours, stop_on_signal, versions
 from inference.schema import ID, TARGET, TEXT_COLUMNS, read_metadata_leniently
@@ -43,6 +43,9 @@ from utils import InputError
 COMPETITION = "isic-2024-challenge"
 TEST_METADATA = "test-metadata.csv"
 SAMPLE = "sample_submission.csv"
+TEST_IMAGES = "test-image.hdf5"
+#: How often tables are read that change meanwhile.
+READINGS = 3
 INPUT_ROOT = Path("/kaggle/input")
 BATCH_SIZE = 64
 TIME_BUDGET = 11.0  # hours: Kaggle ends a run after 12
@@ -72,8 +75,7 @@ def score_folder(settings: RunSettings, run: Run) -> None:
     packages = ", ".join(f"{name} {version}" for name, version in versions().items())
     run.log(f"test folder {competition}, artifacts {artifacts}, {packages}, {hours(run.time_budget)}")
 
-    rows = read_rows(competition, run)
-    order = submission_order(competition, rows, run)
+    rows, order, states = read_tables(competition, run)
     scores = pd.DataFrame({TABULAR: score_tabular(rows, artifacts, manifest, run)}, index=pd.Index(rows[ID]))
     without_row = manifest["tabular"]["out_of_fold"]["median"]  # of ids that the metadata lacks: the file is complete
     write_submission(settings.output, order, scores[TABULAR], without_row)
@@ -82,6 +84,8 @@ def score_folder(settings: RunSettings, run: Run) -> None:
 
     def load():
         networks, images = load_networks(artifacts, manifest, run), open_test_images(competition)
+        if input_states(competition) != states:
+            raise InputError(f"{competition} was changed after its metadata was read; no image is scored")
         if len(rows) and not any(isic_id in images for isic_id in rows[ID]):
             note = id_mismatch(TEST_METADATA, rows[ID], images.path.name, images.names())
             run.fall_back("images_of_other_lesions", len(rows), f"{note}.")
@@ -160,6 +164,28 @@ def mounted(root: Path) -> str:
     if not root.is_dir():
         return "which does not exist"
     return "it holds " + (", ".join(sorted(path.name for path in root.iterdir())[:10]) or "nothing")
+
+
+def input_states(competition: Path) -> list[tuple[int, int] | None]:
+    """Sizes and times of the files that belong together: metadata, sample submission, images."""
+    return [content_state(path) for path in (competition / TEST_METADATA, competition / SAMPLE, competition / TEST_IMAGES)]
+
+
+def read_tables(competition: Path, run: Run) -> tuple[pd.DataFrame, list[str], list[tuple[int, int] | None]]:
+    """The test metadata, the isic_ids to submit, and the ``input_states`` that they were read in.
+
+    Raises:
+        InputError: the files change again and again as they are read.
+    """
+    for _ in range(READINGS):
+        run.fallbacks.clear()
+        run.notes.clear()
+        states, rows = input_states(competition), read_rows(competition, run)
+        order = submission_order(competition, rows, run)
+        if input_states(competition) == states:
+            return rows, order, states
+        run.log(f"{competition} was changed while it was read; reading it again")
+    raise InputError(f"{competition} was changed while it was read, {READINGS} times; run the kernel when it is complete.")
 
 
 def read_rows(competition: Path, run: Run) -> pd.DataFrame:

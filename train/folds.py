@@ -175,16 +175,24 @@ def read_folds(artifacts: Path, metadata: pd.DataFrame) -> np.ndarray:
     """The fold of every row of ``metadata``, int64 of shape (rows,), matched by isic_id.
 
     Raises:
-        InputError: folds.csv is missing, or was made from other rows.
+        InputError: folds.csv is missing, or was made from other rows, or rows with another patient or label.
     """
     path = artifact_path(artifacts, FOLDS)
     if not path.is_file():
         raise InputError(f"{path} is missing; run: python -m train.folds --data DIR --artifacts {artifacts}")
-    fold = read_scores(path, ["fold"])["fold"]
-    if set(fold.index) != set(metadata[ID]):
-        differ = id_mismatch(str(path), fold.index, "train-metadata.csv", metadata[ID])
+    known = read_scores(path, [PATIENT, TARGET, "fold"])
+    if set(known.index) != set(metadata[ID]):
+        differ = id_mismatch(str(path), known.index, "train-metadata.csv", metadata[ID])
         raise InputError(f"{differ}; give the --data of these folds, or use a new artifact folder for new data.")
-    return fold.loc[metadata[ID]].to_numpy("int64")
+    known = known.loc[metadata[ID]]
+    for name in (PATIENT, TARGET):
+        other = metadata[ID][known[name].to_numpy() != metadata[name].to_numpy()]
+        if len(other):
+            raise InputError(
+                f"train-metadata.csv has another {name} for {len(other):,} lesions than {path}, such as {other.iloc[0]}; "
+                "give the --data of these folds, or use a new artifact folder for new data."
+            )
+    return known["fold"].to_numpy("int64")
 
 
 if __name__ == "__main__":

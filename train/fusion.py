@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from inference.artifacts import FOLDS, OOF_TABULAR, load_manifest
-from inference.files import write_json
+from inference.files import sha256_of, write_json
 from inference.images import find_images
 from inference.network import NetworkConfig
 from inference.schema import ID, PATIENT, TARGET
@@ -72,9 +72,13 @@ def train_fusion(arguments: list[str] | None = None) -> int:
 
 def files_read(run: RunConfig, config: TrainingConfig) -> list[Path]:
     """The files that may not change while the networks train."""
-    weights = [] if config.weights in ("imagenet", "none") else [Path(config.weights)]
     tables = [run.data / "train-metadata.csv", run.artifacts / FOLDS, run.artifacts / OOF_TABULAR]
-    return [*tables, *weights, *filter(None, [find_images(run.data, "train"), run.archives])]
+    return [*tables, *own_weights(config), *filter(None, [find_images(run.data, "train"), run.archives])]
+
+
+def own_weights(config: TrainingConfig) -> list[Path]:
+    """The file of ``--weights``, if one is given."""
+    return [] if config.weights in ("imagenet", "none") else [Path(config.weights)]
 
 
 def read_training(run: RunConfig, config: TrainingConfig) -> Training:
@@ -122,6 +126,8 @@ def unfinished_folder(run: RunConfig, training: Training) -> Path:
     settings = options | {FOLDS: hashes[FOLDS], OOF_TABULAR: hashes[OOF_TABULAR]}
     settings["images"] = training.images_sha256
     settings["archives"] = training.archive.sha256 if training.archive else "none"
+    for path in own_weights(training.config):
+        settings["initial_weights"] = sha256_of(path)
     if run.restart and folder.is_dir():
         shutil.rmtree(folder)
     if (folder / SETTINGS).is_file():

@@ -15,7 +15,9 @@ from PIL import Image
 from small_network import small_backbone
 
 from evaluation.dry_run import checked_submission
+from inference import submission
 from inference.files import sha256_of
+from inference.images import ImageStore
 from inference.network import NetworkConfig, build_network
 from inference.schema import ID, NUMBERS, PATIENT
 from inference.submission import main
@@ -144,6 +146,48 @@ def test_files_locked_by_another_process_are_read(artifacts, competition):
     assert facts["fallbacks"] == {}
     assert facts["fold_networks"] == len(files) - 1
     assert scores["image_scored"].all()
+
+
+def test_an_image_file_that_is_written_to_during_the_run_gives_no_mixture(artifacts, competition, monkeypatch):
+    path, more = competition / "test-image.hdf5", ["--batch-size", "4"]
+    _, whole, _ = scored(competition, artifacts, more)
+    with h5py.File(path) as file:
+        images = {name: file[name][()] for name in file}
+    read, count = ImageStore.read, iter(range(10_000))
+
+    def harmed(self, isic_id):
+        if next(count) == 9:
+            with h5py.File(path.with_name("other.hdf5"), "w") as file:
+                for name, image in zip(images, [*images.values()][::-1], strict=True):
+                    file[name] = image
+            path.write_bytes(path.with_name("other.hdf5").read_bytes())
+        return read(self, isic_id)
+
+    monkeypatch.setattr("inference.images.CHUNK", 4)
+    monkeypatch.setattr(ImageStore, "read", harmed)
+    _, scores, facts = scored(competition, artifacts, more)
+    first = scores["image_scored"] == 1
+    assert first.sum() == 8
+    np.testing.assert_allclose(scores["final"][first], whole["final"][first], atol=1e-5)
+    assert (scores["final"] == scores["tabular"])[~first].all()
+    assert facts["fallbacks"] == {"network_stopped": 1, "lesions_without_image_score": len(scores) - 8}
+    assert any("was changed while its images were read" in note for note in facts["notes"])
+
+
+@pytest.mark.parametrize("name", ["test-metadata.csv", "sample_submission.csv", "test-image.hdf5"])
+def test_files_that_change_before_the_first_image_leave_the_tabular_submission(artifacts, competition, monkeypatch, name):
+    opened = submission.open_test_images
+
+    def changing(folder):
+        with (competition / name).open("ab") as file:
+            file.write(b"\n")
+        return opened(folder)
+
+    monkeypatch.setattr(submission, "open_test_images", changing)
+    _, scores, facts = scored(competition, artifacts)
+    assert (scores["final"] == scores["tabular"]).all()
+    assert facts["fallbacks"] == {"network_stopped": 1, "lesions_without_image_score": len(scores)}
+    assert any("changed after its metadata was read" in note for note in facts["notes"])
 
 
 # Metadata

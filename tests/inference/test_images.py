@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from inference.images import CHUNK, ImageStore, decode_crop, find_images, image_batches, pixels_claimed
+from inference.images import CHUNK, ImageStore, SteadyImages, decode_crop, find_images, image_batches, pixels_claimed
 from inference.schema import ID, read_metadata
 from utils import InputError
 
@@ -220,6 +220,52 @@ def test_a_file_that_is_cut_or_zeroed_while_it_is_read_leaves_the_lost_lesions_o
     crops = crops_of(open_before, ids)
     assert len(crops) < len(whole)
     assert same_crops(crops, whole, without=[isic_id for isic_id in ids if isic_id not in crops])
+
+
+def swapped(path, other):
+    """Writes an HDF5 file with the same names, each with the image of the next, to ``other``."""
+    with h5py.File(path) as source, h5py.File(other, "w") as target:
+        names = list(source)
+        for name, taken in zip(names, names[1:] + names[:1], strict=True):
+            target.create_dataset(name, data=source[taken][()])
+    return other
+
+
+def test_a_steady_file_gives_no_image_once_it_was_written_to(copy, ids, tmp_path):
+    other, store = swapped(copy, tmp_path / "other.hdf5"), SteadyImages(copy)
+    assert store.read(ids[0]) != b""
+    copy.write_bytes(other.read_bytes())
+    for isic_id in (ids[0], ids[1], "ISIC_9999999"):
+        with pytest.raises(InputError, match=r"train-image\.hdf5 was changed"):
+            store.read(isic_id)
+    store.close()
+
+
+@pytest.mark.parametrize("how", ["replaced", "removed"])
+def test_a_file_that_is_replaced_or_removed_stays_readable_as_it_was(copy, ids, tmp_path, how):
+    whole, other = [ImageStore(copy).read(isic_id) for isic_id in ids], swapped(copy, tmp_path / "other.hdf5")
+    store = SteadyImages(copy)
+    copy.unlink() if how == "removed" else other.replace(copy)
+    assert [store.read(isic_id) for isic_id in ids] == whole
+    store.close()
+
+
+def test_images_read_before_the_file_was_written_to_are_given(copy, ids, tmp_path, monkeypatch):
+    monkeypatch.setattr("inference.images.CHUNK", 4)
+    whole, other, store = crops_of(ImageStore(copy), ids), swapped(copy, tmp_path / "other.hdf5"), SteadyImages(copy)
+    read, count, found = ImageStore.read, iter(range(len(ids))), {}
+
+    def harmed(self, isic_id):
+        if next(count) == 9:
+            copy.write_bytes(other.read_bytes())
+        return read(self, isic_id)
+
+    monkeypatch.setattr(ImageStore, "read", harmed)
+    with pytest.raises(tf.errors.OpError, match=r"train-image\.hdf5 was changed"):
+        for positions, crops in image_batches(store, ids, 32, 4):
+            found |= {ids[position]: crop for position, crop in zip(positions.numpy(), crops.numpy(), strict=True)}
+    assert len(found) == 8
+    assert all(np.array_equal(crop, whole[isic_id]) for isic_id, crop in found.items())
 
 
 @pytest.mark.parametrize("strange", ["/", ".", "..", "", "a/b", "\0", "ISIC_é"])

@@ -223,6 +223,37 @@ def test_where_not_one_crop_fits_the_cpu_goes_on(folds, crops, tabular):
         ensemble.logits(crops, column)
 
 
+def test_an_accelerator_that_fails_leaves_the_rest_to_the_cpu(folds, crops, tabular):
+    column, notes = tabular[:, None].astype("float32"), []
+    ensemble = Ensemble(*folds, ["CPU:0"], lambda *note: notes.append(note))  # by another name: an accelerator
+
+    def fail(*_):
+        raise tf.errors.InternalError(None, None, "failed to create cublas handle\nand more")
+
+    ensemble.functions = {"CPU:0": fail}
+    np.testing.assert_allclose(ensemble.logits(crops, column), Ensemble(*folds).logits(crops, column), atol=1e-5)
+    assert notes == [
+        ("accelerator_failed", 1, "InternalError: failed to create cublas handle; the CPU computes from now on.")
+    ]
+    ensemble.functions = {CPU: fail}
+    with pytest.raises(tf.errors.InternalError):
+        ensemble.logits(crops, column)
+
+
+def test_weights_that_do_not_fit_on_the_accelerator_stay_on_the_cpu(folds, crops, tabular, monkeypatch):
+    column, notes, function_on = tabular[:, None].astype("float32"), [], Ensemble._function_on
+
+    def full(self, place):
+        if place != CPU:
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+        return function_on(self, place)
+
+    monkeypatch.setattr(Ensemble, "_function_on", full)
+    ensemble = Ensemble(*folds, ["GPU:0", "GPU:1"], lambda *note: notes.append(note))
+    np.testing.assert_allclose(ensemble.logits(crops, column), Ensemble(*folds).logits(crops, column), atol=1e-5)
+    assert [reason for reason, _, _ in notes] == ["accelerator_failed"]
+
+
 #: Scores seven crops on one device and on two. A process of its own, because devices are made once per process.
 TWO_DEVICES = """
 import numpy as np

@@ -268,6 +268,37 @@ def test_a_file_of_no_rows_gives_a_submission_of_no_rows(tabular_only, competiti
     assert len(submission) == 0
 
 
+def changing_table(monkeypatch, folder, times):
+    """A folder of two lesions whose metadata is replaced so many times, each time after it was read."""
+    path, counts = folder / "test-metadata.csv", iter(range(times))
+    path.write_text("isic_id,age_approx\nold1,x\nold2,50\n")
+    (folder / "sample_submission.csv").write_text("isic_id,target\nnew1,0.3\nnew2,0.3\n")
+    read = submission.read_rows
+
+    def changed(competition, run):
+        rows = read(competition, run)
+        if (number := next(counts, None)) is not None:
+            path.write_text("isic_id,age_approx\nnew1,60\nnew2,50\n" + "\n" * number)
+        return rows
+
+    monkeypatch.setattr(submission, "read_rows", changed)
+
+
+def test_tables_that_change_while_they_are_read_are_read_again(tmp_path, monkeypatch):
+    changing_table(monkeypatch, tmp_path, times=1)
+    run = Run()
+    rows, order, states = submission.read_tables(tmp_path, run)
+    assert rows[ID].tolist() == order == ["new1", "new2"]
+    assert not {"cells_not_numeric", "ids_only_in_metadata"} & set(run.fallbacks)
+    assert states == submission.input_states(tmp_path)
+
+
+def test_tables_that_change_again_and_again_are_an_error(tmp_path, monkeypatch):
+    changing_table(monkeypatch, tmp_path, times=100)
+    with pytest.raises(InputError, match=f"changed while it was read, {submission.READINGS} times"):
+        submission.read_tables(tmp_path, Run())
+
+
 def test_the_public_test_of_the_competition(real_data, trained, tmp_path):
     submission, scores, facts = run_in_process(real_data, trained.artifacts, tmp_path)
     assert submission[ID].tolist() == pd.read_csv(real_data / "sample_submission.csv")[ID].tolist()

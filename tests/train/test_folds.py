@@ -189,6 +189,15 @@ def test_folds_of_other_rows_are_refused(synthetic_data, metadata, tmp_path):
             read_folds(tmp_path, other)
 
 
+@pytest.mark.parametrize("name", [TARGET, PATIENT])
+def test_folds_of_rows_with_another_label_or_patient_are_refused(synthetic_data, metadata, tmp_path, name):
+    run(synthetic_data, tmp_path, "--folds", "2", "--holdout", "0")
+    other = metadata.copy()
+    other.loc[7, name] = 1 - other.loc[7, name] if name == TARGET else "IP_0000001"
+    with pytest.raises(InputError, match=rf"another {name} for 1 lesions.*{other.loc[7, ID]}.*use a new artifact folder"):
+        read_folds(tmp_path, other)
+
+
 @pytest.mark.parametrize("folds", ["1", "0", "-3"])
 def test_fewer_than_two_folds_are_refused(synthetic_data, tmp_path, folds):
     with pytest.raises(InputError, match=f"--folds: '{folds}'"):
