@@ -21,7 +21,7 @@ from inference.schema import ID, read_metadata
 from terminal import run_command
 from train.lesions import open_images
 from train.network.config import PRETRAINED_DEFAULTS, TrainingConfig
-from utils import log
+from utils import log, text_table
 
 SIZES = (64, 128, 160, 224)
 #: Crops that are decoded to measure.
@@ -39,13 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = np.random.default_rng(0).permutation(isic_ids)[:CROPS]
     decoded = {size: decode_speed(store, chosen, size) for size in SIZES}
     speeds = ["crops/s of one core", *(f"{decoded[size]:,.0f}" for size in SIZES)]
-    log(as_table(["decoded, pixels", *map(str, SIZES)], [speeds]))
-    log("")
-    log(
-        as_table(
-            head(), [line(backbone, size, decoded[size]) for backbone in BACKBONES if known(backbone) for size in SIZES]
-        )
-    )
+    lines = [line(backbone, size, decoded[size]) for backbone in BACKBONES if known(backbone) for size in SIZES]
+    log(text_table([["decoded, pixels", *map(str, SIZES)], speeds]) + "\n")
+    log(text_table([head(), *lines]))
     return 0
 
 
@@ -69,12 +65,6 @@ def line(backbone: str, size: int, decoded: float) -> list[str]:
         cells += [f"{hours:.1f} h" for hours in (slow.training, *kernels)]
         cells.append(f"{slow.margin:.1f}" if slow.fits else f"{slow.margin:.1f}, more than {HOURS:.0f} h")
     return cells
-
-
-def as_table(head: list[str], lines: list[list[str]]) -> str:
-    """A table in Markdown."""
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *lines))
 
 
 if __name__ == "__main__":
