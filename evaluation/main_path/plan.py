@@ -202,7 +202,7 @@ def kaggle_lines(plan: Plan) -> list[str]:
         if both.training > forecast.HOURS:
             parts = math.ceil(both.training / forecast.HOURS)
             lines.append(f"WARNING: on {gpu.name} the training takes {parts} sessions (make train-on-kaggle PART=2)")
-    memory = max([each.memory for each in plan.stages], default=0.0)
+    memory = max([each.memory for each in plan.stages if not each.done], default=0.0)
     if memory > forecast.MEMORY:
         lines.append(f"WARNING: a stage will hold {memory:.1f} GB, a Kaggle session has {forecast.MEMORY:.0f} GB")
     return lines
