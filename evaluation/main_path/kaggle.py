@@ -21,7 +21,7 @@ from inference.schema import ID, read_metadata
 from terminal import run_command
 from train.lesions import open_images
 from train.network.config import PRETRAINED_DEFAULTS, TrainingConfig
-from utils import log, text_table
+from utils import InputError, log, text_table
 
 SIZES = (64, 128, 160, 224)
 #: Crops that are decoded to measure.
@@ -35,8 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(description="Prints a forecast of hours on Kaggle for every backbone at several sizes")
     parser.add_argument("--data", type=existing_folder, required=True, metavar="DIR", help="competition folder to read")
     data: Path = parser.parse_args(arguments).data
-    store, isic_ids = open_images(data), read_metadata(data / "train-metadata.csv")[ID].to_numpy()
-    chosen = np.random.default_rng(0).permutation(isic_ids)[:CROPS]
+    store = open_images(data)
+    with_crop = [isic_id for isic_id in read_metadata(data / "train-metadata.csv", labelled=True)[ID] if isic_id in store]
+    if not with_crop:
+        raise InputError(f"{data} has no crop of the lesions in train-metadata.csv; fetch the images.")
+    chosen = np.random.default_rng(0).permutation(with_crop)[:CROPS]
     decoded = {size: decode_speed(store, chosen, size) for size in SIZES}
     speeds = ["crops/s of one core", *(f"{decoded[size]:,.0f}" for size in SIZES)]
     lines = [line(backbone, size, decoded[size]) for backbone in BACKBONES if known(backbone) for size in SIZES]
