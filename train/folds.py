@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -83,7 +84,7 @@ def make_folds(arguments: list[str] | None = None) -> int:
         if not holds_folds(options.artifacts, table, options.replace) or not same_choice:
             current.refuse_loss()
             write_csv(current.folder / FOLDS, table)
-            section = {"folds": options.folds, "seed": options.seed, "holdout_rows": int(holdout.sum())}
+            section: dict[str, Any] = {"folds": options.folds, "seed": options.seed, "holdout_rows": int(holdout.sum())}
             section |= {"holdout_hospital": options.holdout_hospital, "features": asdict(choice)}
             current.record(section | {"leaks": leaks.aucs | {"all together": leaks.together}})
 
