@@ -1,4 +1,5 @@
-# Everything runs in a virtual environment that `make` makes itself; all it needs is Python 3.11, 3.12 or 3.13.
+# Everything runs in a virtual environment that `make` makes itself; all it needs is Python 3.11, 3.12 or 3.13. What follows
+# "##" on a target's line is its line of `make help`.
 PYTHON ?= python3
 VENV   ?= .venv
 DEMO   ?= demo
@@ -8,8 +9,13 @@ DEMO   ?= demo
 q   = $(if $(value $(1)),'$(subst ','\'',$(value $(1))$(2))',$(error $(1) is empty; give it a value))
 RUN = $(call q,VENV,/bin/python)
 
-.PHONY: demo test test-fast test-all lint fuzz skew kernel data publish push submit score status train-on-kaggle bench scale \
-  rehearsal lock archives-study imbalance-study real-crops explore environment clean .installed
+.DEFAULT_GOAL := help
+.PHONY: help demo train plan test test-fast test-all lint fuzz skew kernel data publish push submit score status \
+  train-on-kaggle bench scale rehearsal lock archives-study imbalance-study real-crops explore environment clean .installed
+
+MAKEFILE := $(strip $(value MAKEFILE_LIST))
+help: ## these lines
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-16s %s\n", $$1, $$2}' $(call q,MAKEFILE)
 
 # A virtual environment with the locked packages; made again when pins or locks change. (venv refuses a link, pip does not.)
 # uv installs them if it is there, else pip. An index that lacks a locked file gives the pinned packages instead, unless LOCKED
@@ -31,41 +37,40 @@ LOCKED ?=
 # The locks: all packages that requirements-dev.txt asks for and needs, with hashes, one file per version of Python. uv keeps
 # the versions that are locked already; a new lock of the newest ones: make lock UPGRADE=1
 UPGRADE ?=
-lock:
+lock: ## the lists of locked packages in requirements/, by uv
 	for version in 3.11 3.12 3.13; do uv pip compile --quiet --generate-hashes --no-annotate $(if $(UPGRADE),--upgrade) \
 	  --python-version $$version --python-platform x86_64-manylinux_2_28 --custom-compile-command 'make lock' \
 	  --output-file requirements/py$$version.txt requirements-dev.txt || exit; done
 
-# The main path on a synthetic dataset: folds, CatBoost, networks, kernel, dry run.
-demo: .installed
-	$(RUN) -m train.synthetic --out=$(call q,DEMO,/data) --patients 300 --lesions 20000 --prevalence 0.1
-	$(RUN) -m train.folds --data=$(call q,DEMO,/data) --artifacts=$(call q,DEMO,/artifacts) --folds 2
-	$(RUN) -m train.tabular --data=$(call q,DEMO,/data) --artifacts=$(call q,DEMO,/artifacts) --seeds 2
-	$(RUN) -m train.fusion --data=$(call q,DEMO,/data) --artifacts=$(call q,DEMO,/artifacts) $(DEMO_NETWORK)
-	$(RUN) -m train.fusion --data=$(call q,DEMO,/data) --artifacts=$(call q,DEMO,/artifacts) $(DEMO_NETWORK) \
-	  --inputs image
-	$(RUN) -m inference.build_kernel
-	$(RUN) -m evaluation.dry_run --data=$(call q,DEMO,/data) --artifacts=$(call q,DEMO,/artifacts) \
-	  --report=$(call q,DEMO,/report)
-
 # Small crops, random initial weights (nothing is downloaded), a few epochs; chosen on synthetic datasets of another seed.
 DEMO_NETWORK := --weights none --image-size 32 --epochs 12 --batch-size 32 --learning-rate 1e-3
+demo: .installed ## the main path on a synthetic dataset, small, on a CPU, into demo/
+	$(RUN) -m train.synthetic --out=$(call q,DEMO,/data) --patients 300 --lesions 20000 --prevalence 0.1
+	$(RUN) -m evaluation.main_path --data=$(call q,DEMO,/data) --artifacts=$(call q,DEMO,/artifacts) \
+	  --report=$(call q,DEMO,/report) --folds='--folds 2' --tabular='--seeds 2' --fusion='$(DEMO_NETWORK)' \
+	  --fusion='$(DEMO_NETWORK) --inputs image' $(value OPTIONS)
 
-test: lint
+# OPTIONS are those of evaluation.main_path, written as in the shell.
+train: .installed ## the main path on DATA: folds, CatBoost, networks, kernel, dry run; what is unchanged is skipped
+	$(RUN) -m evaluation.main_path --data=$(call q,DATA) --artifacts=$(call q,ARTIFACTS) $(value OPTIONS)
+
+plan: .installed ## what make train will take on this machine: time, memory, disk per stage; a minute
+	$(RUN) -m evaluation.main_path --data=$(call q,DATA) --artifacts=$(call q,ARTIFACTS) --plan $(value OPTIONS)
+
+test: lint ## lint, then all tests but the slow ones
 	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow"
 	@echo "The tests that take long run in: make test-all"
 
-# Pure functions, contracts and docs: what to run while writing.
-test-fast: .installed
+test-fast: .installed ## pure functions, contracts, docs: what to run while writing
 	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow and not integration"
 
-test-all: lint
+test-all: lint ## lint, then all tests
 	$(RUN) -m pytest -n 2 --dist worksteal
 
 # The checks before a commit, on all files; .pre-commit-config.yaml has the same list.
 LINT := lint-code lint-format lint-files lint-imports lint-types lint-kernel lint-workflows
 .PHONY: $(LINT)
-lint: $(LINT)
+lint: $(LINT) ## the checks before a commit, on all files
 
 lint-code: .installed
 	$(RUN) -m ruff check .
@@ -94,16 +99,15 @@ lint-kernel: .installed
 lint-workflows:
 	@if command -v actionlint; then actionlint; else echo "actionlint is not installed: the workflows are not checked"; fi
 
-kernel: .installed
+kernel: .installed ## builds kernel.py from inference/
 	$(RUN) -m inference.build_kernel
 
-# Thousands of broken images and garbled tables; the test suite tries some.
-fuzz: .installed
+fuzz: .installed ## thousands of broken images and garbled tables
 	FUZZ_IMAGES=5000 FUZZ_TABLES=1000 $(RUN) -m pytest tests/inference/test_fuzz.py
 
-# kernel.py under the newest and the oldest package versions of the Kaggle image: equal scores, or it fails.
+# Equal scores, or it fails.
 SKEW ?= skew
-skew: .installed
+skew: .installed ## kernel.py under the newest and the oldest package versions of the Kaggle image
 	rm -rf -- $(call q,SKEW,/data) $(call q,SKEW,/artifacts)
 	$(RUN) -m train.synthetic --out=$(call q,SKEW,/data) --patients 16 --lesions 300 --prevalence 0.2
 	$(RUN) -m train.folds --data=$(call q,SKEW,/data) --artifacts=$(call q,SKEW,/artifacts) --folds 2
@@ -124,65 +128,61 @@ OPTIONS   ?=
 MESSAGE   ?=
 DRY_RUN   := $(if $(DRY),--dry-run)
 
-# Downloads the competition's five files; resumes.
-data: .installed
+data: .installed ## downloads the competition's files into DATA; resumes
 	$(RUN) -m kaggle_cli.data --data=$(call q,DATA) $(value OPTIONS) $(DRY_RUN)
 
-# Uploads the artifact folder as a private dataset: created the first time, a new version after that.
-publish: .installed
+# Created the first time, a new version after that.
+publish: .installed ## uploads ARTIFACTS as a private Kaggle dataset
 	$(RUN) -m kaggle_cli.publish --artifacts=$(call q,ARTIFACTS) $(value OPTIONS) $(DRY_RUN)
 
-# Runs kernel.py with the published artifacts, or with SOURCE=training those of train-on-kaggle; waits, downloads, checks.
-push: .installed
+# SOURCE=training takes the artifacts of train-on-kaggle.
+push: .installed ## runs kernel.py on Kaggle with the published artifacts, and checks its submission
 	$(RUN) -m kaggle_cli.push --data=$(call q,DATA) --output=$(call q,OUTPUT) --source=$(call q,SOURCE) \
 	  --part=$(call q,PART) $(value OPTIONS) $(DRY_RUN)
 
-# Submits the pushed kernel version to the competition and waits for its score.
-submit: .installed
+submit: .installed ## submits the pushed kernel version and waits for its score
 	$(RUN) -m kaggle_cli.submit --output=$(call q,OUTPUT) $(if $(value MESSAGE),--message=$(call q,MESSAGE)) \
 	  $(value OPTIONS) $(DRY_RUN)
 
-score: .installed
+score: .installed ## the score of the submission
 	$(RUN) -m kaggle_cli.submit --score $(DRY_RUN)
 
-# Where things stand on Kaggle, on one screen: dataset versions, kernels, submissions, what is left, the next step.
-status: .installed
+status: .installed ## where things stand on Kaggle, and the next step
 	$(RUN) -m kaggle_cli.status --output=$(call q,OUTPUT)
 
-# Trains on Kaggle's GPUs, in parts of at most 11 hours: PART=2 continues PART=1.
-train-on-kaggle: .installed
+train-on-kaggle: .installed ## trains on Kaggle's GPUs, in parts: PART=2 continues PART=1
 	$(RUN) -m kaggle_cli.train_remote --part=$(call q,PART) $(value OPTIONS) $(DRY_RUN)
 
-# Measured figures, one JSON line each: features of half a million synthetic lesions, the kernel's images, training steps.
-bench: .installed
+# One JSON line per figure.
+bench: .installed ## speed and memory: features, images, training steps
 	$(RUN) -m benchmarks.inference --growth
 	$(RUN) -m benchmarks.tabular --growth
 	$(RUN) -m benchmarks.training
 
-# Training and batch scoring on a Dask cluster of this machine: a killed worker, then 500,000 and 5,000,000 lesions.
-scale: .installed
+# A killed worker, then 500,000 and 5,000,000 lesions.
+scale: .installed ## training and batch scoring on a Dask cluster of this machine
 	$(RUN) -m pytest tests/scale
 	$(RUN) -m benchmarks.scale
 
-# The main path on a synthetic dataset of the competition's size, or a SHARE of it: time, memory and bytes of each stage.
+# Or a SHARE of that size.
 REHEARSAL ?= rehearsal
 SHARE     ?= 1
-rehearsal: .installed
+rehearsal: .installed ## the main path at the competition's size, on a synthetic dataset: time, memory, bytes of each stage
 	$(RUN) -m benchmarks.rehearsal --out=$(call q,REHEARSAL) --share=$(call q,SHARE)
 
-# What the earlier ISIC archives add to the network, on the images in DATA: hours on a CPU where DATA is the whole set.
+# Hours on a CPU where DATA is the whole set.
 ARCHIVES      ?= data/isic-archives
 STUDY         ?= archives-study
 STUDY_NETWORK ?= --weights imagenet
-archives-study: .installed
+archives-study: .installed ## what the earlier ISIC archives add to the network
 	$(RUN) -m train.archives --root=$(call q,ARCHIVES) --out=$(call q,STUDY,/archives) --competition=$(call q,DATA)
 	$(RUN) -m train.folds --data=$(call q,DATA) --artifacts=$(call q,STUDY,/artifacts) --folds 3 --holdout 0
 	$(RUN) -m train.tabular --data=$(call q,DATA) --artifacts=$(call q,STUDY,/artifacts)
 	$(RUN) -m evaluation.studies.archives --data=$(call q,DATA) --artifacts=$(call q,STUDY,/artifacts) \
 	  --archives=$(call q,STUDY,/archives) --out=$(call q,STUDY,/trained) $(value STUDY_NETWORK)
 
-# Ways to handle rare malignant lesions compared, with the folds and tabular logits in ARTIFACTS.
-imbalance-study: .installed
+# With the folds and tabular logits in ARTIFACTS.
+imbalance-study: .installed ## ways to handle rare malignant lesions, compared
 	$(RUN) -m evaluation.studies.imbalance --data=$(call q,DATA) --artifacts=$(call q,ARTIFACTS) --out=$(call q,STUDY) \
 	  $(value STUDY_NETWORK)
 
@@ -190,19 +190,17 @@ imbalance-study: .installed
 # columns of REAL/isic-2024-challenge; OPTIONS="--factors size start" compares the variants of these factors. Hours on a CPU.
 REAL       ?= data
 REAL_STUDY ?= real-crops-study
-real-crops: .installed
+real-crops: .installed ## the network on the real crops in REAL, and what it adds to the columns
 	$(RUN) -m evaluation.studies.real_crops --root=$(call q,REAL,/isic-2024-permissive) \
 	  --competition=$(call q,REAL,/isic-2024-challenge) --archives=$(call q,REAL,/isic-archives) \
 	  --out=$(call q,REAL_STUDY) $(value OPTIONS)
 
-# One page about the folder DATA: counts, missing values, shifts, rates, the strongest columns, crops, warnings.
 OUT ?= exploration
-explore: .installed
+explore: .installed ## a page about DATA: counts, shifts, rates, crops, warnings; into OUT
 	$(RUN) -m evaluation.explore --data=$(call q,DATA) --out=$(call q,OUT)
 
-# What to paste into a bug report: versions, hardware, DATA, ARTIFACTS.
-environment: .installed
+environment: .installed ## what to paste into a bug report
 	@$(RUN) -m evaluation.environment --data=$(call q,DATA) --artifacts=$(call q,ARTIFACTS)
 
-clean:
+clean: ## removes demo/ and .venv
 	rm -rf -- $(call q,DEMO) $(call q,VENV)

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +27,26 @@ from evaluation.lesions import lesion_section
 from evaluation.measures import BEST, FINAL, IMAGE, NETWORK, STACKING, TABULAR
 from evaluation.provenance import kernel_section, making_section
 from evaluation.report import Scored, write_report
-from inference.artifacts import FOLDS, OOF_IMAGE_ONLY, checked_file, load_manifest
+from inference.artifacts import FOLDS, MANIFEST, OOF_IMAGE_ONLY, checked_file, load_manifest
 from inference.build_kernel import ROOT, build_kernel
+from inference.files import write_json
 from inference.images import ImageStore, find_images
 from inference.options import Parser, add_data_options, existing_file, output_folder, positive_number, share
 from inference.schema import ID, PATIENT, TARGET, TEST_COLUMNS, read_metadata, read_scores, read_table
 from inference.scoring import IN_CONTEXT
 from inference.tables import Reading, id_mismatch, read_csv_file
+from scale.artifact_folder import fingerprints
 from scale.output_folder import output_set
 from terminal import run_command
 from train.folds import HOLDOUT
 from train.image_files import write_image_file
+from train.manifest import made_with
 from utils import OUTPUT, Estimate, InputError, ScoreTable, bootstrap_scores, format_table, log, log_summary
 
 PAGE, TITLE = "index.html", "Dry run of the submission kernel"
-FILES = (PAGE, "submission.csv", "scores.csv", "run.json")
+#: The scores, and what they were made with: ``is_done`` compares it. Reports of earlier versions have none.
+RESULT = "result.json"
+FILES = (PAGE, "submission.csv", "scores.csv", "run.json", RESULT)
 TRAINED_ON = "These rows include rows that the models were trained on: the scores are too high; use --rows holdout"
 
 
@@ -85,7 +90,8 @@ class Outcome:
 def main(arguments: list[str] | None = None) -> int:
     """Mounts, runs, checks, scores; prints the table and writes the report."""
     options = read_options(arguments)
-    with output_set(options.report, FILES, title=TITLE) as staging:
+    made = made_of(options)
+    with output_set(options.report, FILES, marks=FILES[:-1], title=TITLE) as staging:
         rows = rows_to_score(options.data, options.artifacts, options.rows)
         isic_ids = rows[ID].tolist()
         with tempfile.TemporaryDirectory() as mount:
@@ -109,6 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
             ),
         ]
         write_report(staging / PAGE, TITLE, table, scored, sections)
+        write_json(staging / RESULT, {"made_with": made} | result_of(table))
     log_scores(table, counts, options)
     return 0
 
@@ -143,6 +150,37 @@ def read_options(arguments: list[str] | None) -> Options:
     if not options.kernel.is_file() or (own and options.kernel.read_text(encoding="utf-8") != build_kernel()):
         raise InputError(f"{options.kernel} is missing or out of date; run: python -m inference.build_kernel")
     return options
+
+
+def made_of(options: Options) -> dict[str, str]:
+    """What decides the outcome of a dry run, as ``train.manifest.made_with``."""
+    images = find_images(options.data, "train")
+    reads = [options.data / "train-metadata.csv", options.data / "truth.csv", options.artifacts / MANIFEST, options.kernel]
+    decisive = {name: value for name, value in asdict(options).items() if not isinstance(value, Path)}
+    return made_with("evaluation.dry_run", decisive, fingerprints([*reads, *filter(None, [images])]))
+
+
+def is_done(options: Options) -> bool:
+    """Whether the report is there of the same rows, artifacts, kernel, options and code."""
+    try:
+        known = json.loads((options.report / RESULT).read_text(encoding="utf-8"))["made_with"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return all((options.report / name).is_file() for name in FILES) and known == made_of(options)
+
+
+def result_of(table: ScoreTable) -> dict[str, Any]:
+    """The scores for result.json, by name: pAUC with its interval, AUC, top-15 retrieval; and the rows' counts."""
+    scores = {
+        name: {
+            "pauc": score.pauc.value,
+            "interval": [score.pauc.low, score.pauc.high],
+            "auc": score.auc.value,
+            "top15": score.top15.value,
+        }
+        for name, score in table.scores.items()
+    }
+    return {"rows": table.rows, "malignant": table.malignant, "patients": table.patients, "scores": scores}
 
 
 def rows_to_score(data: Path, artifacts: Path, which: str) -> pd.DataFrame:

@@ -62,6 +62,7 @@ TRAINING = (
     "scale.progress",
     "scale.parallel",
     "scale.artifact_folder",
+    "train.code_version",
     "train.manifest",
     "train.archives.diagnoses",
     "train.charts",

@@ -216,7 +216,7 @@ def _remove(path: Path) -> None:
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 of a file; of a folder, of the names, sizes and times of all files in it; "none" where nothing is."""
+    """SHA-256 of a file; of a folder, of the names and contents of all files in it; "none" where nothing is."""
     if path.is_file():
         return sha256_of(path)
     if not path.is_dir():
@@ -224,8 +224,7 @@ def fingerprint(path: Path) -> str:
     digest = hashlib.sha256()
     for entry in sorted(path.rglob("*")):
         if entry.is_file():
-            state = entry.stat()
-            digest.update(f"{entry.relative_to(path)} {state.st_size} {state.st_mtime_ns}\n".encode())
+            digest.update(f"{entry.relative_to(path)} {sha256_of(entry)}\n".encode())
     return digest.hexdigest()
 
 

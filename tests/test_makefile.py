@@ -1,6 +1,7 @@
 """The recipes of the Makefile, as ``make -n`` shows them: each path is one word of the shell, whatever is in it."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -64,6 +65,8 @@ def test_every_step_with_kaggle_is_one_target_with_a_dry_run(words, command):
     ("target", "variable", "words"),
     [
         ("demo", "DEMO", {"--out={}/data", "--data={}/data", "--artifacts={}/artifacts", "--report={}/report"}),
+        ("train", "DATA", {"--data={}"}),
+        ("train", "ARTIFACTS", {"--artifacts={}"}),
         (
             "skew",
             "SKEW",
@@ -118,6 +121,27 @@ def test_an_empty_value_is_refused(target):
 
 def test_options_are_words_of_the_shell():
     assert recipe("publish", "OPTIONS=--poll 3 --wait '5 5' '$x'")[0][-5:] == ["--poll", "3", "--wait", "5 5", "$x"]
+
+
+def test_help_has_a_line_for_every_target_and_is_the_default():
+    run = {"cwd": ROOT, "env": {"PATH": os.environ["PATH"]}, "capture_output": True, "text": True, "check": True}
+    shown = subprocess.run(["make", "help"], **run).stdout
+    assert subprocess.run(["make"], **run).stdout == shown
+    targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    parts = {target for target in targets if target.startswith("lint-")}  # of lint
+    assert sorted(line.split()[1] for line in shown.splitlines()) == sorted(targets - parts)
+    assert all(len(line.split()) > 3 for line in shown.splitlines())
+
+
+def test_the_demo_is_the_main_path_with_its_own_options():
+    synthetic, path = recipe("demo")
+    assert synthetic[:3] == [".venv/bin/python", "-m", "train.synthetic"]
+    network = next(word for word in path if word.startswith("--fusion=")).removeprefix("--fusion=")
+    assert path[1:] == [
+        *("-m", "evaluation.main_path", "--data=demo/data", "--artifacts=demo/artifacts", "--report=demo/report"),
+        *("--folds=--folds 2", "--tabular=--seeds 2", f"--fusion={network}", f"--fusion={network} --inputs image"),
+    ]
+    assert network.startswith("--weights none ")
 
 
 @pytest.fixture

@@ -98,6 +98,7 @@ def run_dry_run(stubs, out, data):
     stubs.gives(pd.DataFrame({"tabular": [1.0], "network": [1.0], "final": [1.0]}, index=["a"]), "read_parts")
     stubs.gives(SimpleNamespace(rows=1, malignant=1, patients=1), "bootstrap_scores")
     names = ("mount_test_folder", "checked_submission", "gather_scores", "log_scores", "build_kernel")
+    stubs.gives({}, "result_of")
     stubs.gives(None, *names, "lesion_section", "kernel_section", "making_section")
     stubs.writes("write_report", title=dry_run.TITLE)
     kernel_file = Path(data) / "sample_submission.csv"

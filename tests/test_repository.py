@@ -48,7 +48,7 @@ def workflows() -> dict[str, dict]:
 
 def makefile_list(name: str) -> list[str]:
     """The words of a variable, or of a target's prerequisites."""
-    return re.search(rf"^{name} ?:=? ?(.*)$", text_of("Makefile"), re.M)[1].split()
+    return re.search(rf"^{name} ?:=? ?([^#\n]*)", text_of("Makefile"), re.M)[1].split()
 
 
 def test_workflows_run_targets_that_exist():

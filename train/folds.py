@@ -10,9 +10,10 @@ in the manifest, and kept to by later stages.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,8 +33,28 @@ from utils import InputError, log_summary, text_table
 HOLDOUT = -1
 
 
-def make_folds(arguments: list[str] | None = None) -> int:
-    """Writes folds.csv and the manifest's section "folds"."""
+@dataclass(frozen=True)
+class FoldOptions:
+    """The command's options."""
+
+    data: Path
+    artifacts: Path
+    seed: int
+    folds: int
+    holdout: float
+    holdout_hospital: str | None
+    choice: ColumnChoice
+    replace: bool
+
+    def holdout_of(self, metadata: pd.DataFrame) -> np.ndarray:
+        """Which rows are held out, bool of shape (rows,)."""
+        if self.holdout_hospital:
+            return holdout_by_hospital(metadata, self.holdout_hospital)
+        return holdout_by_share(metadata, self.holdout, self.seed)
+
+
+def parse_fold_options(arguments: list[str] | None) -> FoldOptions:
+    """The options of a command line."""
     parser = Parser(description="Patient-grouped folds and the holdout -> folds.csv")
     add_data_options(parser)
     add_seed_option(parser)
@@ -42,16 +63,20 @@ def make_folds(arguments: list[str] | None = None) -> int:
     group.add_argument("--holdout", type=share(high=0.5), default=0.2, help="share of rows held out (default: %(default)s)")
     group.add_argument("--holdout-hospital", type=filled_text, metavar="NAME", help="hold this whole hospital out instead")
     add_column_options(parser)
-    parser.add_argument("--replace", action="store_true", help="replace other folds, and drop all models")
-    options = parser.parse_args(arguments)
-    choice = ColumnChoice(options.patients, tuple(options.columns) if options.columns else None, options.accept_leak)
+    parser.add_argument("--replace", action="store_true", help="where the folds are others, drop them and all models")
+    options = vars(parser.parse_args(arguments))
+    patients, columns, accept = (options.pop(name) for name in ("patients", "columns", "accept_leak"))
+    return FoldOptions(**options, choice=ColumnChoice(patients, tuple(columns) if columns else None, accept))
+
+
+def make_folds(arguments: list[str] | None = None) -> int:
+    """Writes folds.csv and the manifest's section "folds"."""
+    options = parse_fold_options(arguments)
+    choice = options.choice
     source = options.data / "train-metadata.csv"
     with stage(options.artifacts, "folds", [source], options.replace) as current:
         metadata = read_metadata(source, labelled=True)
-        if options.holdout_hospital:
-            holdout = holdout_by_hospital(metadata, options.holdout_hospital)
-        else:
-            holdout = holdout_by_share(metadata, options.holdout, options.seed)
+        holdout = options.holdout_of(metadata)
         fold = assign_folds(metadata, options.folds, holdout, options.seed)
         leaks = check_leaks(metadata, choice)
         table = metadata[[ID, PATIENT, TARGET]].assign(fold=fold)
@@ -59,7 +84,7 @@ def make_folds(arguments: list[str] | None = None) -> int:
         if not holds_folds(options.artifacts, table, options.replace) or not same_choice:
             current.refuse_loss()
             write_csv(current.folder / FOLDS, table)
-            section = {"folds": options.folds, "seed": options.seed, "holdout_rows": int(holdout.sum())}
+            section: dict[str, Any] = {"folds": options.folds, "seed": options.seed, "holdout_rows": int(holdout.sum())}
             section |= {"holdout_hospital": options.holdout_hospital, "features": asdict(choice)}
             current.record(section | {"leaks": leaks.aucs | {"all together": leaks.together}})
 

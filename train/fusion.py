@@ -5,7 +5,7 @@
 A network gets CatBoost's out-of-fold logit together with the crop, and learns a correction that starts at zero
 (``inference.network``). ``--inputs image`` trains the same network without the tabular logit, ``--inputs tabular`` without
 the crop, for comparison: they write oof_image_only.csv or oof_tabular_only.csv and nothing that the kernel uses. Every epoch
-and every finished fold is saved, so the same command continues where it was interrupted.
+and every finished fold is saved, so the same command continues where it was interrupted; once finished, it does nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,12 +23,14 @@ from inference.artifacts import FOLDS, OOF_TABULAR, load_manifest
 from inference.files import sha256_of, write_json
 from inference.images import find_images
 from inference.network import NetworkConfig
+from inference.run_log import versions
 from inference.schema import ID, PATIENT, TARGET
 from inference.scoring import NETWORK, TABULAR
 from scale.parallel import Files, Progress, in_own_process, run_tasks, workers
 from terminal import run_command
+from train.code_version import code_version
 from train.lesions import open_images, read_lesions
-from train.manifest import stage
+from train.manifest import is_current, stage
 from train.network.config import INPUTS, RANDOM_DEFAULTS, RunConfig, TrainingConfig, flag, parse_fusion_options
 from train.network.fold import LOGS, PRETRAINED, FoldFiles, Training, refuse_too_few_groups, train_backbone, train_fold
 from train.network.imagenet_weights import initial_weights_file
@@ -50,8 +53,9 @@ SETTINGS = "settings.json"
 def train_fusion(arguments: list[str] | None = None) -> int:
     """Trains one network per fold; writes the artifacts only when all folds are finished."""
     run, config = parse_fusion_options(arguments)
-    section = SINGLE_INPUT[config.inputs][0] if config.inputs in SINGLE_INPUT else "network"
-    with stage(run.artifacts, section, files_read(run, config)) as current, workers(run.jobs, run.cluster):
+    with stage(run.artifacts, section_of(config), files_read(run, config)) as current, workers(run.jobs, run.cluster):
+        if current.is_done(what_decides_networks(config), part_of(run, config), again=run.restart):
+            return 0
         if not in_own_process():
             leave_gpus_to_tasks()
         be_deterministic(config.deterministic)
@@ -68,6 +72,27 @@ def train_fusion(arguments: list[str] | None = None) -> int:
             record_single_input(current, training, rows)
         shutil.rmtree(folder)
     return 0
+
+
+def section_of(config: TrainingConfig) -> str:
+    """The section of the manifest that a training writes."""
+    return SINGLE_INPUT[config.inputs][0] if config.inputs in SINGLE_INPUT else "network"
+
+
+def networks_are_current(run: RunConfig, config: TrainingConfig) -> bool:
+    """Whether the command would find the networks there, and do nothing."""
+    decisive, reads = what_decides_networks(config), files_read(run, config)
+    return is_current(run.artifacts, section_of(config), decisive, reads, part_of(run, config))
+
+
+def part_of(run: RunConfig, config: TrainingConfig) -> str:
+    """The network's name, where it is one of several; as ``Stage.is_done`` takes it."""
+    return run.name if config.inputs == "fusion" else ""
+
+
+def what_decides_networks(config: TrainingConfig) -> dict[str, Any]:
+    """What decides the networks besides inputs and code, for ``Stage.is_done``."""
+    return {"config": asdict(config), "versions": versions()}
 
 
 def files_read(run: RunConfig, config: TrainingConfig) -> list[Path]:
@@ -128,15 +153,18 @@ def unfinished_folder(run: RunConfig, training: Training) -> Path:
     settings["archives"] = training.archive.sha256 if training.archive else "none"
     for path in own_weights(training.config):
         settings["initial_weights"] = sha256_of(path)
+    settings["code"] = code_version("train.fusion")
     if run.restart and folder.is_dir():
         shutil.rmtree(folder)
     if (folder / SETTINGS).is_file():
         known = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         known = asdict(RANDOM_DEFAULTS) | known  # an option that is newer than the unfinished training
         other = [name for name in settings if known.get(name) != settings[name]]
-        if other:
+        if other and run.replace:
+            shutil.rmtree(folder)
+        elif other:
             shown = ", ".join(f"{flag(name) if name in options else name} {known.get(name)!s:.20}" for name in other)
-            raise InputError(f"{folder} holds an unfinished training with {shown}; give the same again, or --restart.")
+            raise InputError(f"{folder} holds an unfinished training with {shown}; give the same again, or --replace.")
     for left in folder.glob(".*"):  # half-written by a killed process
         left.unlink()
     write_json(folder / SETTINGS, settings)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from inference.artifacts import FORMAT, MANIFEST, Manifest, artifact_path, check
 from inference.files import sha256_of, write_json
 from inference.run_log import versions
 from scale.artifact_folder import commit, fingerprints, locked, staging_folder
+from train.code_version import code_version
 from utils import InputError, log, log_summary
 
 #: Stage -> the stages that it reads.
@@ -32,6 +33,9 @@ READS = {
 }
 #: Stages that take hours; they are dropped on request only.
 NETWORKS = ("network", "image_only", "tabular_only")
+#: Stage -> the module that makes it, and whose code version is recorded.
+MODULES = {"folds": "train.folds", "tabular": "train.tabular"} | dict.fromkeys(NETWORKS, "train.fusion")
+MODULES["stacking"] = "train.stacking"
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -50,24 +54,32 @@ class Stage:
 
     def __init__(self, artifacts: Path, name: str, folder: Path, reads: Iterable[Path], replace: bool) -> None:
         self.artifacts, self.folder = artifacts, folder
-        self._name, self._replace = name, replace
+        self._name, self._part, self._replace = name, name, replace
         self._before = read_manifest(artifacts)
         self._reads = fingerprints(reads)
-        self._settings = ""
+        self._made_with: dict[str, str] = {}
         self.dropped = [later for later, read in READS.items() if name in read and later in self._before]
 
-    def is_done(self, settings: Any) -> bool:
-        """Whether the folder holds what this stage would make, because it once ran with the same ``settings`` and inputs.
+    def is_done(self, options: Any, part: str = "", again: bool = False) -> bool:
+        """Whether the folder holds what this stage would make: it once ran with the same ``options``, inputs and code.
+
+        Args:
+            options: all that decides the outcome besides inputs and code; as ``made_with``.
+            part: of the stage, where each part of it is made by a run of its own, such as a network's name.
+            again: it is to run in any case.
 
         Raises:
             InputError: it would make something else, and that would drop networks.
         """
-        text = json.dumps([settings, sorted(self._reads.values())], sort_keys=True, default=str)
-        self._settings = hashlib.sha256(text.encode()).hexdigest()
-        known = self._before.get("made_with", {}).get(self._name)
-        if not self._replace and known == self._settings and self._is_intact():
-            log_summary(f"{self.artifacts}: {self._name} of the same inputs and options is there; nothing to do")
+        self._made_with = made_with(MODULES[self._name], options, self._reads)
+        self._part = part_name(self._name, part)
+        known = recorded(self._before, self._part)
+        changed = changes(known, self._made_with)
+        if not again and not changed and self._is_intact():
+            log_summary(f"{self.artifacts}: {self._part} of the same inputs, options and code is there; nothing to do")
             return True
+        if known and changed:
+            log(f"{self.artifacts}: {self._part} is out of date, changed since: {', '.join(changed)}")
         self.refuse_loss()
         return False
 
@@ -109,9 +121,11 @@ class Stage:
         owners |= dict.fromkeys(files, self._name)
         renewed = {"format": FORMAT, "versions": versions(), "files": hashes, "owners": owners}
         read = {Path(path).name: value for path, value in self._reads.items()}
-        for title, own in (("made_with", self._settings), ("made_from", read)):
-            others = {name: value for name, value in before.get(title, {}).items() if name in kept}
-            renewed[title] = others | {self._name: own}
+        kept_parts = kept if self._part == self._name else [*kept, self._name]
+        for title, own in (("made_with", self._made_with), ("made_from", read)):
+            others = before.get(title, {}).items()
+            others = {name: value for name, value in others if name.partition(":")[0] in kept_parts}
+            renewed[title] = others | {self._part: own}
         return renewed | {name: before[name] for name in kept} | {self._name: section}
 
     def _refuse_changed_inputs(self) -> None:
@@ -132,6 +146,49 @@ class Stage:
         except InputError:
             return False
         return True
+
+
+def part_name(stage: str, part: str = "") -> str:
+    """The key of a stage, or of a part of it, in the manifest's "made_with"."""
+    return f"{stage}:{part}" if part else stage
+
+
+def recorded(manifest: Manifest, key: str) -> dict[str, str]:
+    """What a stage, or a part of it, was made with; empty where it was not made."""
+    known = manifest.get("made_with", {}).get(key)
+    return known if isinstance(known, dict) else {}  # earlier versions recorded one hash
+
+
+def changes(known: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Which of "options", "inputs" and "code" differ from what a stage was made with."""
+    return [what for what, value in now.items() if known.get(what) != value]
+
+
+def is_current(artifacts: Path, name: str, options: Any, reads: Iterable[Path], part: str = "") -> bool:
+    """Whether ``Stage.is_done`` would find a stage done, damaged files aside; the folder need not be locked.
+
+    Args:
+        artifacts: the artifact folder.
+        name: of the stage.
+        options: as ``Stage.is_done`` takes them.
+        reads: as ``stage`` takes them.
+        part: as ``Stage.is_done`` takes it.
+    """
+    known = recorded(read_manifest(artifacts), part_name(name, part))
+    return bool(known) and not changes(known, made_with(MODULES[name], options, fingerprints(reads)))
+
+
+def made_with(module: str, options: Any, inputs: Mapping[str, str]) -> dict[str, str]:
+    """What decides the outcome of a stage: SHA-256 of "options", "inputs" and "code", in hexadecimal.
+
+    Args:
+        module: the stage's, dotted.
+        options: JSON values, or what ``str`` describes.
+        inputs: path -> ``fingerprint``; the folders of the paths do not count.
+    """
+    hashes = {"options": options, "inputs": sorted((Path(path).name, value) for path, value in inputs.items())}
+    texts = {name: json.dumps(value, sort_keys=True, default=str) for name, value in hashes.items()}
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()} | {"code": code_version(module)}
 
 
 @contextmanager

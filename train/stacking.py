@@ -39,7 +39,7 @@ from train.cross_validation import categories_of, cross_validate
 from train.leaks import ColumnChoice
 from train.lesions import Rows, read_rows
 from train.manifest import Stage, read_manifest, stage
-from train.tabular import rows_digest, save_models
+from train.tabular import save_models
 from utils import InputError, bootstrap_scores, format_table, log, log_summary
 
 
@@ -56,7 +56,9 @@ def train_stacking(arguments: list[str] | None = None) -> int:
         help="of the networks' logits in training, in their standard deviations (default: %(default)s)",
     )
     parser.add_argument("--combine", choices=OF_ALL, help="the combination for the kernel (default: the best out of fold)")
-    parser.add_argument("--replace", action="store_true", help="train again where nothing has changed")
+    parser.add_argument(
+        "--replace", action="store_true", help="accepted as by the stages before"
+    )
     options = parser.parse_args(arguments)
     config = read_config(
         options.params, options.seeds, options.negatives_per_positive, options.seed, defaults=STACKING_PARAMETERS
@@ -68,11 +70,11 @@ def train_stacking(arguments: list[str] | None = None) -> int:
         networks = list(networks_of(manifest))
         if not networks:
             raise InputError(f"{artifacts} holds no network; run train.fusion first.")
-        rows = read_rows(options.data, ColumnChoice.recorded(manifest))
+        choice = ColumnChoice.recorded(manifest)
         settings = {"columns": options.columns, "noise": options.noise, "combine": options.combine, "networks": networks}
-        given = settings | {"config": asdict(config), "rows": rows_digest(rows), "versions": versions()}
-        if current.is_done(given):
+        if current.is_done(settings | {"config": asdict(config), "features": asdict(choice), "versions": versions()}):
             return 0
+        rows = read_rows(options.data, choice)
         with workers(options.jobs, options.cluster):
             record_stacking(current, rows, networks, settings, config)
     return 0

@@ -9,14 +9,12 @@ the logit of the prevalence, for every lesion, so that a network that starts at 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from catboost import CatBoostError
 
 from inference.artifacts import FOLDS, OOF_TABULAR, tabular_model_file
@@ -31,7 +29,7 @@ from train.cross_validation import CrossValidation, FoldModel, categories_of, cr
 from train.folds import HOLDOUT, read_folds
 from train.leaks import ColumnChoice, check_leaks
 from train.lesions import Rows, read_rows
-from train.manifest import Stage, read_manifest, stage
+from train.manifest import Stage, is_current, read_manifest, stage
 from utils import InputError, bootstrap_scores, fold_mean, format_table, log, log_summary
 
 #: The AUC of guessing. Where the patient bootstrap's 95 % interval of the out-of-fold AUC reaches down to it, the models
@@ -39,22 +37,51 @@ from utils import InputError, bootstrap_scores, fold_mean, format_table, log, lo
 NO_SIGNAL = 0.5
 
 
-def train_tabular(arguments: list[str] | None = None) -> int:
-    """Trains folds x seeds models; writes tabular_*.cbm, oof_tabular.csv and the manifest's section "tabular"."""
+@dataclass(frozen=True)
+class TabularOptions:
+    """The command's options, all but ``config`` without an effect on the models."""
+
+    data: Path
+    artifacts: Path
+    config: TabularConfig
+    replace: bool
+    jobs: int
+    cluster: str | None
+
+    @property
+    def reads(self) -> list[Path]:
+        """The files that may not change while the models are trained."""
+        return [self.data / "train-metadata.csv", self.artifacts / FOLDS]
+
+
+def parse_tabular_options(arguments: list[str] | None) -> TabularOptions:
+    """The options of a command line.
+
+    Raises:
+        InputError: an option cannot be used.
+    """
     parser = Parser(description="CatBoost per fold and seed -> tabular_*.cbm, oof_tabular.csv, manifest.json")
     add_data_options(parser)
     add_tabular_options(parser)
-    parser.add_argument("--replace", action="store_true", help="train again, and drop networks made from the old models")
-    options = parser.parse_args(arguments)
-    config = read_config(options.params, options.seeds, options.negatives_per_positive, options.seed)
-    reads = [options.data / "train-metadata.csv", options.artifacts / FOLDS]
-    with stage(options.artifacts, "tabular", reads, options.replace) as current:
+    parser.add_argument(
+        "--replace", action="store_true", help="where the models are out of date, drop the networks made from them too"
+    )
+    given = parser.parse_args(arguments)
+    config = read_config(given.params, given.seeds, given.negatives_per_positive, given.seed)
+    return TabularOptions(given.data, given.artifacts, config, given.replace, given.jobs, given.cluster)
+
+
+def train_tabular(arguments: list[str] | None = None) -> int:
+    """Trains folds x seeds models; writes tabular_*.cbm, oof_tabular.csv and the manifest's section "tabular"."""
+    options = parse_tabular_options(arguments)
+    config = options.config
+    with stage(options.artifacts, "tabular", options.reads, options.replace) as current:
         choice = ColumnChoice.recorded(read_manifest(options.artifacts))
+        if current.is_done(what_decides_models(config, choice)):
+            return 0
         rows = read_rows(options.data, choice)
         fold = read_folds(options.artifacts, rows.metadata)
         check_leaks(rows.metadata, choice)
-        if current.is_done({"config": asdict(config), "rows": rows_digest(rows), "versions": versions()}):
-            return 0
         categories = categories_of(rows.features)
         log(f"{len(rows.labels):,} lesions, {rows.features.shape[1]} features, {len(categories)} of them categories")
         with workers(options.jobs, options.cluster):
@@ -63,10 +90,15 @@ def train_tabular(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def rows_digest(rows: Rows) -> str:
-    """SHA-256 of what the models are trained on: other features of the same file are other inputs."""
-    hashes = pd.util.hash_pandas_object(rows.features.assign(label=rows.labels, patient=rows.patients), index=False)
-    return hashlib.sha256(hashes.to_numpy().tobytes()).hexdigest()
+def models_are_current(options: TabularOptions) -> bool:
+    """Whether the command would find the models there, and do nothing."""
+    decisive = what_decides_models(options.config, ColumnChoice.recorded(read_manifest(options.artifacts)))
+    return is_current(options.artifacts, "tabular", decisive, options.reads)
+
+
+def what_decides_models(config: TabularConfig, choice: ColumnChoice) -> dict[str, Any]:
+    """What decides the models besides inputs and code, for ``Stage.is_done``."""
+    return {"config": asdict(config), "features": asdict(choice), "versions": versions()}
 
 
 def record_tabular(stage: Stage, rows: Rows, fold: np.ndarray, result: CrossValidation, config: TabularConfig) -> None:

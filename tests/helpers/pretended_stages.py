@@ -21,7 +21,7 @@ def run_stage(folder, name, value, data=None, replace=False, meanwhile=None):
         name: of the stage.
         value: number; an even one leaves out the second file.
         data: an input file.
-        replace: as ``stage`` takes it.
+        replace: as ``stage`` takes it; the stage then runs also if it was done.
         meanwhile: called while the stage is at work.
     """
     with stage(folder, name, [data] if data else [], replace) as current:
@@ -30,7 +30,7 @@ def run_stage(folder, name, value, data=None, replace=False, meanwhile=None):
             raise InputError(f"{name} needs {READS[name]}; run them.")
         made_of = {read: before[read] for read in READS[name]}
         section = {"value": value, "data": data and data.read_text(), "made_of": made_of}
-        if current.is_done(section):
+        if current.is_done(section, again=replace):
             return False
         for file in FILES[name][: 1 if value % 2 == 0 else 2]:
             (current.folder / file).write_text(f"{file} {section}")

@@ -203,4 +203,6 @@ def test_a_fingerprint_is_of_the_content(tmp_path):
     assert fingerprint(tmp_path / "nothing") == "none"
     before = fingerprint(tmp_path / "folder")
     os.utime(tmp_path / "folder" / "x", ns=(0, 1))
+    assert fingerprint(tmp_path / "folder") == before
+    (tmp_path / "folder" / "x").write_text("2")
     assert fingerprint(tmp_path / "folder") != before

@@ -190,19 +190,33 @@ def test_other_options_or_other_inputs_are_refused_unless_it_is_restarted(traine
         train_fusion(command(trained.data, artifacts))
     with pytest.raises(pytest.fail.Exception):  # folders and workers may change
         train_fusion(command(trained.data, artifacts, "--logs", str(artifacts / "elsewhere")))
-    with pytest.raises(InputError, match=r"--seed 0.*--restart"):
+    with pytest.raises(InputError, match=r"--seed 0.*--replace"):
         train_fusion(command(trained.data, artifacts, "--seed", "7"))
     manifest = load_manifest(artifacts)
     other = artifacts / "oof_tabular.csv"
     other.write_text(other.read_text() + "\n")
     manifest["files"]["oof_tabular.csv"] = sha256_of(other)
     (artifacts / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match=r"oof_tabular\.csv.*--restart"):
+    with pytest.raises(InputError, match=r"oof_tabular\.csv.*--replace"):
         train_fusion(command(trained.data, artifacts))
     (artifacts / ".fusion-training" / "fold0.csv").write_text("row,network\n0,1\n")
     with pytest.raises(pytest.fail.Exception):
-        train_fusion(command(trained.data, artifacts, "--seed", "7", "--restart"))
-    assert not (artifacts / ".fusion-training" / "fold0.csv").exists()
+        train_fusion(command(trained.data, artifacts, "--seed", "7", "--replace"))
+    left = artifacts / ".fusion-training" / "fold0.csv"
+    assert not left.exists()
+    for option, kept in (("--replace", True), ("--restart", False)):  # the same options again
+        left.write_text("row,network\n0,1\n")
+        with pytest.raises(pytest.fail.Exception):
+            train_fusion(command(trained.data, artifacts, "--seed", "7", option))
+        assert left.exists() == kept
+
+
+def test_a_finished_training_is_not_repeated(trained, artifacts, untrained):
+    assert train_fusion(command(trained.data, artifacts, "--learning-rate", "0.003")) == 0
+    assert untrained == []
+    assert train_fusion(command(trained.data, artifacts, "--learning-rate", "0.003", "--restart")) == 0
+    assert train_fusion(command(trained.data, artifacts, "--seed", "1")) == 0
+    assert len(untrained) == 4
 
 
 #: The command in a process of its own; without graphs, because a training of a few steps is over before ResNet50 is traced.

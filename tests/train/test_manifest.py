@@ -128,18 +128,41 @@ def test_networks_are_dropped_on_request_only(trained_set, tmp_path, capsys, sta
     assert not gone & {path.name for path in artifacts.iterdir()}
 
 
-@pytest.mark.parametrize("changed", ["value", "input", "file", "replace", "nothing"])
-def test_the_same_stage_again_is_done_already(trained_set, tmp_path, changed):
+@pytest.mark.parametrize("changed", ["value", "input", "code", "file", "replace", "nothing"])
+def test_the_same_stage_again_is_done_already(trained_set, tmp_path, changed, monkeypatch, capsys):
     artifacts, data = trained_set(), tmp_path / "data.csv"
     before = (artifacts / "manifest.json").read_bytes()
     if changed == "input":
         data.write_text("second")
     if changed == "file":
         (artifacts / FILES["network"][0]).write_text("damaged")
+    if changed == "code":
+        monkeypatch.setattr("train.manifest.code_version", lambda module: f"another {module}")
     again = run_stage(artifacts, "network", 2 if changed == "value" else 1, data, replace=changed == "replace")
     assert again == (changed != "nothing")
+    why = {"value": "options", "input": "options, inputs", "code": "code"}  # a pretended stage's options quote its input
+    assert (f"changed since: {why.get(changed)}\n" in capsys.readouterr().out) == (changed in why)
     assert changed != "nothing" or (artifacts / "manifest.json").read_bytes() == before
     read_set(artifacts)
+
+
+def test_each_part_of_a_stage_is_done_by_itself(tmp_path):
+    def run(part, options):
+        with stage(tmp_path, "network") as current:
+            if current.is_done(options, part):
+                return False
+            current.record({})
+        return True
+
+    assert [run("a", 1), run("b", 1), run("a", 1), run("b", 1)] == [True, True, False, False]
+    assert [run("a", 2), run("b", 1), run("a", 1)] == [True, False, True]
+
+
+def test_a_folder_of_an_earlier_version_is_trained_again(trained_set, tmp_path):
+    artifacts = trained_set()
+    manifest = load_manifest(artifacts)
+    (artifacts / MANIFEST).write_text(json.dumps(manifest | {"made_with": {"network": "0123"}}))
+    assert run_stage(artifacts, "network", 1, tmp_path / "data.csv")
 
 
 def change_data(artifacts, data):

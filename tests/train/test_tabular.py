@@ -173,7 +173,8 @@ def test_a_second_training_gives_the_same_bytes(synthetic_data, artifacts, tmp_p
     assert train(synthetic_data, tmp_path / "artifacts") == 0
     for name in (OOF_TABULAR, "folds.csv"):
         assert (tmp_path / "artifacts" / name).read_bytes() == (artifacts / name).read_bytes()
-    assert train(synthetic_data, tmp_path / "artifacts", "--replace") == 0  # into the same folder
+    (tmp_path / "artifacts" / OOF_TABULAR).write_text("damaged")
+    assert train(synthetic_data, tmp_path / "artifacts") == 0  # into the same folder
     assert (tmp_path / "artifacts" / OOF_TABULAR).read_bytes() == (artifacts / OOF_TABULAR).read_bytes()
 
 
@@ -212,7 +213,7 @@ def test_the_same_command_again_trains_nothing(synthetic_data, with_network, mon
     before = content_of(with_network)
     monkeypatch.setattr(tabular, "cross_validate", None)
     assert train(synthetic_data, with_network) == 0
-    assert train(synthetic_data, with_network, "--seed", "0") == 0  # the default
+    assert train(synthetic_data, with_network, "--seed", "0", "--replace") == 0  # the default, and nothing to replace
     assert content_of(with_network) == before
 
 
@@ -237,5 +238,5 @@ def test_a_model_that_does_not_fit_on_the_disk_is_bad_input(synthetic_data, with
     before = content_of(with_network)
     monkeypatch.setattr("catboost.CatBoostClassifier.save_model", full)
     with pytest.raises(InputError, match="No space left on device"):
-        train(synthetic_data, with_network, "--replace")
+        train(synthetic_data, with_network, "--seed", "1", "--replace")
     assert content_of(with_network) == before

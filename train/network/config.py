@@ -54,8 +54,10 @@ class RunConfig:
     #: History, curves and TensorBoard files.
     logs: Path
     archives: Path | None = None
-    #: Drop what an interrupted training has left.
+    #: Train from the beginning, also what is finished.
     restart: bool = False
+    #: Drop what an interrupted training with other options has left.
+    replace: bool = False
     jobs: int = 1
     cluster: str | None = None
     #: Folder of decoded crops; None to decode them in every epoch.
@@ -202,7 +204,8 @@ def fusion_parser() -> Parser:
         "--name", type=network_name, help="of this network; others of the folder stay beside it (default: %(default)s)"
     )
     parser.add_argument("--missing-images", choices=("refuse", "pass"), help="pass: such lesions keep their tabular logit")
-    parser.add_argument("--restart", action="store_true", help="drop what an interrupted training has left")
+    parser.add_argument("--restart", action="store_true", help="train from the beginning, also what is finished")
+    parser.add_argument("--replace", action="store_true", help="drop an unfinished training of other options")
     parser.add_argument(
         "--logs", type=output_folder, metavar="DIR", help="history, curves, TensorBoard (default: ARTIFACTS-logs)"
     )
