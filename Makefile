@@ -43,12 +43,12 @@ lock: ## the lists of locked packages in requirements/, by uv
 	  --output-file requirements/py$$version.txt requirements-dev.txt || exit; done
 
 # Small crops, random initial weights (nothing is downloaded), a few epochs; chosen on synthetic datasets of another seed.
-DEMO_NETWORK := --weights none --image-size 32 --epochs 12 --batch-size 32 --learning-rate 1e-3
+DEMO_NETWORK := --weights none --image-size 32 --epochs 16 --batch-size 32 --learning-rate 1e-3
 demo: .installed ## the main path on a synthetic dataset, small, on a CPU, into demo/
 	$(RUN) -m train.synthetic --out=$(call q,DEMO,/data) --patients 300 --lesions 20000 --prevalence 0.1
 	$(RUN) -m evaluation.main_path --data=$(call q,DEMO,/data) --artifacts=$(call q,DEMO,/artifacts) \
 	  --report=$(call q,DEMO,/report) --folds='--folds 2' --tabular='--seeds 2' --fusion='$(DEMO_NETWORK)' \
-	  --fusion='$(DEMO_NETWORK) --inputs image' $(value OPTIONS)
+	  $(value OPTIONS)
 
 # OPTIONS are those of evaluation.main_path, written as in the shell.
 train: .installed ## the main path on DATA: folds, CatBoost, networks, kernel, dry run; what is unchanged is skipped

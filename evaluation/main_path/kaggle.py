@@ -9,6 +9,7 @@ Measured here is how fast a core decodes the crops of the data; the speeds of th
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,8 @@ def head() -> list[str]:
 
 def line(backbone: str, size: int, decoded: float) -> list[str]:
     """Hours of a backbone at a size; the margin is that of the slower of training and kernel in float32."""
-    config = TrainingConfig(**{**PRETRAINED_DEFAULTS, "backbone": backbone, "image_size": size})
+    defaults: dict[str, Any] = PRETRAINED_DEFAULTS
+    config = TrainingConfig(**defaults | {"backbone": backbone, "image_size": size})
     recipe = recipe_of(Rows(TRAIN_ROWS, TRAIN_MALIGNANT, round(HOLDOUT * TRAIN_ROWS), FOLDS, 0.0, 0.0), config)
     cells = [backbone, str(size)]
     for gpu in GPUS:

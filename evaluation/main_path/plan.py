@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from evaluation import dry_run
@@ -107,7 +108,7 @@ def done_of(path: MainPath, folds: FoldOptions, tabular: TabularOptions, network
     checks: dict[str, list[Callable[[], bool]]] = {
         "train.folds": [lambda: folds_are_current(folds)],
         "train.tabular": [lambda: models_are_current(tabular)],
-        "train.fusion": [lambda run=run, config=config: networks_are_current(run, config) for run, config in networks],
+        "train.fusion": [partial(networks_are_current, run, config) for run, config in networks],
     }
     found: list[bool] = []
     before = True  # the stages that others read; a network reads no other network

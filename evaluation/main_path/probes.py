@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -172,10 +173,11 @@ def measure_network(sample: pd.DataFrame, images: Path, config: TrainingConfig) 
         model = compiled_model(built, data, plan_of(config, 0, labels), phases_of(config)[-1])
     batches = iter(batches_for(model, data, 0))
     model.train_on_batch(*next(batches))
-    start, steps = time.perf_counter() - started, []
+    start = time.perf_counter() - started
+    steps: list[float] = []
     while len(steps) < min(MOST_STEPS, data.steps * config.epochs - 1) and sum(steps) < STEP_SECONDS:
         batch = next(batches)
-        steps.append(timed(lambda batch=batch: model.train_on_batch(*batch)))
+        steps.append(timed(partial(model.train_on_batch, *batch)))
     few, many = rows[: config.batch_size], rows[: max(2, CROPS // (2 * config.views))]
     first = timed(lambda: score_rows(built, lesions, few, known, config))
     score = (timed(lambda: score_rows(built, lesions, many, known, config)) - first) / max(1, len(many) - len(few))
