@@ -110,6 +110,7 @@ def steps_of(share: float, out: Path) -> list[Step]:
         Step("folds", train, (*python, "train.folds", *where, "--folds", "2"), folder),
         Step("tabular", train, (*python, "train.tabular", *where, "--seeds", "1"), folder),
         Step("fusion", train, (*python, "train.fusion", *where, *NETWORK), folder, resumes=True),
+        Step("stacking", train, (*python, "train.stacking", *where, "--seeds", "1"), folder),
         Step("dry run", train // 5, (*python, "evaluation.dry_run", *where, "--report", str(folder / "report")), folder),
         Step(KERNEL, test, (*kernel, "--output", str(folder / "kernel" / "submission.csv")), folder),
     ]

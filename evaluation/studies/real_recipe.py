@@ -90,6 +90,7 @@ FACTORS = {
             "weight decay 0.0001": ("--weight-decay", "1e-4"),
         }
     ),
+    "auxiliary": _varied("--auxiliary", "0", "0.1", "0.3", "1"),
     "average": _varied("--ema", "0.97", "0", "0.9", "0.99"),
     "views": Factor({number: ("--views", number) for number in ("1", "2", "4", "8")}, views=True),
     "backbone": Factor(
