@@ -9,8 +9,9 @@ its patient. Which combination of the stages the kernel computes is chosen by ne
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ import pandas as pd
 from inference.artifacts import (
     OOF_FUSION,
     OOF_STACKING,
+    Manifest,
     checked_file,
     load_manifest,
     network_column,
@@ -38,13 +40,49 @@ from train.config import STACKING_PARAMETERS, TabularConfig, add_tabular_options
 from train.cross_validation import categories_of, cross_validate
 from train.leaks import ColumnChoice
 from train.lesions import Rows, read_rows
-from train.manifest import Stage, read_manifest, stage
+from train.manifest import Stage, is_current, read_manifest, stage
 from train.tabular import save_models
 from utils import InputError, bootstrap_scores, format_table, log, log_summary
 
 
-def train_stacking(arguments: list[str] | None = None) -> int:
-    """Trains folds x seeds models; writes stacking_*.cbm, oof_stacking.csv and the manifest's section "stacking"."""
+@dataclass(frozen=True)
+class StackingOptions:
+    """The command's options.
+
+    Args:
+        data: competition folder.
+        artifacts: artifact folder.
+        config: of the models.
+        columns: whether they see the features of the tabular stage, too.
+        noise: of the networks' logits in training, in their standard deviations.
+        combine: the combination for the kernel; None for the best out of fold.
+        replace: as for the stages before; nothing is made from this one.
+        jobs: processes.
+        cluster: address of a Dask scheduler, or None.
+    """
+
+    data: Path
+    artifacts: Path
+    config: TabularConfig
+    columns: bool
+    noise: float
+    combine: str | None
+    replace: bool
+    jobs: int
+    cluster: str | None
+
+    @property
+    def reads(self) -> list[Path]:
+        """The files that may not change while the models are trained."""
+        return [self.data / "train-metadata.csv", self.artifacts / OOF_FUSION]
+
+
+def parse_stacking_options(arguments: list[str] | None) -> StackingOptions:
+    """The options of a command line.
+
+    Raises:
+        InputError: an option cannot be used.
+    """
     parser = Parser(description="CatBoost on all stages' logits -> stacking_*.cbm, oof_stacking.csv, manifest.json")
     add_data_options(parser)
     add_tabular_options(parser)
@@ -56,32 +94,50 @@ def train_stacking(arguments: list[str] | None = None) -> int:
         help="of the networks' logits in training, in their standard deviations (default: %(default)s)",
     )
     parser.add_argument("--combine", choices=OF_ALL, help="the combination for the kernel (default: the best out of fold)")
-    parser.add_argument(
-        "--replace", action="store_true", help="accepted as by the stages before"
-    )
-    options = parser.parse_args(arguments)
-    config = read_config(
-        options.params, options.seeds, options.negatives_per_positive, options.seed, defaults=STACKING_PARAMETERS
-    )
-    artifacts = options.artifacts
-    reads = [options.data / "train-metadata.csv", artifacts / OOF_FUSION]
-    with stage(artifacts, "stacking", reads, options.replace) as current:
-        manifest = read_manifest(artifacts)
-        networks = list(networks_of(manifest))
-        if not networks:
-            raise InputError(f"{artifacts} holds no network; run train.fusion first.")
-        choice = ColumnChoice.recorded(manifest)
-        settings = {"columns": options.columns, "noise": options.noise, "combine": options.combine, "networks": networks}
-        if current.is_done(settings | {"config": asdict(config), "features": asdict(choice), "versions": versions()}):
+    parser.add_argument("--replace", action="store_true", help="accepted as by the stages before")
+    given = vars(parser.parse_args(arguments))
+    words = [given.pop(name) for name in ("params", "seeds", "negatives_per_positive", "seed")]
+    return StackingOptions(config=read_config(*words, defaults=STACKING_PARAMETERS), **given)
+
+
+def train_stacking(arguments: list[str] | None = None) -> int:
+    """Trains folds x seeds models; writes stacking_*.cbm, oof_stacking.csv and the manifest's section "stacking"."""
+    options = parse_stacking_options(arguments)
+    with stage(options.artifacts, "stacking", options.reads, options.replace) as current:
+        manifest = read_manifest(options.artifacts)
+        if not networks_of(manifest):
+            raise InputError(f"{options.artifacts} holds no network; run train.fusion first.")
+        decisive = what_decides_last_stage(options, manifest)
+        if current.is_done(decisive):
             return 0
-        rows = read_rows(options.data, choice)
+        rows = read_rows(options.data, ColumnChoice.recorded(manifest))
         with workers(options.jobs, options.cluster):
-            record_stacking(current, rows, networks, settings, config)
+            record_stacking(current, rows, decisive["settings"], options.config)
     return 0
 
 
-def record_stacking(stage: Stage, rows: Rows, networks: list[str], settings: dict, config: TabularConfig) -> None:
+def last_stage_is_current(options: StackingOptions) -> bool:
+    """Whether the command would find its models there, and do nothing."""
+    decisive = what_decides_last_stage(options, read_manifest(options.artifacts))
+    return is_current(options.artifacts, "stacking", decisive, options.reads)
+
+
+def what_decides_last_stage(options: StackingOptions, manifest: Manifest) -> dict[str, Any]:
+    """What decides the models besides inputs and code, for ``Stage.is_done``; "settings" go into the manifest."""
+    settings = {name: getattr(options, name) for name in ("columns", "noise", "combine")}
+    settings["networks"] = list(networks_of(manifest))
+    choice = ColumnChoice.recorded(manifest)
+    return {
+        "settings": settings,
+        "config": asdict(options.config),
+        "features": asdict(choice),
+        "versions": versions(),
+    }
+
+
+def record_stacking(stage: Stage, rows: Rows, settings: dict[str, Any], config: TabularConfig) -> None:
     """Trains the models, writes them with their logits and the manifest's section, and logs the scores."""
+    networks = settings["networks"]
     table, scored = read_logits(stage.artifacts, rows, networks)
     columns = rows.features.loc[table.index] if settings["columns"] else None
     features = stacking_features(table, networks, columns)

@@ -37,6 +37,7 @@ from train.folds import FoldOptions, parse_fold_options
 from train.fusion import networks_are_current
 from train.manifest import read_manifest
 from train.network.config import parse_fusion_options
+from train.stacking import last_stage_is_current, parse_stacking_options
 from train.tabular import TabularOptions, models_are_current, parse_tabular_options
 from utils import InputError, text_table
 
@@ -109,14 +110,19 @@ def done_of(path: MainPath, folds: FoldOptions, tabular: TabularOptions, network
         "train.folds": [lambda: folds_are_current(folds)],
         "train.tabular": [lambda: models_are_current(tabular)],
         "train.fusion": [partial(networks_are_current, run, config) for run, config in networks],
+        "train.stacking": [partial(last_stage_is_current, parse_stacking_options(arguments_of(path, "stacking")[0]))],
     }
     found: list[bool] = []
-    before = True  # the stages that others read; a network reads no other network
+    before = networks_done = True  # the stages that others read; a network reads no other network, the last stage all
     for command in commands(path):
+        if command.module == STAGES["stacking"]:
+            before = before and networks_done
         own = checks.get(command.module)
         is_done = before and (own.pop(0)() if own else other_is_current(command))
         found.append(is_done)
-        if command.module in ("train.folds", "train.tabular"):
+        if command.module == STAGES["fusion"]:
+            networks_done = networks_done and is_done
+        elif command.module in (STAGES["folds"], STAGES["tabular"]):
             before = is_done
     return found
 

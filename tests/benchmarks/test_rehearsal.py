@@ -12,7 +12,7 @@ from benchmarks.rehearsal import Step, main, rehearse, steps_of
 from benchmarks.rehearsal_report import Record, Records
 from utils import InputError
 
-STAGES = ["dataset", "folds", "tabular", "fusion", "dry run", "kernel"]
+STAGES = ["dataset", "folds", "tabular", "fusion", "stacking", "dry run", "kernel"]
 
 
 def words(step):
