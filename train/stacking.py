@@ -96,8 +96,8 @@ def parse_stacking_options(arguments: list[str] | None) -> StackingOptions:
     parser.add_argument("--combine", choices=OF_ALL, help="the combination for the kernel (default: the best out of fold)")
     parser.add_argument("--replace", action="store_true", help="accepted as by the stages before")
     given = vars(parser.parse_args(arguments))
-    words = [given.pop(name) for name in ("params", "seeds", "negatives_per_positive", "seed")]
-    return StackingOptions(config=read_config(*words, defaults=STACKING_PARAMETERS), **given)
+    params, seeds, negatives, seed = (given.pop(name) for name in ("params", "seeds", "negatives_per_positive", "seed"))
+    return StackingOptions(config=read_config(params, seeds, negatives, seed, STACKING_PARAMETERS), **given)
 
 
 def train_stacking(arguments: list[str] | None = None) -> int:

@@ -66,7 +66,7 @@ def test_the_plan_is_printed_and_nothing_is_written(synthetic_data, tmp_path, me
     where = ["--data", str(synthetic_data), "--artifacts", str(tmp_path / "a" / "b")]
     assert main([*where, "--plan", "--folds", "--folds 2", "--fusion", "--weights none --epochs 2"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    rows = [cells_of(line) for line in lines[2:8]]
+    rows = [cells_of(line) for line in lines[2:9]]
     assert [row[0] for row in rows] == ["folds", "tabular", "fusion", "stacking", "kernel", "dry run", "all"]
     assert rows[2][1:3] == ["60", "2 x 2 steps"]
     assert sum(line.startswith("Kaggle, ") for line in lines) == 2
