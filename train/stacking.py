@@ -38,13 +38,13 @@ from train.config import STACKING_PARAMETERS, TabularConfig, add_tabular_options
 from train.cross_validation import categories_of, cross_validate
 from train.leaks import ColumnChoice
 from train.lesions import Rows, read_rows
-from train.manifest import Stage, read_manifest, stage
+from train.manifest import Stage, is_current, read_manifest, stage
 from train.tabular import save_models
 from utils import InputError, bootstrap_scores, format_table, log, log_summary
 
 
-def train_stacking(arguments: list[str] | None = None) -> int:
-    """Trains folds x seeds models; writes stacking_*.cbm, oof_stacking.csv and the manifest's section "stacking"."""
+def stacking_parser() -> Parser:
+    """The command line."""
     parser = Parser(description="CatBoost on all stages' logits -> stacking_*.cbm, oof_stacking.csv, manifest.json")
     add_data_options(parser)
     add_tabular_options(parser)
@@ -56,10 +56,27 @@ def train_stacking(arguments: list[str] | None = None) -> int:
         help="of the networks' logits in training, in their standard deviations (default: %(default)s)",
     )
     parser.add_argument("--combine", choices=OF_ALL, help="the combination for the kernel (default: the best out of fold)")
-    parser.add_argument(
-        "--replace", action="store_true", help="accepted as by the stages before"
+    parser.add_argument("--replace", action="store_true", help="accepted as by the stages before")
+    return parser
+
+
+def stack_is_current(arguments: list[str] | None) -> bool:
+    """Whether the command would find the models there, and do nothing."""
+    options = stacking_parser().parse_args(arguments)
+    manifest = read_manifest(options.artifacts)
+    config = read_config(
+        options.params, options.seeds, options.negatives_per_positive, options.seed, defaults=STACKING_PARAMETERS
     )
-    options = parser.parse_args(arguments)
+    settings = {"columns": options.columns, "noise": options.noise, "combine": options.combine}
+    settings |= {"networks": list(networks_of(manifest)), "config": asdict(config), "versions": versions()}
+    settings["features"] = asdict(ColumnChoice.recorded(manifest))
+    reads = [options.data / "train-metadata.csv", options.artifacts / OOF_FUSION]
+    return is_current(options.artifacts, "stacking", settings, reads)
+
+
+def train_stacking(arguments: list[str] | None = None) -> int:
+    """Trains folds x seeds models; writes stacking_*.cbm, oof_stacking.csv and the manifest's section "stacking"."""
+    options = stacking_parser().parse_args(arguments)
     config = read_config(
         options.params, options.seeds, options.negatives_per_positive, options.seed, defaults=STACKING_PARAMETERS
     )

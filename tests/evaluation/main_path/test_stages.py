@@ -23,7 +23,7 @@ from terminal import run_command
 from utils import InputError
 
 NETWORK = "--weights none --image-size 32 --epochs 1 --batch-size 16"
-TITLES = ["folds", "tabular", "fusion", "kernel", "dry run"]
+TITLES = ["folds", "tabular", "fusion", "stacking", "kernel", "dry run"]
 
 
 class Path:
@@ -56,8 +56,8 @@ class Path:
 
     def arguments(self, folds="--folds 2 --holdout 0.25", tabular="", network=NETWORK, more=()):
         words = ["--data", str(self.data), "--artifacts", str(self.folder / "artifacts"), *more]
-        tabular = f"--seeds 1 --params {self.folder / 'few_trees.json'} {tabular}"
-        return [*words, "--folds", folds, "--tabular", tabular, "--fusion", network]
+        few = f"--seeds 1 --params {self.folder / 'few_trees.json'}"
+        return [*words, "--folds", folds, "--tabular", f"{few} {tabular}", "--stacking", few, "--fusion", network]
 
     def run(self, **options):
         """Title -> whether the stage did anything."""
@@ -102,6 +102,7 @@ def test_another_network_is_trained_and_scored_but_nothing_before_it(path):
         "folds": False,
         "tabular": False,
         "fusion": True,
+        "stacking": True,
         "kernel": False,
         "dry run": True,
     }
@@ -116,7 +117,7 @@ def test_other_models_take_the_place_of_networks_on_request_only(path, capsys):
     assert load_manifest(path.folder / "artifacts") == before
     assert "train.fusion" not in path.started
     done = path.run(tabular="--seed 1", more=["--replace"])
-    assert done == {"folds": False, "tabular": True, "fusion": True, "kernel": False, "dry run": True}
+    assert done == dict.fromkeys(TITLES, True) | {"folds": False, "kernel": False}
     assert path.run(tabular="--seed 1", more=["--replace"]) == dict.fromkeys(TITLES, False)
 
 
@@ -134,7 +135,7 @@ def test_changed_code_is_named(path, capsys, monkeypatch):
 
 def test_a_network_beside_the_first_is_a_stage_of_its_own(path):
     done = path.run(more=["--fusion", f"{NETWORK} --inputs image"])
-    assert list(done) == ["folds", "tabular", "fusion image", "fusion", "kernel", "dry run"]
+    assert list(done) == ["folds", "tabular", "fusion image", "fusion", "stacking", "kernel", "dry run"]
     assert [title for title, ran in done.items() if ran] == ["fusion image", "dry run"]
 
 
@@ -142,13 +143,14 @@ def test_the_command_prints_scores_places_and_the_next_step(path, capsys):
     assert main(path.arguments()) == 0
     printed = capsys.readouterr().out
     result = json.loads((path.folder / "artifacts-report" / "result.json").read_text())
-    network = load_manifest(path.folder / "artifacts")["network"]["scores"]
-    for rows, scores in (("out of fold", network), ("held out", result["scores"])):
+    manifest = load_manifest(path.folder / "artifacts")
+    stacked = manifest["network"]["scores"] | manifest["stacking"]["scores"]
+    for rows, scores in (("out of fold", stacked), ("held out", result["scores"])):
         for name, score in scores.items():
             low, high = score["interval"]
             row = rf"\| {name}, {rows} +\| {score['pauc']:.4f} \| {low:.4f} to {high:.4f} \|"
             assert re.search(row, printed)
-    assert "[5/5] dry run: unchanged" in printed
+    assert "[6/6] dry run: unchanged" in printed
     assert str(path.folder / "artifacts-report" / "index.html") in printed
     assert printed.rstrip().endswith("make data train")  # the data are synthetic
 
@@ -157,7 +159,7 @@ def test_without_a_holdout_there_is_no_dry_run(path):
     shutil.rmtree(path.folder / "artifacts")
     shutil.rmtree(path.folder / "artifacts-report")
     done = path.run(folds="--folds 2 --holdout 0")
-    assert done == {"folds": True, "tabular": True, "fusion": True, "kernel": False, "dry run": False}
+    assert done == dict.fromkeys(TITLES, True) | {"kernel": False, "dry run": False}
     assert not (path.folder / "artifacts-report").exists()
 
 
@@ -190,11 +192,12 @@ def test_every_stage_has_its_options(synthetic_data, tmp_path):
         Command("folds", "train.folds", (*data, *artifacts, "--folds", "3")),
         Command("tabular", "train.tabular", (*data, *artifacts, "--seeds", "2")),
         Command("fusion", "train.fusion", (*data, *artifacts, "--backbone", "efficientnet-lite0")),
+        Command("stacking", "train.stacking", (*data, *artifacts)),
         Command("kernel", "inference.build_kernel", ()),
         Command("dry run", "evaluation.dry_run", (*data, *artifacts, *where[4:])),
     ]
-    replacing = [command.arguments[-1] for command in commands(replace(path, replace=True))[:3]]
-    assert replacing == ["--replace"] * 3
+    replacing = [command.arguments[-1] for command in commands(replace(path, replace=True))[:4]]
+    assert replacing == ["--replace"] * 4
 
 
 # Processes
