@@ -184,6 +184,12 @@ def test_bad_options_are_refused_before_anything_is_run(synthetic_data, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_without_the_table_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "execute", None)
+    with pytest.raises(InputError, match=r"train-metadata\.csv"):
+        main(["--data", str(tmp_path)])
+
+
 def test_every_stage_has_its_options(synthetic_data, tmp_path):
     where = ["--data", str(synthetic_data), "--artifacts", str(tmp_path / "a"), "--report", str(tmp_path / "r")]
     path, _ = read_options([*where, "--folds", "--folds 3", "--tabular", "--seeds 2"])
