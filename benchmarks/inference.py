@@ -1,6 +1,7 @@
 """Measures the kernel: reading and decoding, the whole of its image stage, its start, and its growth in time and memory.
 
     python -m benchmarks.inference                    reading, decoding, image stage, start
+    python -m benchmarks.inference --decoding         reading and decoding and nothing else
     python -m benchmarks.inference --growth           and time and memory from 2,000 to 50,000 images of 32 pixels, and
                                                       the memory of as many rows as the hidden test has
 
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--networks", type=count(), default=5, help="folds, at the start (default: %(default)s)")
     parser.add_argument("--rounds", type=count(), default=3, help="in which the ways take turns (default: %(default)s)")
     parser.add_argument("--growth", action="store_true", help=f"also time {GROWTH[0]:,} to {GROWTH[-1]:,} images")
+    parser.add_argument("--decoding", action="store_true", help="time reading and decoding and nothing else")
     parser.add_argument("--backbones", action="store_true", help="time the backbones and nothing else")
     add_seed_option(parser)
     options = parser.parse_args(arguments)
@@ -63,6 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
             ids = sorted(file)
         measure_reading(store, ids * REPEATS, options.rounds)
         measure_decoding(store, ids * REPEATS, options.image_size, options.rounds)
+        if options.decoding:
+            store.close()
+            return 0
         measure_images(store, ids[:STAGE], options.image_size, options.rounds)
         progress("training small artifacts")
         few_trees.write_text('{"iterations": 20}')  # the number of trees does not change these figures

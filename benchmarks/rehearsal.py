@@ -2,7 +2,7 @@
 
     python -m benchmarks.rehearsal --out rehearsal --share 0.1
 
-401,059 training lesions and 511,474 test lesions with their crops are made; then folds, tabular, fusion, dry run and the
+401,059 training lesions and 511,474 test lesions with their crops are made; then the stages of the main path and the
 kernel run as a user runs them, with a small network and few steps, on all rows. Wall-clock and CPU seconds, peak memory and
 bytes written of each stage go to measurements.json. The same command continues an interrupted rehearsal; a share that is not
 small begins with a rehearsal of a hundredth, from which its time is forecast. Ends with status 1 where a stage needed more
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from benchmarks.process_cost import Cost, measured
 from benchmarks.rehearsal_report import KERNEL, Record, Records, beyond_limits, tables
+from evaluation.main_path.stages import STAGES, MainPath, commands
 from inference.build_kernel import ROOT
 from inference.images import cores
 from inference.options import Number, Parser, output_folder
@@ -35,11 +36,18 @@ FEWEST_PATIENTS, FEWEST_MALIGNANT = 20, 40
 FIRST = 0.01
 #: Seconds between two lines about the time left.
 NEWS = 60.0
-#: A network that two cores train in minutes; every lesion is decoded and scored once, few are trained on.
+#: What two cores train in minutes; every lesion is decoded and scored once, few are trained on.
 NETWORK = (
     *("--backbone", "efficientnet-lite0", "--weights", "none", "--image-size", "32", "--epochs", "2"),
     *("--batch-size", "64", "--learning-rate", "1e-3", "--negatives-per-positive", "20"),
 )
+ONE_SEED = ("--seeds", "1")
+OPTIONS: dict[str, list[tuple[str, ...]]] = {
+    "folds": [("--folds", "2")],
+    "tabular": [ONE_SEED],
+    "fusion": [NETWORK],
+    "stacking": [ONE_SEED],
+}
 
 
 @dataclass(frozen=True)
@@ -95,24 +103,24 @@ def steps_of(share: float, out: Path) -> list[Step]:
     """The stages of a rehearsal; each share has a folder of its own below ``out``."""
     train, test = round(LESIONS * share), round(TEST_LESIONS * share)
     folder = (out / f"share-{share:g}").resolve()
-    data, artifacts = str(folder / "data"), str(folder / "artifacts")
-    where, python = ("--data", data, "--artifacts", artifacts), (sys.executable, "-m")
     size = {
         "--patients": max(FEWEST_PATIENTS, round(PATIENTS * share)),
         "--lesions": train,
         "--test-lesions": test,
         "--prevalence": max(PREVALENCE, FEWEST_MALIGNANT / train),
     }
-    made = ("--out", data, "--images", "bank", *(str(word) for pair in size.items() for word in pair))
-    kernel = (sys.executable, "-I", str(ROOT / "kernel.py"), "--competition", data, "--artifacts", artifacts)
+    path, python = MainPath(folder / "data", folder / "artifacts", folder / "report", OPTIONS), (sys.executable, "-m")
+    made = ("--out", str(path.data), "--images", "bank", *(str(word) for pair in size.items() for word in pair))
+    where = ("--competition", str(path.data), "--artifacts", str(path.artifacts))
+    output = ("--output", str(folder / "kernel" / "submission.csv"))
     return [
         Step("dataset", train + test, (*python, "train.synthetic", *made), folder),
-        Step("folds", train, (*python, "train.folds", *where, "--folds", "2"), folder),
-        Step("tabular", train, (*python, "train.tabular", *where, "--seeds", "1"), folder),
-        Step("fusion", train, (*python, "train.fusion", *where, *NETWORK), folder, resumes=True),
-        Step("stacking", train, (*python, "train.stacking", *where, "--seeds", "1"), folder),
-        Step("dry run", train // 5, (*python, "evaluation.dry_run", *where, "--report", str(folder / "report")), folder),
-        Step(KERNEL, test, (*kernel, "--output", str(folder / "kernel" / "submission.csv")), folder),
+        *(
+            Step(each.title, train, (*python, each.module, *each.arguments), folder, each.module == STAGES["fusion"])
+            for each in commands(path)
+            if each.module != STAGES["kernel"]  # it builds the kernel.py that is there
+        ),
+        Step(KERNEL, test, (sys.executable, "-I", str(ROOT / "kernel.py"), *where, *output), folder),
     ]
 
 
@@ -156,7 +164,7 @@ def run_step(steps: Sequence[Step], share: float, records: Records) -> None:
         nonlocal record, news
         record = replace(record, cost=before.and_then(cost))
         if time.monotonic() > news:
-            news += NEWS
+            news = time.monotonic() + NEWS
             records.add(record)
             time_left = "" if left is None else f", about {minutes(max(0.0, left - cost.seconds))} left in all"
             log(f"share {share:g}, {step.name}: {minutes(cost.seconds)}, {cost.peak_gb:.2f} GB{time_left}")

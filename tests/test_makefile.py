@@ -139,7 +139,7 @@ def test_the_demo_is_the_main_path_with_its_own_options():
     network = next(word for word in path if word.startswith("--fusion=")).removeprefix("--fusion=")
     assert path[1:] == [
         *("-m", "evaluation.main_path", "--data=demo/data", "--artifacts=demo/artifacts", "--report=demo/report"),
-        *("--folds=--folds 2", "--tabular=--seeds 2", f"--fusion={network}", f"--fusion={network} --inputs image"),
+        *("--folds=--folds 2", "--tabular=--seeds 2", f"--fusion={network}"),
     ]
     assert network.startswith("--weights none ")
 

@@ -116,8 +116,9 @@ def train_stacking(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def last_stage_is_current(options: StackingOptions) -> bool:
+def stack_is_current(arguments: list[str] | None) -> bool:
     """Whether the command would find its models there, and do nothing."""
+    options = parse_stacking_options(arguments)
     decisive = what_decides_last_stage(options, read_manifest(options.artifacts))
     return is_current(options.artifacts, "stacking", decisive, options.reads)
 

@@ -17,7 +17,7 @@ from evaluation.main_path.summary import closing_lines
 from inference.options import Parser, existing_folder, output_folder, shell_words
 from terminal import run_command
 from train.network.config import parse_fusion_options
-from utils import log, log_summary
+from utils import InputError, log, log_summary
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,6 +56,8 @@ def read_options(arguments: list[str] | None) -> tuple[MainPath, bool]:
             f"--{stage}", type=shell_words, action="append", metavar="'OPTIONS'", help=f"of {STAGES[stage]}{several}"
         )
     options = parser.parse_args(arguments)
+    if not (options.data / "train-metadata.csv").is_file():
+        raise InputError(f"{options.data} has no train-metadata.csv; give a competition folder, or fetch it by make data.")
     artifacts = options.artifacts.resolve() if options.artifacts.name in ("", "..") else options.artifacts
     report = options.report or artifacts.with_name(f"{artifacts.name}-report")
     given = {stage: getattr(options, stage) or [] for stage in WITH_OPTIONS}

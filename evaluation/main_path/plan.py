@@ -37,7 +37,7 @@ from train.folds import FoldOptions, parse_fold_options
 from train.fusion import networks_are_current
 from train.manifest import read_manifest
 from train.network.config import parse_fusion_options
-from train.stacking import last_stage_is_current, parse_stacking_options
+from train.stacking import stack_is_current
 from train.tabular import TabularOptions, models_are_current, parse_tabular_options
 from utils import InputError, text_table
 
@@ -110,20 +110,16 @@ def done_of(path: MainPath, folds: FoldOptions, tabular: TabularOptions, network
         "train.folds": [lambda: folds_are_current(folds)],
         "train.tabular": [lambda: models_are_current(tabular)],
         "train.fusion": [partial(networks_are_current, run, config) for run, config in networks],
-        "train.stacking": [partial(last_stage_is_current, parse_stacking_options(arguments_of(path, "stacking")[0]))],
     }
     found: list[bool] = []
-    before = networks_done = True  # the stages that others read; a network reads no other network, the last stage all
+    stale: set[str] = set()  # modules of commands that will not find their files there
     for command in commands(path):
-        if command.module == STAGES["stacking"]:
-            before = before and networks_done
         own = checks.get(command.module)
-        is_done = before and (own.pop(0)() if own else other_is_current(command))
+        read = {"train.fusion": {"train.folds", "train.tabular"}, STAGES["kernel"]: set()}.get(command.module, stale)
+        is_done = not stale & read and (own.pop(0)() if own else other_is_current(command))
         found.append(is_done)
-        if command.module == STAGES["fusion"]:
-            networks_done = networks_done and is_done
-        elif command.module in (STAGES["folds"], STAGES["tabular"]):
-            before = is_done
+        if not is_done and command.module != STAGES["kernel"]:
+            stale.add(command.module)
     return found
 
 
@@ -138,13 +134,15 @@ def folds_are_current(folds: FoldOptions) -> bool:
 
 
 def other_is_current(command: Command) -> bool:
-    """Whether kernel.py is up to date, or the dry run has its report; of other stages it is not known."""
+    """Whether the stack's models or the dry run's report are there, or kernel.py is up to date; else it is not known."""
     if command.module == STAGES["kernel"]:
         kernel = ROOT / "kernel.py"
         return kernel.is_file() and kernel.read_text(encoding="utf-8") == build_kernel()
-    if command.module != STAGES["dry run"]:
-        return False
     try:
+        if command.module == STAGES["stacking"]:
+            return stack_is_current(list(command.arguments))
+        if command.module != STAGES["dry run"]:
+            return False
         return dry_run.is_done(dry_run.read_options(list(command.arguments)))
     except InputError:
         return False

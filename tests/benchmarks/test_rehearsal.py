@@ -26,7 +26,7 @@ def value(step, option):
 def test_the_full_size_is_the_competitions(tmp_path):
     steps = steps_of(1.0, tmp_path)
     assert [step.name for step in steps] == STAGES
-    assert [step.rows for step in steps] == [912_533, 401_059, 401_059, 401_059, 80_211, 511_474]
+    assert [step.rows for step in steps] == [912_533, *[401_059] * 5, 511_474]
     assert [value(steps[0], name) for name in ("--patients", "--lesions", "--test-lesions")] == ["1042", "401059", "511474"]
     assert value(steps[0], "--prevalence") == "0.00098"
 

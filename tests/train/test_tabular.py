@@ -126,7 +126,7 @@ def test_labels_of_a_patient_do_not_reach_the_patients_own_scores(synthetic_data
     table.to_csv(other / "train-metadata.csv", index=False)
     folder = tmp_path / "artifacts"
     folder.mkdir()
-    fold = metadata[[ID]].merge(oof[[ID, "fold"]], how="left").fillna({"fold": HOLDOUT}).astype({"fold": int})
+    fold = table[[ID, PATIENT, TARGET]].merge(oof[[ID, "fold"]], how="left").fillna({"fold": HOLDOUT}).astype({"fold": int})
     fold.to_csv(folder / "folds.csv", index=False)
     (tmp_path / "params.json").write_text(json.dumps(SMALL))
     options = ["--seeds", "1", "--params", str(tmp_path / "params.json"), "--negatives-per-positive", "2"]

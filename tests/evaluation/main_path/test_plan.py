@@ -5,7 +5,7 @@ import pytest
 from small_network import small_backbone
 
 from evaluation.main_path import plan as module
-from evaluation.main_path.__main__ import main
+from evaluation.main_path.__main__ import main, read_options
 from evaluation.main_path.estimates import Estimate, Rows, estimate_network, estimate_tabular, steps_of
 from evaluation.main_path.forecast import Recipe
 from evaluation.main_path.plan import Plan, kaggle_lines, plan_lines
@@ -80,6 +80,24 @@ def test_every_network_has_its_line(synthetic_data, tmp_path, measured, capsys):
     assert main([*where, "--plan", "--fusion", "--weights none", "--fusion", "--weights none --inputs image"]) == 0
     assert "fusion image" in [cells_of(line)[0] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert measured == ["tabular", "network", "network"]
+
+
+@pytest.mark.parametrize(
+    ("missing", "done"),
+    [
+        ("", [True, True, True, True, True, True]),
+        ("folds", [False, False, False, False, True, False]),
+        ("models", [True, False, False, False, True, False]),
+        ("networks", [True, True, False, False, True, False]),
+        ("other", [True, True, True, False, False, False]),
+    ],
+)
+def test_what_rests_on_a_stage_to_come_is_not_done(synthetic_data, tmp_path, monkeypatch, missing, done):
+    for name in ("folds", "models", "networks"):
+        monkeypatch.setattr(module, f"{name}_are_current", lambda *_, name=name: name != missing)
+    monkeypatch.setattr(module, "other_is_current", lambda command: missing != "other")
+    path, _ = read_options(["--data", str(synthetic_data), "--artifacts", str(tmp_path / "a"), "--fusion", "--weights none"])
+    assert module.done_of(path, None, None, [(None, None)]) == done
 
 
 @pytest.mark.parametrize("option", [["--tabular", "--seeds none"], ["--folds", "--holdout 3"], ["--fusion", "--epochs x"]])

@@ -56,9 +56,8 @@ class Path:
 
     def arguments(self, folds="--folds 2 --holdout 0.25", tabular="", network=NETWORK, more=()):
         words = ["--data", str(self.data), "--artifacts", str(self.folder / "artifacts"), *more]
-        tabular = f"--seeds 1 --params {self.folder / 'few_trees.json'} {tabular}"
-        stacking = f"--seeds 1 --params {self.folder / 'few_trees.json'}"
-        return [*words, "--folds", folds, "--tabular", tabular, "--fusion", network, "--stacking", stacking]
+        few = f"--seeds 1 --params {self.folder / 'few_trees.json'}"
+        return [*words, "--folds", folds, "--tabular", f"{few} {tabular}", "--stacking", few, "--fusion", network]
 
     def run(self, **options):
         """Title -> whether the stage did anything."""
@@ -118,7 +117,7 @@ def test_other_models_take_the_place_of_networks_on_request_only(path, capsys):
     assert load_manifest(path.folder / "artifacts") == before
     assert "train.fusion" not in path.started
     done = path.run(tabular="--seed 1", more=["--replace"])
-    assert done == {title: title not in ("folds", "kernel") for title in TITLES}
+    assert done == dict.fromkeys(TITLES, True) | {"folds": False, "kernel": False}
     assert path.run(tabular="--seed 1", more=["--replace"]) == dict.fromkeys(TITLES, False)
 
 
@@ -144,8 +143,9 @@ def test_the_command_prints_scores_places_and_the_next_step(path, capsys):
     assert main(path.arguments()) == 0
     printed = capsys.readouterr().out
     result = json.loads((path.folder / "artifacts-report" / "result.json").read_text())
-    last = load_manifest(path.folder / "artifacts")["stacking"]["scores"]
-    for rows, scores in (("out of fold", last), ("held out", result["scores"])):
+    manifest = load_manifest(path.folder / "artifacts")
+    stacked = manifest["network"]["scores"] | manifest["stacking"]["scores"]
+    for rows, scores in (("out of fold", stacked), ("held out", result["scores"])):
         for name, score in scores.items():
             low, high = score["interval"]
             row = rf"\| {name}, {rows} +\| {score['pauc']:.4f} \| {low:.4f} to {high:.4f} \|"
@@ -159,7 +159,7 @@ def test_without_a_holdout_there_is_no_dry_run(path):
     shutil.rmtree(path.folder / "artifacts")
     shutil.rmtree(path.folder / "artifacts-report")
     done = path.run(folds="--folds 2 --holdout 0")
-    assert done == {title: title not in ("kernel", "dry run") for title in TITLES}
+    assert done == dict.fromkeys(TITLES, True) | {"kernel": False, "dry run": False}
     assert not (path.folder / "artifacts-report").exists()
 
 
@@ -182,6 +182,12 @@ def test_bad_options_are_refused_before_anything_is_run(synthetic_data, tmp_path
         run_command(lambda: main(["--data", str(synthetic_data), "--artifacts", str(tmp_path / "a"), *arguments]))
     assert status.value.code == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_the_table_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "execute", None)
+    with pytest.raises(InputError, match=r"train-metadata\.csv"):
+        main(["--data", str(tmp_path)])
 
 
 def test_every_stage_has_its_options(synthetic_data, tmp_path):
