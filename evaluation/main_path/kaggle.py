@@ -51,24 +51,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 def head() -> list[str]:
     """Of the table of hours."""
-    columns = ["backbone", "pixels"]
-    for gpu in GPUS:
-        kernels = ["kernel"] if gpu.float16 == gpu.float32 else ["kernel, float32", "kernel, float16"]
-        columns += [f"{gpu.name}: {what}" for what in ("training", *kernels, "margin")]
-    return columns
+    return ["backbone", "pixels", *(f"{gpu.name}: {what}" for gpu in GPUS for what in ("training", "kernel", "margin"))]
 
 
 def line(backbone: str, size: int, decoded: float) -> list[str]:
-    """Hours of a backbone at a size; the margin is that of the slower of training and kernel in float32."""
+    """Hours of a backbone at a size; the margin is that of the slower of training and kernel."""
     defaults: dict[str, Any] = PRETRAINED_DEFAULTS
     config = TrainingConfig(**defaults | {"backbone": backbone, "image_size": size})
     recipe = recipe_of(Rows(TRAIN_ROWS, TRAIN_MALIGNANT, round(HOLDOUT * TRAIN_ROWS), FOLDS, 0.0, 0.0), config)
     cells = [backbone, str(size)]
     for gpu in GPUS:
-        slow, fast = (forecast(recipe, gpu, precision, decoded) for precision in ("float32", "float16"))
-        kernels = [slow.kernel] if gpu.float16 == gpu.float32 else [slow.kernel, fast.kernel]
-        cells += [f"{hours:.1f} h" for hours in (slow.training, *kernels)]
-        cells.append(f"{slow.margin:.1f}" if slow.fits else f"{slow.margin:.1f}, more than {HOURS:.0f} h")
+        found = forecast(recipe, gpu, "float32", decoded)  # the precision of the kernel
+        cells += [f"{hours:.1f} h" for hours in (found.training, found.kernel)]
+        cells.append(f"{found.margin:.1f}" if found.fits else f"{found.margin:.1f}, more than {HOURS:.0f} h")
     return cells
 
 
