@@ -11,7 +11,8 @@ RUN = $(call q,VENV,/bin/python)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo train plan test test-fast test-all lint fuzz skew kernel data publish push submit score status \
-  train-on-kaggle bench scale rehearsal lock archives-study imbalance-study real-crops explore environment clean .installed
+  train-on-kaggle bench scale rehearsal lock archives-study imbalance-study real-crops explore \
+  notebook screenshots environment clean .installed
 
 MAKEFILE := $(strip $(value MAKEFILE_LIST))
 help: ## these lines
@@ -198,6 +199,15 @@ real-crops: .installed ## the network on the real crops in REAL, and what it add
 OUT ?= exploration
 explore: .installed ## a page about DATA: counts, shifts, rates, crops, warnings; into OUT
 	$(RUN) -m evaluation.explore --data=$(call q,DATA) --out=$(call q,OUT)
+
+notebook: .installed ## notebooks/walkthrough.ipynb, run on what demo has made, or on a smaller dataset
+	DEMO=$(call q,DEMO) $(RUN) -m evaluation.notebook --run
+
+screenshots: .installed ## the pictures of the report and of triage in docs/, of what demo has made; by Chromium
+	$(RUN) -m evaluation.triage --data=$(call q,DEMO,/data) --artifacts=$(call q,DEMO,/artifacts) \
+	  --out=$(call q,DEMO,/triage) --patients 1
+	$(RUN) -m evaluation.screenshots --data=$(call q,DEMO,/data) --report=$(call q,DEMO,/report) \
+	  --triage=$(call q,DEMO,/triage) --out=docs
 
 environment: .installed ## what to paste into a bug report
 	@$(RUN) -m evaluation.environment --data=$(call q,DATA) --artifacts=$(call q,ARTIFACTS)

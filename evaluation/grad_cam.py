@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from evaluation.html import SCALE
 from inference.artifacts import OOF_FUSION, Manifest, best_network, checked_file, load_manifest
 from inference.backbones import PREPROCESSED, backbone_of, stage_of
 from inference.files import write_csv
@@ -403,7 +404,8 @@ def main(arguments: list[str] | None = None) -> int:
         warm = maps.any(axis=(1, 2))
         explanation = (
             "Logits: tabular \N{RIGHTWARDS ARROW} with the crop, by the network that was not trained on the patient. Right "
-            f"of each crop its Grad-CAM ({where}),\neach on its own scale: yellow raises the logit most, grey does not."
+            f"of each crop its Grad-CAM ({where}),\neach on its own scale: yellow raises the logit most, grey does not. "
+            f"{SCALE}"
         )
         for sheet, (target, word, end) in SHEETS.items():
             rows = np.flatnonzero(chosen["sheet"] == sheet)

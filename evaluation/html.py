@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "templates"
 STYLE = (TEMPLATES / "page.css").read_text(encoding="utf-8")
 SCRIPT = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+#: What stands near pictures of crops.
+SCALE = "A crop of SLICE-3D shows 15 x 15 mm of skin."
 
 
 def data_uri(content: bytes, kind: str = "jpeg") -> str:
@@ -50,6 +52,8 @@ def _environment() -> Environment:
         "thousands": lambda number: f"{number:,}",
         "signed": lambda number, digits=2: f"{round(number, digits) + 0.0:+.{digits}f}",
         "interval": lambda estimate, digits=4: f"{estimate.low:.{digits}f} to {estimate.high:.{digits}f}",
+        # Three that mean something, zeros at the end too: 8.50, 10.0, 100.
+        "digits": lambda value: f"{value:#.3g}".rstrip("."),
         # NaN is a dash.
         "number": lambda value, form=",.0f": "-" if value != value else format(value, form),
         "percent": lambda share, digits=1: "-" if share != share else f"{100 * share:.{digits}f} %",
@@ -57,7 +61,7 @@ def _environment() -> Environment:
     environment.filters |= filters
     # Only this very script may run, by its hash.
     script_hash = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    environment.globals |= {"style": Markup(STYLE), "script": Markup(SCRIPT), "script_hash": script_hash}
+    environment.globals |= {"scale": SCALE, "style": Markup(STYLE), "script": Markup(SCRIPT), "script_hash": script_hash}
     return environment
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.special import expit
 
 from evaluation.grad_cam import heat_maps, readable_crops, side_by_side
-from evaluation.html import Section, jpeg_of
+from evaluation.html import SCALE, Section, jpeg_of
 from evaluation.measures import FINAL, TABULAR
 from inference.artifacts import best_network, load_manifest
 from inference.images import find_images
@@ -146,7 +146,8 @@ def heat_of(scored: pd.DataFrame, data: Path, artifacts: Path) -> tuple[dict[str
     of = f"the mean over {len(names)} fold networks, " if len(names) > 1 else ""
     return dict(zip(scored[ID], maps, strict=True)), (
         f"Left the crop, right of it where the networks look: Grad-CAM (Selvaraju and others 2017) at {where}, {of}scaled "
-        f"to its warmest place. Yellow raises the logit most, grey does not. The networks take {size} x {size} pixels."
+        f"to its warmest place. Yellow raises the logit most, grey does not. The networks take {size} x {size} pixels. "
+        f"{SCALE}"
     )
 
 

@@ -68,7 +68,7 @@ def making_section(arguments: Sequence[str], rows: str, run: Mapping[str, Any], 
         "versions in the kernel": _formatted(run.get("versions", {})),
         "versions here": _formatted(versions()),
         "artifact format": str(manifest["format"]),
-        "folds": json.dumps(manifest.get("folds", {})).strip("{}").replace('"', "") or "unknown",
+        "folds": json.dumps(_rounded(manifest.get("folds", {}))).strip("{}").replace('"', "") or "unknown",
     }
     named = {kernel.name: kernel, "train-metadata.csv": data / "train-metadata.csv"}
     named[MANIFEST] = artifact_path(artifacts, MANIFEST)
@@ -82,7 +82,14 @@ def making_section(arguments: Sequence[str], rows: str, run: Mapping[str, Any], 
 
 def _words(key: str) -> str:
     """A JSON key as words."""
-    return key.replace("_", " ")
+    return key.replace("_gb", ", GB").replace("_", " ")
+
+
+def _rounded(value: Any) -> Any:
+    """A value of a JSON file, its numbers with four digits after the point."""
+    if isinstance(value, Mapping):
+        return {name: _rounded(each) for name, each in value.items()}
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def _formatted(value: Any) -> str:
