@@ -34,8 +34,9 @@ steps = {
     "train.folds": "--data {demo}/data --artifacts {demo}/artifacts --folds 2",
     "train.tabular": "--data {demo}/data --artifacts {demo}/artifacts --seeds 1",
     "train.fusion": "--data {demo}/data --artifacts {demo}/artifacts " + small,
+    "train.stacking": "--data {demo}/data --artifacts {demo}/artifacts --seeds 1",
 }
-if not (demo / "artifacts" / "oof_fusion.csv").is_file():
+if not (demo / "artifacts" / "oof_stacking.csv").is_file():
     demo = Path("walkthrough-demo")
     for module, options in steps.items():
         words = options.format(demo=demo).split()
@@ -92,10 +93,10 @@ print(f"\npatients in more than one fold: {(patients > 1).sum()}")
 
 # %%
 from inference.artifacts import load_manifest
-from inference.tabular import load_tabular_models
+from inference.tabular import load_models
 
 manifest = load_manifest(artifacts)
-models, _ = load_tabular_models(artifacts, manifest)
+models, _ = load_models(artifacts, manifest)
 importance = np.mean([model.get_feature_importance() for model, _ in models], axis=0)
 strongest = pd.Series(importance, manifest["tabular"]["features"]).nlargest(10)[::-1]
 figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
@@ -131,18 +132,18 @@ plt.show()
 # %% [markdown]
 # ## Combination and metric
 #
-# Both scores are combined by a rule that is chosen out of fold; `final` is what `kernel.py` submits. The metric is the
-# area under the ROC curve above 80 % true-positive rate, 0 to 0.20; guessing has 0.02. Intervals resample whole
-# patients, for lesions of a patient resemble each other.
+# A last stage compares each lesion with the patient's others, and all scores are combined by a rule that is chosen out
+# of fold; `final` is what `kernel.py` submits. The metric is the area under the ROC curve above 80 % true-positive rate,
+# 0 to 0.20; guessing has 0.02. Intervals resample whole patients, for lesions of a patient resemble each other.
 
 # %%
 from utils import bootstrap_scores, format_table
 
-scored = oof.merge(metadata[[ID, PATIENT]], on=ID)
+scored = pd.read_csv(artifacts / "oof_stacking.csv").merge(metadata[[ID, PATIENT]], on=ID)
 table = bootstrap_scores(
     scored[TARGET].to_numpy(),
     scored[PATIENT].to_numpy(),
-    {name: scored[name].to_numpy() for name in ("tabular", "network", "final")},
+    {name: scored[name].to_numpy() for name in ("tabular", "network", "stacking", "final")},
 )
 print(format_table(table))
 difference = table.difference("final", "tabular")
