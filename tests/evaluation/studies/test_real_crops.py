@@ -21,7 +21,7 @@ from evaluation.studies.real_crops import (
     with_sources,
 )
 from evaluation.studies.real_fusion import rescored
-from evaluation.studies.real_recipe import ARCHIVES, FACTORS, PRETRAIN, SHORT, UNLABELLED, UNLABELLED_IMAGENET
+from evaluation.studies.real_recipe import ARCHIVES, FACTORS, NETWORKS, PRETRAIN, SHORT, UNLABELLED, UNLABELLED_IMAGENET
 from inference.artifacts import checked_file
 from inference.images import ImageStore
 from inference.schema import ID, PATIENT, TARGET
@@ -267,28 +267,29 @@ def test_the_final_run_leaves_tables_and_artifacts_and_is_kept(command, syntheti
     assert main(command) == 0
     texts = {name: (out / name).read_text(encoding="utf-8") for name in ("final.md", "rows.md")}
     manifest = read_manifest(artifacts)
-    assert manifest["network"]["weights"] == [f"fusion_fold{fold}.weights.h5" for fold in range(3)]
+    networks = manifest["network"]["networks"]
+    assert set(networks) == set(NETWORKS) == {"fusion", "pixels-96"}
+    assert networks["fusion"]["weights"] == [f"fusion_fold{fold}.weights.h5" for fold in range(3)]
+    assert (networks["pixels-96"]["settings"]["image_size"], networks["pixels-96"]["training"]["seed"]) == (96, 1)
     assert all(checked_file(artifacts, manifest, name) for name in manifest["files"])
     oof, folds = (pd.read_csv(artifacts / name) for name in ("oof_fusion.csv", "folds.csv"))
-    score = bootstrap_scores(oof[TARGET], folds[PATIENT], {"network": oof["network"]}).scores["network"]
+    columns = {"mean of the networks": "network"} | {f"network {name}": f"network_{name}" for name in networks}
+    np.testing.assert_allclose(oof["network"], oof[["network_fusion", "network_pixels-96"]].mean(axis=1), atol=1e-6)
+    table = bootstrap_scores(oof[TARGET], folds[PATIENT], {name: oof[column] for name, column in columns.items()})
     assert len(oof) == RELEASED
-    assert cells_of(texts["final.md"]) == [
-        [
-            "network, the crop alone",
-            f"{score.pauc.value:.4f}",
-            f"{score.pauc.low:.4f} to {score.pauc.high:.4f}",
-            f"{score.auc.value:.4f}",
-            f"{score.auc.low:.4f} to {score.auc.high:.4f}",
-        ]
+    assert [row[:3] for row in cells_of(texts["final.md"])] == [
+        [name, *(f"{each.value:.4f} [{each.low:.4f}, {each.high:.4f}]" for each in (score.pauc, score.auc))]
+        for name, score in table.scores.items()
     ]
     rows = cells_of(texts["rows.md"])
-    assert [row[1] for row in rows[:3]] == ["tabular", "network", "tabular and network"]
+    names = ["tabular", "network", "tabular and network", "both in context", "stacking", "mean of these and stacking"]
+    assert [row[1] for row in rows[:6]] == names
     sizes = [f"all: {RELEASED + OTHERS} rows", f"crops of the release: {RELEASED} rows", f"other crops: {OTHERS} rows"]
-    assert [row[0].split(",")[0] for row in rows[::3]] == sizes
+    assert [row[0].split(",")[0] for row in rows[::6]] == sizes
     scores, _ = rescored(out / "all", artifacts, 1)
     assert scores[oof[ID]].to_numpy() == pytest.approx(oof["network"].to_numpy(), abs=1e-5)
     assert (rescored(out / "all", artifacts, 2)[0] != scores).any()
-    seconds = json.loads((artifacts / "seconds.json").read_text())["seconds"]
+    seconds = [(artifacts / f"{name}-seconds.json").read_text() for name in NETWORKS]
     main(command)
-    assert json.loads((artifacts / "seconds.json").read_text())["seconds"] == seconds
+    assert [(artifacts / f"{name}-seconds.json").read_text() for name in NETWORKS] == seconds
     assert {name: (out / name).read_text(encoding="utf-8") for name in texts} == texts
