@@ -63,7 +63,8 @@ def test_the_commands_that_it_runs_take_their_options(cells, tmp_path, monkeypat
     }
     names = {}
     exec(compile(ast.Module([assigned["small"], assigned["steps"]], []), "steps", "exec"), names)
-    assert list(names["steps"]) == ["train.synthetic", "train.folds", "train.tabular", "train.fusion"]
+    stages = ["folds", "tabular", "fusion", "stacking"]
+    assert list(names["steps"]) == ["train.synthetic", *(f"train.{stage}" for stage in stages)]
 
     parse = argparse.ArgumentParser.parse_known_args
 
