@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from inference.files import replacing
 from inference.options import Parser
 from scale.progress import Bar
@@ -30,6 +32,7 @@ NOTEBOOK = SCRIPT.with_suffix(".ipynb")
 MARK, MARKDOWN = "# %%", "# %% [markdown]"
 #: Of pictures; of a figure of the width of a page that is about 700 pixels.
 DPI = 75
+COLOURS = 128
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,10 @@ def run_cells(cells: Sequence[Cell]) -> list[list[dict[str, Any]]]:
 
 
 def picture(figure: Any) -> dict[str, Any]:
-    """A figure as an output: a PNG in base64."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=DPI)
+    """A figure as an output: a PNG of few colours, which is small, in base64."""
+    drawn, content = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI)
+    Image.open(drawn).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(content, "PNG", optimize=True)
     data = {"image/png": base64.b64encode(content.getvalue()).decode("ascii")}
     return {"output_type": "display_data", "data": data, "metadata": {}}
 

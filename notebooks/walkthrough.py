@@ -62,7 +62,7 @@ metadata = read_metadata(data / "train-metadata.csv", labelled=True)
 by_hospital = metadata.groupby(HOSPITAL).agg(
     patients=(PATIENT, "nunique"), lesions=(TARGET, "size"), malignant=(TARGET, "sum")
 )
-print(by_hospital.to_string())
+print(by_hospital.rename(lambda name: name[:50]).to_string())
 
 rng = np.random.default_rng(0)
 shown = np.concatenate([rng.choice(np.flatnonzero(metadata[TARGET] == target), 5, replace=False) for target in (1, 0)])
