@@ -99,7 +99,7 @@ def csv_chunks(path: Path, reading: Reading, rows: int | None) -> Iterator[pd.Da
     try:
         encoding = encoding_of(path)
         header = _header_of(path, encoding, reading)
-        if _is_regular(path, encoding):
+        if _is_regular(path, encoding, len(header)):
             frames = pd.read_csv(path, encoding=encoding, chunksize=rows, **reading.options)
             yield from [frames] if rows is None else frames
         else:
@@ -149,11 +149,11 @@ def _header_of(path: Path, encoding: str, reading: Reading) -> list[str]:
     return [name.replace(UNDECODED, "\N{REPLACEMENT CHARACTER}") for name in names]
 
 
-def _is_regular(path: Path, encoding: str) -> bool:
-    """Whether pandas' parser reads the file by the rules of this module."""
+def _is_regular(path: Path, encoding: str, columns: int | None = None) -> bool:
+    """Whether pandas' parser reads the file by the rules of this module; with ``columns``, if given, in every line."""
     if encoding == "utf-16":
         return False
-    width, rest = None, b""
+    width, rest = columns, b""
     with path.open("rb") as file:
         file.seek(len(codecs.BOM_UTF8) if encoding == "utf-8-sig" else 0)
         while block := file.read(SCAN_BLOCK):

@@ -49,7 +49,8 @@ def test_every_calibration_bin_is_in_table_and_chart(scored):
     page = calibration_page({"tabular": measured, "final": measured})
     assert page.count("<svg") == 2
     for part in measured.bins:
-        row = f'<th scope="row">{100 * part.predicted:.3g}</th><td>{100 * part.observed.value:.3g}</td>'
+        shown = [f"{100 * value:#.3g}".rstrip(".") for value in (part.predicted, part.observed.value)]
+        row = f'<th scope="row">{shown[0]}</th><td>{shown[1]}</td>'
         assert page.count(row) == 2
     ratio = measured.observed_to_expected
     assert f"final: {ratio.value:.2f} malignant lesions observed for each one expected" in page
@@ -60,7 +61,7 @@ def test_a_bin_without_malignant_lesions_can_be_drawn():
     empty = CalibrationBin(50, 0, 1e-9, Estimate(0, 0, 0))
     full = CalibrationBin(10, 5, 0.4, Estimate(0.5, 0.2, 0.8))
     page = calibration_page({"tabular": Calibration([empty, full], Estimate(1.2, 1, 1.5))})
-    assert '<th scope="row">1e-07</th><td>0</td>' in page
+    assert '<th scope="row">1.00e-07</th><td>0.00</td>' in page
     assert not re.search(r"\bnan\b", page, re.IGNORECASE)
 
 

@@ -150,6 +150,11 @@ def test_blocks_may_end_anywhere(table, monkeypatch):
 CELL = st.text(st.sampled_from('ab7. ,"\n\r\0é'), max_size=5)
 
 
+def test_a_header_that_ends_in_an_empty_name_has_one_column_less(table):
+    frame = read(table(b"id,\na,1\n"), Counter())
+    assert frame.to_dict("list") == {"id": ["a"]}
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.lists(CELL, min_size=1, max_size=4).map(",".join), max_size=6).map("\n".join), st.integers(0, 1 << 30))
 def test_the_fast_parser_is_used_only_where_it_reads_the_same(tmp_path_factory, text, place):
