@@ -208,7 +208,7 @@ def stacking_features(table: pd.DataFrame, networks: list[str], columns: pd.Data
 
 
 def with_noise(table: pd.DataFrame, networks: list[str], noise: float, seed: int) -> pd.DataFrame:
-    """The table with normal noise on the networks' logits, in standard deviations of each; the winner's 0.1 (README)."""
+    """The table with normal noise on the networks' logits, in standard deviations of each; the winner had 0.1."""
     rng = np.random.default_rng(seed)
     drawn = rng.standard_normal((len(table), len(networks))) * table[networks].std().to_numpy()
     return table.assign(**dict(zip(networks, (table[networks] + noise * drawn).to_numpy().T, strict=True)))
