@@ -305,7 +305,7 @@ def score_last_stage(
     models, complaints = load_models(artifacts, manifest, "stacking")
     for complaint in complaints:
         run.fall_back("stacking_models_left_out", 1, complaint)
-    patients = rows.get(PATIENT)
+    patients = rows.get(PATIENT) if settings["patients"] else None
     codes = patient_codes(len(rows), patients)
     used = logits[[TABULAR, *settings["networks"]]].set_axis(rows.index)
     scored = used.notna().all(axis=1).to_numpy()

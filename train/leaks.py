@@ -53,6 +53,11 @@ class ColumnChoice:
         choice = cls(**manifest.get("folds", {}).get("features", {}))
         return cls(choice.patients, tuple(choice.columns) if choice.columns else None, choice.accept_leak)
 
+    @property
+    def sees_patients(self) -> bool:
+        """Whether features may compare a lesion with the patient's others."""
+        return self.patients != "own" and (not self.columns or PATIENT in self.columns)
+
     def of(self, metadata: pd.DataFrame) -> list[str]:
         """The columns that features may use, in the order of ``metadata``; patient_id is one if they see the patients.
 

@@ -128,6 +128,7 @@ def what_decides_last_stage(options: StackingOptions, manifest: Manifest) -> dic
     settings = {name: getattr(options, name) for name in ("columns", "noise", "combine")}
     settings["networks"] = list(networks_of(manifest))
     choice = ColumnChoice.recorded(manifest)
+    settings["patients"] = choice.sees_patients
     return {
         "settings": settings,
         "config": asdict(options.config),
@@ -141,14 +142,14 @@ def record_stacking(stage: Stage, rows: Rows, settings: dict[str, Any], config: 
     networks = settings["networks"]
     table, scored = read_logits(stage.artifacts, rows, networks)
     columns = rows.features.loc[table.index] if settings["columns"] else None
-    features = stacking_features(table, networks, columns)
-    fitted = stacking_features(with_noise(table, networks, settings["noise"], config.seed), networks, columns)
+    noisy = with_noise(table, networks, settings["noise"], config.seed)
+    features, fitted = (stacking_features(each, networks, columns, settings["patients"]) for each in (table, noisy))
     y_true, fold = table[TARGET].to_numpy(), table["fold"].to_numpy()
     if not all(0 < y_true[scored & (fold != each)].sum() < (scored & (fold != each)).sum() for each in np.unique(fold)):
         raise InputError("outside a fold, the lesions with an image score are of one class; make other folds.")
     log(f"{int(scored.sum()):,} lesions with all scores, {features.shape[1]} features of {', '.join([TABULAR, *networks])}")
     result = cross_validate(features[scored], y_true[scored], fold[scored], config, fitted=fitted[scored])
-    codes = patient_codes(len(table), table[PATIENT])
+    codes = patient_codes(len(table), table[PATIENT] if settings["patients"] else None)
     network = table[NETWORK].where(scored).to_numpy()
     table[IN_CONTEXT] = context_logits(network, table[TABULAR].to_numpy(), codes)
     table.loc[scored, STACKING] = result.logits
@@ -201,9 +202,11 @@ def read_logits(artifacts: Path, rows: Rows, networks: list[str]) -> tuple[pd.Da
     return table, scored
 
 
-def stacking_features(table: pd.DataFrame, networks: list[str], columns: pd.DataFrame | None) -> pd.DataFrame:
-    """The features of the last stage, behind those of the tabular stage if they are given."""
-    features = logit_features(table[[TABULAR, *networks]], table[PATIENT])
+def stacking_features(
+    table: pd.DataFrame, networks: list[str], columns: pd.DataFrame | None, patients: bool = True
+) -> pd.DataFrame:
+    """The features of the last stage, behind those of the tabular stage if they are given; ``patients``: it sees them."""
+    features = logit_features(table[[TABULAR, *networks]], table[PATIENT] if patients else None)
     return features if columns is None else pd.concat([columns, features], axis=1)
 
 

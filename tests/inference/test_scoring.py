@@ -345,6 +345,7 @@ def stacking(tmp_path):
             "features": list(features),
             "categories": categories,
             "columns": columns,
+            "patients": True,
             "combination": {"kind": "stacking", "with_image": {"intercept": 0.25, "stacking": 2.0}} | WITHOUT,
         }
         expected = model.predict(Pool(features, cat_features=categories), prediction_type="RawFormulaVal") - 0.5

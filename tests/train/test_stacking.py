@@ -134,6 +134,19 @@ def test_no_label_of_a_fold_changes_a_feature_of_its_rows(trained, artifacts):
     assert not before[~inside].equals(after[~inside])
 
 
+def test_hidden_patients_are_hidden_from_the_last_stage(trained, artifacts):
+    """``train.folds --patients own``: how many lesions a patient has can tell the label."""
+    manifest = load_manifest(artifacts)
+    manifest["folds"]["features"] = {"patients": "own", "columns": None, "accept_leak": False}
+    (artifacts / "manifest.json").write_text(json.dumps(manifest))
+    assert train_stacking(command(trained, artifacts)) == 0
+    assert load_manifest(artifacts)["stacking"]["patients"] is False
+    oof = pd.read_csv(artifacts / "oof_stacking.csv")
+    np.testing.assert_allclose(oof["context"], oof["tabular"], atol=1e-6)
+    table, _ = read_logits(artifacts, read_rows(trained.data), ["fusion"])
+    assert (stacking_features(table, ["fusion"], None, patients=False)["scored_lesions"] == 1).all()
+
+
 def test_noise_is_seeded_and_of_the_networks_only():
     table = pd.DataFrame({"tabular": np.zeros(20_000), "fusion": np.tile([0.0, 4.0], 10_000)})
     noisy = with_noise(table, ["fusion"], 0.1, seed=3)
