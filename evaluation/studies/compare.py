@@ -18,11 +18,23 @@ import numpy as np
 import pandas as pd
 
 from evaluation.measures import TABULAR
-from inference.artifacts import FOLDS, MANIFEST, OOF_FUSION, OOF_TABULAR, artifact_path, checked_file, load_manifest
+from inference.artifacts import (
+    FOLDS,
+    MANIFEST,
+    OOF_FUSION,
+    OOF_TABULAR,
+    Manifest,
+    artifact_path,
+    checked_file,
+    load_manifest,
+    network_column,
+    networks_of,
+)
 from inference.files import replacing, sha256_of, sha256_of_images, write_json
 from inference.images import find_images
 from inference.options import Parser, add_data_options, output_folder
 from inference.schema import PATIENT, TARGET, read_scores
+from inference.scoring import NETWORK
 from inference.tables import id_mismatch
 from train.folds import assign_folds
 from train.fusion import train_fusion
@@ -31,6 +43,29 @@ from utils import INTERVAL, Estimate, InputError, ScoreTable, bootstrap_scores, 
 
 #: Beside the artifacts of a finished variant: the request, and the seconds that the training took.
 FINISHED = "seconds.json"
+
+
+# Out-of-fold scores
+
+
+def read_out_of_fold(artifacts: Path) -> tuple[pd.DataFrame, Manifest]:
+    """The out-of-fold logits of a fusion by isic_id, with target, fold, patient_id and image_scored; and the manifest.
+
+    The logits are "tabular", "network" (the mean of all networks) and that of each network in its ``network_column``.
+
+    Raises:
+        InputError: the artifacts hold no network, or their files are of different lesions.
+    """
+    manifest = load_manifest(artifacts)
+    columns = [network_column(name) for name in networks_of(manifest)]
+    if not columns:
+        raise InputError(f"{artifacts} has no fusion; run: python -m train.fusion --data DIR --artifacts {artifacts}")
+    names = [TARGET, "fold", TABULAR, NETWORK, "image_scored", *columns]
+    rows = read_scores(checked_file(artifacts, manifest, OOF_FUSION), names)
+    patients = read_scores(checked_file(artifacts, manifest, FOLDS), [PATIENT])[PATIENT].reindex(rows.index)
+    if patients.isna().any():
+        raise InputError(f"{artifacts / FOLDS} lacks lesions of {OOF_FUSION}; train again.")
+    return rows.assign(**{PATIENT: patients}), manifest
 
 
 # Mean scores and Markdown

@@ -17,15 +17,14 @@ import numpy as np
 import pandas as pd
 
 from evaluation.measures import TABULAR
-from evaluation.studies.compare import markdown_table, signed, size_of, write_text
-from inference.artifacts import FOLDS, OOF_FUSION, checked_file, load_manifest
+from evaluation.studies.compare import markdown_table, read_out_of_fold, signed, size_of, write_text
 from inference.options import Parser, add_seed_option, existing_folder, output_folder, positive_number
-from inference.schema import PATIENT, TARGET, read_scores
+from inference.schema import PATIENT, TARGET
 from inference.scoring import combine, most_suspicious
 from scale.output_folder import output_set
 from terminal import run_command
 from train.charts import BLUE, INK, clean_axes, new_figure, save_png
-from utils import InputError, ScoreTable, bootstrap_scores, log_summary
+from utils import ScoreTable, bootstrap_scores, log_summary
 
 TABLE, FIGURE = "image_share.md", "image_share.png"
 SHARES = (0.05, 0.1, 0.2, 0.5, 1.0)
@@ -52,7 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     shares = sorted({*options.shares, 1.0})
     with output_set(options.out, [TABLE, FIGURE]) as staging:
-        rows, how = read_out_of_fold(options.artifacts)
+        rows, manifest = read_out_of_fold(options.artifacts)
+        how = manifest["network"]["combination"]
         scores = {TABULAR: rows["tabular"].to_numpy()} | {name_of(share): share_scores(rows, how, share) for share in shares}
         table = bootstrap_scores(rows[TARGET].to_numpy(), rows[PATIENT].to_numpy(), scores, seed=options.seed)
         text = as_markdown(table, shares)
@@ -60,23 +60,6 @@ def main(arguments: list[str] | None = None) -> int:
         draw_figure(staging / FIGURE, table, shares)
     log_summary(f"{options.out / TABLE}: {len(shares)} shares of {size_of(table)}", text)
     return 0
-
-
-def read_out_of_fold(artifacts: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The out-of-fold logits of a fusion, with target and patient; and how the kernel combines them.
-
-    Raises:
-        InputError: the artifacts hold no fusion, or their files are of different lesions.
-    """
-    manifest = load_manifest(artifacts)
-    if "network" not in manifest:
-        raise InputError(f"{artifacts} has no fusion; run: python -m train.fusion --data DIR --artifacts {artifacts}")
-    names = [TARGET, "tabular", "network", "image_scored"]
-    rows = read_scores(checked_file(artifacts, manifest, OOF_FUSION), names)
-    patients = read_scores(checked_file(artifacts, manifest, FOLDS), [PATIENT])[PATIENT].reindex(rows.index)
-    if patients.isna().any():
-        raise InputError(f"{artifacts / FOLDS} lacks lesions of {OOF_FUSION}; train again.")
-    return rows.assign(**{PATIENT: patients}), manifest["network"]["combination"]
 
 
 def share_scores(rows: pd.DataFrame, how: dict[str, Any], share: float) -> np.ndarray:

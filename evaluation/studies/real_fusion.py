@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from evaluation.studies.compare import markdown_table, signed, size_of
+from evaluation.studies.compare import markdown_table, read_out_of_fold, signed, size_of
 from inference.artifacts import (
     FOLDS,
     OOF_FUSION,
@@ -105,11 +105,9 @@ def rescored(data: Path, artifacts: Path, views: int) -> tuple[pd.Series, float]
 
 def final_table(artifacts: Path) -> str:
     """pAUC and AUC of the networks of an artifact folder, out of fold, in Markdown."""
-    names = list(networks_of(load_manifest(artifacts)))
-    columns = {"mean of the networks": NETWORK} | {f"network {name}": network_column(name) for name in names}
-    oof = read_scores(artifact_path(artifacts, OOF_FUSION), [TARGET, "fold", *columns.values()])
-    patients = read_scores(artifact_path(artifacts, FOLDS), [PATIENT]).loc[oof.index, PATIENT]
-    table = bootstrap_scores(oof[TARGET], patients, {name: oof[column] for name, column in columns.items()})
+    oof, manifest = read_out_of_fold(artifacts)
+    columns = {"mean of the networks": NETWORK} | {f"network {name}": network_column(name) for name in networks_of(manifest)}
+    table = bootstrap_scores(oof[TARGET], oof[PATIENT], {name: oof[column] for name, column in columns.items()})
     mean, deviation = fold_mean(oof[TARGET], oof[NETWORK], oof["fold"])
     rows: list[list[str]] = []
     for name, score in table.scores.items():

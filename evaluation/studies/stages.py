@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from evaluation.studies.compare import markdown_table, signed, size_of, write_text
-from inference.artifacts import FOLDS, OOF_FUSION, OOF_STACKING, checked_file, load_manifest, network_column, networks_of
+from evaluation.studies.compare import markdown_table, read_out_of_fold, signed, size_of, write_text
+from inference.artifacts import OOF_STACKING, checked_file, network_column, networks_of
 from inference.options import Parser, existing_folder, output_folder
 from inference.schema import PATIENT, TARGET, read_scores
 from inference.scoring import FINAL, IN_CONTEXT, NETWORK, STACKING, TABULAR
 from scale.output_folder import output_set
 from terminal import run_command
 from train.combination import OF_ALL, OF_NETWORKS, nested_scores
-from utils import InputError, ScoreTable, bootstrap_scores, log, log_summary
+from utils import ScoreTable, bootstrap_scores, log, log_summary
 
 TABLE = "stages.md"
 BEFORE, AFTER = "combination without the last stage", "combination"
@@ -47,18 +47,11 @@ def score_stages(artifacts: Path) -> ScoreTable:
     """The out-of-fold scores of all stages, by name.
 
     Raises:
-        InputError: the artifacts hold no networks, or their files are of different lesions.
+        InputError: as ``read_out_of_fold``.
     """
-    manifest = load_manifest(artifacts)
-    networks = list(networks_of(manifest))
-    if not networks:
-        raise InputError(f"{artifacts} holds no network; run train.fusion first.")
+    rows, manifest = read_out_of_fold(artifacts)
+    networks = networks_of(manifest)
     columns = {f"network {name}": network_column(name) for name in networks} if len(networks) > 1 else {}
-    names = [TARGET, "fold", TABULAR, NETWORK, "image_scored", *columns.values()]
-    rows = read_scores(checked_file(artifacts, manifest, OOF_FUSION), names)
-    patients = read_scores(checked_file(artifacts, manifest, FOLDS), [PATIENT])[PATIENT].reindex(rows.index)
-    if patients.isna().any():
-        raise InputError(f"{artifacts / FOLDS} lacks lesions of {OOF_FUSION}; train again.")
     scores = {TABULAR: rows[TABULAR]} | {name: rows[column] for name, column in columns.items()}
     scores |= {"network" if not columns else "mean of the networks": rows[NETWORK]}
     before = nested_scores(rows, OF_NETWORKS)
@@ -67,7 +60,7 @@ def score_stages(artifacts: Path) -> ScoreTable:
         rows = rows.join(read_scores(checked_file(artifacts, manifest, OOF_STACKING), [IN_CONTEXT, STACKING]))
         after = nested_scores(rows, OF_ALL)
         scores |= {name: pd.Series(after[kind]) for kind, name in LAST.items()}
-    return bootstrap_scores(rows[TARGET], patients, {name: values.to_numpy() for name, values in scores.items()})
+    return bootstrap_scores(rows[TARGET], rows[PATIENT], {name: values.to_numpy() for name, values in scores.items()})
 
 
 def as_markdown(table: ScoreTable) -> str:

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from evaluation.studies.image_share import SHARES, as_markdown, main, name_of, read_out_of_fold, share_scores
+from evaluation.studies.compare import read_out_of_fold
+from evaluation.studies.image_share import SHARES, as_markdown, main, name_of, share_scores
 from inference.schema import PATIENT, TARGET
 from utils import InputError, bootstrap_scores
 
@@ -44,7 +45,8 @@ def test_the_full_share_is_the_score_of_the_training(trained, tmp_path, capsys):
     assert main(["--artifacts", str(trained.artifacts), "--out", str(tmp_path / "study")]) == 0
     rows = cells_of((tmp_path / "study" / "image_share.md").read_text(encoding="utf-8"))
     assert [row[0] for row in rows] == ["tabular", *map(name_of, SHARES)]
-    table, how = read_out_of_fold(trained.artifacts)
+    table, manifest = read_out_of_fold(trained.artifacts)
+    how = manifest["network"]["combination"]
     scores = {"all": share_scores(table, how, 1.0), "tabular": table["tabular"]}
     expected = bootstrap_scores(table[TARGET], table[PATIENT], scores).scores
     assert [rows[0][2], rows[-1][2]] == [f"{expected[name].pauc.value:.4f}" for name in ("tabular", "all")]
