@@ -71,6 +71,18 @@ def claim(out: Path, settings: dict) -> None:
             left.unlink()
 
 
+def contents(artifacts: Path, images: Path | None) -> dict[str, str | None]:
+    """Hashes of what the scoring reads beside its input, by option."""
+    return {"artifacts": sha256_of(artifact_path(artifacts, MANIFEST)), "images": images and sha256_of_images(images)}
+
+
+def refuse_changed(settings: dict[str, Any], artifacts: Path, images: Path | None) -> None:
+    """Raises InputError where the artifacts or the images are others than before: the scores could be of both."""
+    changed = [f"--{name}" for name, sha256 in contents(artifacts, images).items() if sha256 != settings[name]]
+    if changed:
+        raise InputError(f"{', '.join(changed)}: changed while the lesions were scored; run again with another --out.")
+
+
 def score_parts(files: Files, parts: int, artifacts: Path, images: Path | None, batch_size: int) -> None:
     """Scores the parts that have no scores yet."""
     todo = [part for part in range(parts) if pieces_of(files.folder, part) and not scores_of(files.folder, part).is_file()]
@@ -122,8 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     parts = options.parts or parts_for(sources)
     settings: dict[str, Any] = {
         "input": [[path.name, sha256_of(path)] for path in sources],
-        "artifacts": sha256_of(artifact_path(options.artifacts, MANIFEST)),
-        "images": options.images and sha256_of_images(options.images),
+        **contents(options.artifacts, options.images),
         "parts": parts,
     }
     with locked(options.out):
@@ -137,6 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
             if options.images:
                 refuse_other_images(options.out, options.images)
             score_parts(files, parts, options.artifacts, options.images, options.batch_size)
+        refuse_changed(settings, options.artifacts, options.images)
         summary = summarize(options.out, sum(rows))
         commit(options.out, options.out / SCORED)
     log_summary(summary)

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from inference.schema import ID, PATIENT, repaired
-from scale import parts
+from scale import batch_scoring, parts
 from scale.artifact_folder import locked
-from scale.batch_scoring import main
+from scale.batch_scoring import main, score_parts
 from scale.parts import chunks, find_repeated, input_files, part_of
 from train.stacking import train_stacking
 from utils import InputError
@@ -267,6 +267,23 @@ def test_a_corrected_input_of_equal_size_is_not_what_was_scored(score, scoring, 
             score(*where)
         path.write_bytes(content)
     assert score(*where) == 0
+
+
+def test_images_that_change_between_two_parts_give_no_scores(score, scoring, tmp_path, monkeypatch):
+    images = tmp_path / "images.hdf5"
+    shutil.copy(scoring.competition / "test-image.hdf5", images)
+    summarized = []
+
+    def replaced(*asked):
+        content = images.read_bytes()
+        images.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        return score_parts(*asked)
+
+    monkeypatch.setattr(batch_scoring, "score_parts", replaced)
+    monkeypatch.setattr(batch_scoring, "summarize", summarized.append)
+    with pytest.raises(InputError, match="--images: changed while"):
+        score("--images", images)
+    assert not summarized and not list(score.out.glob("scores-*"))
 
 
 def test_images_of_other_lesions_are_refused_with_ids_of_both_sides(score, scoring, tmp_path):
