@@ -64,10 +64,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def share_scores(rows: pd.DataFrame, how: dict[str, Any], share: float) -> np.ndarray:
     """Final logits where the networks score so many of the lesions, shape (rows,)."""
-    tabular = rows["tabular"].to_numpy()
-    reached = np.zeros(len(rows), dtype=bool)
-    reached[most_suspicious(tabular, share)] = True
-    return combine(how, rows, reached & rows["image_scored"].to_numpy(bool))
+    return combine(how, rows, reached(rows["tabular"].to_numpy(), share) & rows["image_scored"].to_numpy(bool))
+
+
+def reached(tabular: np.ndarray, share: float) -> np.ndarray:
+    """Whether each lesion is among those that the networks score, bool of shape (rows,)."""
+    found = np.zeros(len(tabular), dtype=bool)
+    found[most_suspicious(tabular, share)] = True
+    return found
 
 
 def name_of(share: float) -> str:

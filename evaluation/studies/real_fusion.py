@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from evaluation.studies.compare import markdown_table, read_out_of_fold, signed, size_of
+from evaluation.studies.image_share import SHARES, as_markdown, name_of, reached
 from inference.artifacts import (
     FOLDS,
     OOF_FUSION,
@@ -188,7 +189,14 @@ def compare_columns_and_crops(columns: Columns, artifacts: Path) -> str:
     for name, part in (("all", table), ("crops of the release", table[inside]), ("other crops", table[~inside])):
         cells += part_of_table(name, part)
     head = ["rows", "score", "pAUC", "95 % interval", "AUC", "minus tabular, paired"]
-    return f"Rows with columns and a crop, out of fold.\n\n{markdown_table(head, cells)}\n"
+    return f"Rows with columns and a crop, out of fold.\n\n{markdown_table(head, cells)}\n\n{shares_of_rows(table)}"
+
+
+def shares_of_rows(table: pd.DataFrame) -> str:
+    """How much of the combination's score is reached where the rows with the highest tabular logits have it, in Markdown."""
+    tabular, both = table[TABULAR].to_numpy(), table[COMBINATION].to_numpy()
+    scores = {name_of(share): np.where(reached(tabular, share), both, tabular) for share in SHARES}
+    return as_markdown(bootstrap_scores(table[TARGET], table[PATIENT], {TABULAR: tabular} | scores), SHARES)
 
 
 def part_of_table(name: str, part: pd.DataFrame) -> list[list[str]]:

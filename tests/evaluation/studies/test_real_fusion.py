@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 
 from evaluation.studies import real_fusion
+from evaluation.studies.image_share import SHARES, name_of
 from evaluation.studies.real_fusion import (
     BOTH_IN_CONTEXT,
     COMBINATION,
@@ -82,6 +83,12 @@ def test_the_combination_is_fitted_on_other_patients(folders, scored):
         )
     assert cells[0][5] == ""
     assert cells[2][5].startswith(f"{partial_auc(y_true, blend) - partial_auc(y_true, rows['tabular']):+.4f} [")
+    shares = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[-len(SHARES) - 1 :]]
+    assert [share[0] for share in shares] == ["tabular", *map(name_of, SHARES)]
+    first = rows["tabular"].rank(ascending=False, method="first").to_numpy() <= 3  # 5 % of 60 rows
+    a_few = np.where(first, blend, rows["tabular"])
+    for share, logits in zip((shares[0], shares[1], shares[-1]), (rows["tabular"], a_few, blend), strict=True):
+        assert float(share[2]) == pytest.approx(partial_auc(y_true, logits), abs=5e-5)
 
 
 def test_rows_of_one_class_have_no_scores():
