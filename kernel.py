@@ -16,11 +16,11 @@ Contents (line numbers):
      1441  inference/artifacts.py
      1519  inference/tabular.py
      1581  inference/images.py
-     1836  inference/backbones.py
-     2076  inference/network.py
-     2374  inference/run_log.py
-     2514  inference/scoring.py
-     2865  inference/submission.py
+     1831  inference/backbones.py
+     2071  inference/network.py
+     2369  inference/run_log.py
+     2509  inference/scoring.py
+     2860  inference/submission.py
 """
 
 from __future__ import annotations
@@ -1587,8 +1587,8 @@ Training and the kernel decode with the same ``decode_crop``. A lesion without a
 which carry positions: the caller knows which ones were scored.
 """
 
-#: Images read from the file before the decoder gets them; about 3 MB of JPEG.
-CHUNK = 1024
+#: Images that the decoder gets at a time, and how many times as many are read before; about 3 MB of JPEG in all.
+CHUNK, AHEAD = 256, 4
 #: An image that claims more pixels is broken, or meant to exhaust memory; crops have some 20,000, photographs 20 million.
 MOST_PIXELS = 25_000_000
 JPEG_START, PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
@@ -1616,17 +1616,18 @@ class ImageStore:
             self._file = None if path.is_dir() else open_hdf5(path)
         except OSError as error:
             raise InputError(f"{path} cannot be opened as HDF5 ({error}); fetch it again.") from error
+        self._links = None if self._file is None else self._file.id.links
         self._descriptor = None if self._file is None else descriptor_of(self._file)
 
     def __contains__(self, isic_id: str) -> bool:
         """Whether the file itself holds an image of this lesion, readable or not."""
         if not PLAIN_ID.fullmatch(isic_id):
             return False
-        if self._file is None:
+        if self._links is None:
             return (self.path / f"{isic_id}.jpg").is_file()
         # An external or soft link could point out of the file: only what the file itself holds counts.
         try:
-            return self._file.id.links.get_info(isic_id.encode()).type == h5py.h5l.TYPE_HARD
+            return self._links.get_info(isic_id.encode()).type == h5py.h5l.TYPE_HARD
         except (KeyError, RuntimeError):
             return False
 
@@ -1635,9 +1636,9 @@ class ImageStore:
 
         Zeros for a folder, and for a lesion without an image.
         """
-        if self._file is None:
+        links = self._links
+        if links is None:
             return np.zeros(len(list(isic_ids)), dtype="int64")
-        links = self._file.id.links
 
         def place(isic_id: str) -> int:
             try:
@@ -1658,27 +1659,28 @@ class ImageStore:
                 return b""
             if self._file is None:
                 return checked((self.path / f"{isic_id}.jpg").read_bytes())
-            return checked(self._read_dataset(self._file, isic_id))
+            return self._read_dataset(self._file, isic_id)
         except (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError, MemoryError, OverflowError):
             return b""
 
     def _read_dataset(self, file: h5py.File, isic_id: str) -> bytes:
-        """The bytes of a dataset: one string or opaque value, or an array; empty where they lie in another file.
+        """The image of a dataset: one string or opaque value, or an array; empty where it lies in another file.
 
-        Bytes in one piece are read past HDF5, which takes half the time of its own reading.
+        An image in one piece is read past HDF5, which takes half the time of its own reading.
         """
         dataset = h5py.h5d.open(file.id, isic_id.encode())
         place = dataset.get_offset()  # None unless the bytes lie in one piece in this file
-        if place is not None and self._descriptor is not None and holds_bytes(dataset.get_type()):
+        if place is not None and self._descriptor is not None:
             size = dataset.get_storage_size()
             image = os.pread(self._descriptor, size, place)
-            return image.rstrip(b"\0") if len(image) == size else b""
+            if len(image) == size and checked(image):  # a string of variable length, say, has its address there
+                return image.rstrip(b"\0")
         properties = dataset.get_create_plist()
         if properties.get_external_count() or properties.get_layout() == h5py.h5d.VIRTUAL:
             return b""
         content = np.empty(dataset.shape, dataset.dtype)
         dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, content)
-        return bytes(content.item()) if content.dtype.hasobject else content.tobytes().rstrip(b"\0")
+        return checked(bytes(content.item()) if content.dtype.hasobject else content.tobytes().rstrip(b"\0"))
 
     def close(self) -> None:
         """Closes the HDF5 file; harmless for a folder, and a second time."""
@@ -1710,13 +1712,6 @@ def descriptor_of(file: h5py.File) -> int | None:
         return file.id.get_vfd_handle() if hasattr(os, "pread") else None
     except (RuntimeError, ValueError, NotImplementedError):
         return None
-
-
-def holds_bytes(kind: h5py.h5t.TypeID) -> bool:
-    """Whether values of this type lie in the file as they are: a string of fixed length, an opaque value, whole numbers."""
-    if kind.get_class() == h5py.h5t.STRING:
-        return not kind.is_variable_str()
-    return kind.get_class() in (h5py.h5t.OPAQUE, h5py.h5t.INTEGER)
 
 
 def open_hdf5(path: Path) -> h5py.File:
@@ -1815,11 +1810,11 @@ def image_batches(store: ImageReader, isic_ids: Sequence[str], image_size: int |
 
     def crops_of(positions, images):
         pairs = tf.data.Dataset.from_tensor_slices((positions, images))
-        crops = pairs.map(lambda i, image: (i, decoded(image)), cores(), deterministic=True)
+        crops = pairs.map(lambda i, image: (i, decoded(image)), 2 * cores(), deterministic=True)
         return crops.ignore_errors()  # of the decoder only: an error of the reader must be raised
 
     signature = tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None,), tf.string)
-    read = tf.data.Dataset.from_generator(chunks, output_signature=signature).prefetch(1)
+    read = tf.data.Dataset.from_generator(chunks, output_signature=signature).prefetch(AHEAD)
     batches = read.flat_map(crops_of).batch(batch_size).prefetch(2)
     # With its tuner, TensorFlow 2.20 can end as late again as the data took.
     options = tf.data.Options()
