@@ -43,6 +43,8 @@ from evaluation.studies.real_recipe import (
     NETWORKS,
     RECIPE,
     SHORT,
+    SYNTHETIC,
+    SYNTHETIC_SIZE,
     UNLABELLED,
     UNLABELLED_EPOCHS,
     UNLABELLED_IMAGENET,
@@ -60,6 +62,7 @@ from train.folds import make_folds
 from train.manifest import link_or_copy
 from train.network.config import parse_fusion_options
 from train.network.self_supervised import pretrain_without_labels
+from train.synthetic.dataset import TRUTH, DatasetConfig, write_dataset
 from train.tabular import train_tabular
 from utils import InputError, log, log_summary
 
@@ -190,6 +193,8 @@ def with_sources(request: Request, trained: Trained) -> Trained:
     for place, word in enumerate(words):
         if word == ARCHIVES:
             words[place] = str(archive_folder(request))
+        elif word == SYNTHETIC:
+            words[place] = str(synthetic_folder(request))
         elif word in (UNLABELLED, UNLABELLED_IMAGENET):
             words[place] = str(unlabelled_weights(request, words, word.partition("-")[2]))
     return replace(trained, variant=replace(trained.variant, options=tuple(words)))
@@ -202,6 +207,15 @@ def archive_folder(request: Request) -> Path:
     folder = request.out / "ham10000"
     with workers(request.jobs):
         log(write_archives(ArchivesConfig(request.archives, ["2018"], "malignant"), folder))
+    return folder
+
+
+def synthetic_folder(request: Request) -> Path:
+    """The synthetic dataset, made where it is missing."""
+    folder = request.out / "synthetic"
+    if not (folder / TRUTH).is_file():
+        with workers(request.jobs):
+            log(write_dataset(folder, DatasetConfig(*SYNTHETIC_SIZE)))
     return folder
 
 

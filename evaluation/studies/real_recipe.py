@@ -17,12 +17,18 @@ SHORT = ("--image-size", "96", "--epochs", "40", "--ema", "0.97", "--views", "1"
 #: Stand for paths in the options of a variant: the earlier archives as a folder of ``train.archives``, and weights of the
 #: variant's backbone that were trained on the crops without labels, from random weights or those of ImageNet.
 ARCHIVES, UNLABELLED, UNLABELLED_IMAGENET = "ARCHIVES", "UNLABELLED-none", "UNLABELLED-imagenet"
+#: Stands for a synthetic dataset of so many patients and lesions, that share of them malignant, from this seed.
+SYNTHETIC, SYNTHETIC_SIZE = "SYNTHETIC", (150, 10_000, 0.1, 1)
 PRETRAIN = ("--archives", ARCHIVES, "--archives-mode", "pretrain")
 #: A start from random weights needs batch norms that are trained.
 RANDOM = ("--weights", "none", "--batch-norm", "trainable", "--learning-rate", "1e-3")
 RESNET50 = ("--backbone", "resnet50", "--batch-norm", "trainable")
 #: The networks of the final run: options behind the recipe's. Other crops and another seed err differently.
-NETWORKS = {"fusion": (), "pixels-96": ("--image-size", "96", "--seed", "1")}
+NETWORKS = {
+    "fusion": (),
+    "pixels-96": ("--image-size", "96", "--seed", "1"),
+    "benign-8": ("--negatives-per-positive", "8", "--epochs", "40", "--seed", "2"),
+}
 #: Of the training without labels; an epoch has each crop once.
 UNLABELLED_EPOCHS = 30
 
@@ -52,6 +58,7 @@ FACTORS = {
             "self-supervised from ImageNet": ("--weights", UNLABELLED_IMAGENET),
             "HAM10000 from ImageNet": PRETRAIN,
             "HAM10000 from random": (*RANDOM, *PRETRAIN),
+            "synthetic crops from random": (*RANDOM, "--archives", SYNTHETIC, "--archives-mode", "pretrain"),
         }
     ),
     "size": _varied("--image-size", "96", "64", "128", "160"),

@@ -49,9 +49,9 @@ class Archive:
 
 
 def read_archive(folder: Path, lesions: Lesions) -> Archive:
-    """The archive in ``folder``, as ``train.archives`` writes it, without patients of ``lesions`` and unreadable images.
+    """The archive in ``folder``, without patients of ``lesions`` and unreadable images.
 
-    ISIC 2020 and SLICE-3D share patients, under the same ids.
+    ``train.archives`` writes it, or ``train.synthetic``. ISIC 2020 and SLICE-3D share patients, under the same ids.
 
     Raises:
         InputError: the folder is missing or wrong, or all lesions left are of one class.
@@ -59,8 +59,8 @@ def read_archive(folder: Path, lesions: Lesions) -> Archive:
     path = folder / "train-metadata.csv"
     metadata = read_metadata(path, labelled=True)
     diagnoses = read_csv_file(path, Reading("str"))
-    if "diagnosis" not in diagnoses:
-        raise InputError(f"{path} has no column 'diagnosis'; make the folder with train.archives.")
+    if not {"diagnosis", "iddx_3"} & set(diagnoses):
+        raise InputError(f"{path} has no column 'diagnosis' or 'iddx_3'; make the folder with train.archives.")
     known = metadata[ID].isin(set(lesions.isic_ids)) | metadata[PATIENT].isin(set(lesions.patients))
     if known.any():
         log(f"{int(known.sum()):,} archive lesions left out: their patients are in --data")

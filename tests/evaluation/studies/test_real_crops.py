@@ -20,7 +20,16 @@ from evaluation.studies.real_crops import (
     with_sources,
 )
 from evaluation.studies.real_fusion import rescored
-from evaluation.studies.real_recipe import ARCHIVES, FACTORS, NETWORKS, PRETRAIN, SHORT, UNLABELLED, UNLABELLED_IMAGENET
+from evaluation.studies.real_recipe import (
+    ARCHIVES,
+    FACTORS,
+    NETWORKS,
+    PRETRAIN,
+    SHORT,
+    SYNTHETIC,
+    UNLABELLED,
+    UNLABELLED_IMAGENET,
+)
 from inference.artifacts import checked_file
 from inference.images import ImageStore
 from inference.schema import ID, PATIENT, TARGET
@@ -141,7 +150,9 @@ def test_known_patients_stay_together_and_the_features_see_the_hospital_alone(ma
 @pytest.mark.parametrize("name", FACTORS)
 def test_the_options_of_every_variant_are_those_of_train_fusion(name, tmp_path):
     (tmp_path / "weights").touch()
-    paths = {ARCHIVES: str(tmp_path), UNLABELLED: str(tmp_path / "weights"), UNLABELLED_IMAGENET: str(tmp_path / "weights")}
+    (tmp_path / "synthetic").mkdir()
+    paths = {ARCHIVES: str(tmp_path), SYNTHETIC: str(tmp_path / "synthetic")}
+    paths |= dict.fromkeys((UNLABELLED, UNLABELLED_IMAGENET), str(tmp_path / "weights"))
     found = {}
     for trained in trainings_of(Request(tmp_path, tmp_path), name, []):
         words = [paths.get(word, word) for word in trained.variant.options]
@@ -178,6 +189,9 @@ def test_paths_in_the_options_are_made_when_they_are_needed(tmp_path, monkeypatc
     weights.touch()
     with_sources(request, found["self-supervised"])
     assert len(made) == 2
+    monkeypatch.setattr(real_crops, "write_dataset", lambda out, config: made.append((out, config.lesions)) or "")
+    words = with_sources(request, found["synthetic crops from random"]).variant.options
+    assert made[2:] == [(Path(last_value(words, "--archives")), 10_000)]
     with pytest.raises(InputError, match="--archives is missing"):
         with_sources(Request(tmp_path, tmp_path), found["HAM10000 from random"])
     assert PRETRAIN[1] in found["HAM10000 from random"].variant.request["options"]  # the same wherever the folder lies
