@@ -45,10 +45,10 @@ lock: ## the lists of locked packages in requirements/, by uv
 
 # Small crops, a small backbone whose ImageNet weights are installed (nothing is downloaded), a few epochs; chosen on synthetic
 # datasets of another seed.
-DEMO_NETWORK := --backbone efficientnet-lite0 --image-size 32 --epochs 12 --ema 0.98 --negatives-per-positive 1 \
+DEMO_NETWORK := --backbone efficientnet-lite0 --image-size 32 --epochs 6 --ema 0.98 --negatives-per-positive 1 \
   --augmentation flips --mixup 0 --views 2
 demo: .installed ## the main path on a synthetic dataset, small, on a CPU, into demo/
-	$(RUN) -m train.synthetic --out=$(call q,DEMO,/data) --patients 600 --lesions 40000 --prevalence 0.1
+	$(RUN) -m train.synthetic --out=$(call q,DEMO,/data) --patients 600 --lesions 40000 --prevalence 0.2
 	$(RUN) -m evaluation.main_path --data=$(call q,DEMO,/data) --artifacts=$(call q,DEMO,/artifacts) \
 	  --report=$(call q,DEMO,/report) --folds='--folds 2' --tabular='--seeds 2' --fusion='$(DEMO_NETWORK)' \
 	  $(value OPTIONS)
