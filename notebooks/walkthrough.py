@@ -109,8 +109,8 @@ plt.show()
 #
 # The network takes the crop and the tabular logit. It starts as the tabular model and learns a correction: final logit
 # = tabular logit + correction(crop, logit). Grad-CAM shows where the crop raises the logit, here for the malignant
-# lesions that the networks rank lowest and the benign ones that they rank highest. Networks as small as the demo's look
-# at little more than the lesion's place.
+# lesions that the networks rank lowest and the benign ones that they rank highest. In synthetic crops the mottles of the
+# skin carry the signal, not the lesion.
 
 # %%
 from evaluation.grad_cam import choose_lesions, heat_maps, side_by_side
