@@ -73,7 +73,7 @@ def claim(out: Path, settings: dict) -> None:
 
 def contents(artifacts: Path, images: Path | None) -> dict[str, str | None]:
     """Hashes of what the scoring reads beside its input, by option."""
-    return {"artifacts": sha256_of(artifact_path(artifacts, MANIFEST)), "images": images and sha256_of_images(images)}
+    return {"artifacts": sha256_of(artifact_path(artifacts, MANIFEST)), "images": sha256_of_images(images) if images else None}
 
 
 def refuse_changed(settings: dict[str, Any], artifacts: Path, images: Path | None) -> None:
