@@ -73,7 +73,8 @@ def claim(out: Path, settings: dict) -> None:
 
 def contents(artifacts: Path, images: Path | None) -> dict[str, str | None]:
     """Hashes of what the scoring reads beside its input, by option."""
-    return {"artifacts": sha256_of(artifact_path(artifacts, MANIFEST)), "images": sha256_of_images(images) if images else None}
+    of_images = sha256_of_images(images) if images else None
+    return {"artifacts": sha256_of(artifact_path(artifacts, MANIFEST)), "images": of_images}
 
 
 def refuse_changed(settings: dict[str, Any], artifacts: Path, images: Path | None) -> None:
