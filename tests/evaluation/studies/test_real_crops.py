@@ -8,6 +8,7 @@ from made_release import make_release
 from small_network import small_backbone
 
 from evaluation.studies import real_crops
+from evaluation.studies.image_share import SHARES
 from evaluation.studies.real_crops import (
     FIXED,
     RECIPE,
@@ -281,13 +282,14 @@ def test_the_final_run_leaves_tables_and_artifacts_and_is_kept(command, syntheti
     texts = {name: (out / name).read_text(encoding="utf-8") for name in ("final.md", "rows.md")}
     manifest = read_manifest(artifacts)
     networks = manifest["network"]["networks"]
-    assert set(networks) == set(NETWORKS) == {"fusion", "pixels-96"}
+    assert set(networks) == set(NETWORKS) == {"fusion", "pixels-96", "benign-8"}
     assert networks["fusion"]["weights"] == [f"fusion_fold{fold}.weights.h5" for fold in range(3)]
     assert (networks["pixels-96"]["settings"]["image_size"], networks["pixels-96"]["training"]["seed"]) == (96, 1)
     assert all(checked_file(artifacts, manifest, name) for name in manifest["files"])
     oof, folds = (pd.read_csv(artifacts / name) for name in ("oof_fusion.csv", "folds.csv"))
     columns = {"mean of the networks": "network"} | {f"network {name}": f"network_{name}" for name in networks}
-    np.testing.assert_allclose(oof["network"], oof[["network_fusion", "network_pixels-96"]].mean(axis=1), atol=1e-6)
+    own = [f"network_{name}" for name in NETWORKS]
+    np.testing.assert_allclose(oof["network"], oof[own].mean(axis=1), atol=1e-6)
     table = bootstrap_scores(oof[TARGET], folds[PATIENT], {name: oof[column] for name, column in columns.items()})
     assert len(oof) == RELEASED
     assert [row[:3] for row in cells_of(texts["final.md"])] == [
@@ -298,7 +300,8 @@ def test_the_final_run_leaves_tables_and_artifacts_and_is_kept(command, syntheti
     names = ["tabular", "network", "tabular and network", "both in context", "stacking", "mean of these and stacking"]
     assert [row[1] for row in rows[:6]] == names
     sizes = [f"all: {RELEASED + OTHERS} rows", f"crops of the release: {RELEASED} rows", f"other crops: {OTHERS} rows"]
-    assert [row[0].split(",")[0] for row in rows[::6]] == sizes
+    assert [row[0].split(",")[0] for row in rows[:18:6]] == sizes
+    assert rows[-len(SHARES) - 1][:2] == ["tabular", "0"] and rows[-1][:2] == ["100 %", str(RELEASED + OTHERS)]
     scores, _ = rescored(out / "all", artifacts, 1)
     assert scores[oof[ID]].to_numpy() == pytest.approx(oof["network"].to_numpy(), abs=1e-5)
     assert (rescored(out / "all", artifacts, 2)[0] != scores).any()
