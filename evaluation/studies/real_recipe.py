@@ -58,6 +58,7 @@ FACTORS = {
             "self-supervised from ImageNet": ("--weights", UNLABELLED_IMAGENET),
             "HAM10000 from ImageNet": PRETRAIN,
             "HAM10000 from random": (*RANDOM, *PRETRAIN),
+            "HAM10000 in every epoch": ("--archives", ARCHIVES, "--archives-mode", "joint"),
             "synthetic crops from random": (*RANDOM, "--archives", SYNTHETIC, "--archives-mode", "pretrain"),
         }
     ),
