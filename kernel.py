@@ -1,4 +1,4 @@
-"""ISIC 2024 (SLICE-3D) submission kernel: CatBoost on metadata, ResNet50 on the crop, one submission.csv.
+"""ISIC 2024 (SLICE-3D) submission kernel: CatBoost on metadata, a network on the crop, submission.csv.
 
     python kernel.py [--competition DIR] [--artifacts DIR] [--output FILE]
 

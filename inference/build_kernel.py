@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from inference.files import replacing
 from inference.options import Parser, output_file
@@ -93,7 +93,7 @@ TRAINING = (
 #: Modules of which a few definitions are taken only; their docstring describes the others.
 LIBRARIES = ("utils", "terminal")
 
-KERNEL_HEADER = '''"""ISIC 2024 (SLICE-3D) submission kernel: CatBoost on metadata, ResNet50 on the crop, one submission.csv.
+KERNEL_HEADER = '''"""ISIC 2024 (SLICE-3D) submission kernel: CatBoost on metadata, a network on the crop, submission.csv.
 
     python kernel.py [--competition DIR] [--artifacts DIR] [--output FILE]
 
@@ -389,11 +389,11 @@ def build_kernel() -> str:
     return bundle(KERNEL, KERNEL_HEADER, ROOT)
 
 
-def build_training(settings: dict[str, list[str]], hours: float) -> str:
+def build_training(settings: dict[str, Any], hours: float) -> str:
     """The text of the training script.
 
     Args:
-        settings: options of the stages "folds", "tabular" and "fusion".
+        settings: fields of ``kaggle_cli.entrypoint.Settings``.
         hours: after which the run stops.
 
     Raises:
@@ -413,7 +413,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen.add_argument("--training", type=output_file, metavar="FILE", help="write the training script to FILE instead")
     options = parser.parse_args(arguments)
     path = options.training or ROOT / "kernel.py"
-    text = build_training({"folds": [], "tabular": [], "fusion": []}, hours=11) if options.training else build_kernel()
+    text = build_training({}, hours=11) if options.training else build_kernel()
     current = path.read_text(encoding="utf-8") if path.is_file() else ""
     if options.check and current != text:
         raise InputError("kernel.py is not what inference/ builds; run: python -m inference.build_kernel")

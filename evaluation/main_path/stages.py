@@ -38,8 +38,6 @@ STAGES = {
 WITH_OPTIONS = tuple(stage for stage, module in STAGES.items() if module.startswith("train."))
 #: The option that a stage gets when this command was given it.
 VERBOSITY = {-1: ["--quiet"], 1: ["--verbose"]}
-#: The network of the README's main path.
-NETWORK = ("--backbone", "efficientnet-lite0")
 
 
 @dataclass(frozen=True)

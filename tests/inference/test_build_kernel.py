@@ -30,7 +30,7 @@ def built(request):
     """The list of modules and the file that they make."""
     if request.param == "kernel":
         return KERNEL, build_kernel()
-    return TRAINING, build_training({"folds": ["--folds", "3"], "tabular": [], "fusion": []}, hours=2.5)
+    return TRAINING, build_training({"folds": ["--folds", "3"], "fusion": [["--epochs", "8"]]}, hours=2.5)
 
 
 @pytest.fixture(scope="module")
@@ -148,10 +148,10 @@ def test_every_name_that_is_used_is_bound(built):
 
 
 def test_the_training_script_ends_with_its_settings():
-    text = build_training({"folds": ["--folds", "3"], "tabular": [], "fusion": []}, hours=2.5)
+    text = build_training({"folds": ["--folds", "3"], "fusion": [["--epochs", "8"]]}, hours=2.5)
     call = ast.parse(text).body[-1].body[0].value
     assert ast.unparse(call.func) == "run_part"
-    assert ast.literal_eval(call.args[0]) == {"folds": ["--folds", "3"], "tabular": [], "fusion": []}
+    assert ast.literal_eval(call.args[0]) == {"folds": ["--folds", "3"], "fusion": [["--epochs", "8"]]}
     assert ast.literal_eval(call.keywords[0].value) == 2.5
 
 

@@ -27,6 +27,7 @@ from inference.options import (
     share,
     shell_words,
 )
+from kaggle_cli.entrypoint import Settings
 from utils import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -239,7 +240,7 @@ def commands():
         entry = re.search(r'^if __name__ == "__main__":\n    [\w.]+\((\w+)', path.read_text("utf-8"), re.M)
         if entry:
             yield ".".join(path.relative_to(ROOT).with_suffix("").parts), entry[1], ([],)
-    yield "kaggle_cli.entrypoint", "main", ({}, 1.0, [])
+    yield "kaggle_cli.entrypoint", "main", (Settings(), 1.0, [])
 
 
 @pytest.mark.parametrize(

