@@ -11,16 +11,16 @@ Contents (line numbers):
       306  inference/files.py
       458  inference/options.py
       612  inference/tables.py
-      947  inference/schema.py
-     1095  inference/features.py
-     1441  inference/artifacts.py
-     1519  inference/tabular.py
-     1581  inference/images.py
-     1831  inference/backbones.py
-     2071  inference/network.py
-     2369  inference/run_log.py
-     2509  inference/scoring.py
-     2860  inference/submission.py
+      948  inference/schema.py
+     1096  inference/features.py
+     1442  inference/artifacts.py
+     1523  inference/tabular.py
+     1585  inference/images.py
+     1844  inference/backbones.py
+     2084  inference/network.py
+     2383  inference/run_log.py
+     2523  inference/scoring.py
+     2882  inference/submission.py
 """
 
 from __future__ import annotations
@@ -799,7 +799,7 @@ def _repaired_chunks(path: Path, header: list[str], reading: Reading, rows: int 
     records, first = _rows(path, encoding_of(path), reading), True
     while True:
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
+        writer = csv.writer(text)  # its default line end, "\r\n", makes it quote a cell with either
         if reading.header:
             writer.writerow(header)
         count = 0
@@ -895,7 +895,8 @@ def _records(file: io.TextIOBase, width: int | None) -> Iterator[Record]:
         given_back.extendleft(reversed(more))
         cells = [cell.strip('"') for cell in text.rstrip("\r\n").split(",")]
         if width is not None and len(cells) != width:
-            cells = next(csv.reader([text.rstrip("\r\n")]))
+            with contextlib.suppress(csv.Error):  # a cell of more than 131,072 characters
+                cells = next(csv.reader([text.rstrip("\r\n")]))
         yield Record(number, cells, open_quote=True, cut=cut)
 
 
@@ -1476,7 +1477,7 @@ def load_manifest(folder: Path) -> Manifest:
     except FileNotFoundError as error:
         refuse_dangling(path)
         raise InputError(f"{folder} has no {MANIFEST}; run train.tabular into it, or give the artifact folder.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); train or copy the artifacts again.") from error
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
@@ -1495,12 +1496,15 @@ def checked_file(folder: Path, manifest: Manifest, name: str) -> Path:
     """The path of an artifact after a check of its SHA-256.
 
     Raises:
-        InputError: the manifest does not name the file, or the file is missing or differs.
+        InputError: the manifest does not name the file, or the file is missing, cannot be read, or differs.
     """
     expected = manifest.get("files", {}).get(name)
     if expected is None or not name or Path(name).name != name:  # the folder is flat: a path would lead out of it
         raise InputError(f"{folder / MANIFEST} does not name {name!r}; only files named there are opened.")
-    hashes = {path: sha256_of(path) for path in (folder / COMMITTED / name, folder / name) if path.is_file()}
+    try:
+        hashes = {path: sha256_of(path) for path in (folder / COMMITTED / name, folder / name) if path.is_file()}
+    except OSError as error:
+        raise InputError(f"{folder / name} cannot be read ({error}); copy the artifacts again.") from error
     for path, actual in hashes.items():
         if actual == expected:
             return path
@@ -1587,10 +1591,11 @@ Training and the kernel decode with the same ``decode_crop``. A lesion without a
 which carry positions: the caller knows which ones were scored.
 """
 
-#: Images that the decoder gets at a time, and how many times as many are read before; about 3 MB of JPEG in all.
-CHUNK, AHEAD = 256, 4
-#: An image that claims more pixels is broken, or meant to exhaust memory; crops have some 20,000, photographs 20 million.
-MOST_PIXELS = 25_000_000
+#: Images that the decoder gets at a time, fewer where they have so many bytes; and how many times as many are read before.
+CHUNK, CHUNK_BYTES, AHEAD = 256, 4_000_000, 4
+#: An image that claims more pixels, or has more bytes, is broken, or meant to exhaust memory; crops have some 20,000 pixels,
+#: photographs 20 million.
+MOST_PIXELS, MOST_BYTES = 25_000_000, 100_000_000
 JPEG_START, PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 #: An isic_id that is a name and not a path.
 PLAIN_ID = re.compile(r"\w[\w.-]*")
@@ -1623,22 +1628,22 @@ class ImageStore:
         """Whether the file itself holds an image of this lesion, readable or not."""
         if not PLAIN_ID.fullmatch(isic_id):
             return False
-        if self._links is None:
-            return (self.path / f"{isic_id}.jpg").is_file()
-        # An external or soft link could point out of the file: only what the file itself holds counts.
         try:
+            if self._links is None:
+                return (self.path / f"{isic_id}.jpg").is_file()
+            # An external or soft link could point out of the file: only what the file itself holds counts.
             return self._links.get_info(isic_id.encode()).type == h5py.h5l.TYPE_HARD
-        except (KeyError, RuntimeError):
+        except (KeyError, RuntimeError, OSError):  # the last of a name that is too long
             return False
 
     def places(self, isic_ids: Iterable[str]) -> np.ndarray:
-        """Where each lesion's image lies in the file, int64 of shape (lesions,): reading in that order moves forwards.
+        """Where each lesion's image lies in the file, uint64 of shape (lesions,): reading in that order moves forwards.
 
         Zeros for a folder, and for a lesion without an image.
         """
         links = self._links
         if links is None:
-            return np.zeros(len(list(isic_ids)), dtype="int64")
+            return np.zeros(len(list(isic_ids)), dtype="uint64")
 
         def place(isic_id: str) -> int:
             try:
@@ -1646,19 +1651,20 @@ class ImageStore:
             except (KeyError, RuntimeError):
                 return 0
 
-        return np.fromiter(map(place, isic_ids), dtype="int64")
+        return np.fromiter(map(place, isic_ids), dtype="uint64")  # a damaged link can lead anywhere
 
     def names(self) -> Iterator[str]:
         """The ids of all images, readable or not."""
         yield from self._file if self._file is not None else (path.stem for path in self.path.glob("*.jpg"))
 
     def read(self, isic_id: str) -> bytes:
-        """The JPEG or PNG bytes of one lesion; empty when there are none, they are neither, or claim ``MOST_PIXELS``."""
+        """The JPEG or PNG bytes of one lesion; empty when there are none, they are neither, or too many."""
         try:
             if isic_id not in self:
                 return b""
             if self._file is None:
-                return checked((self.path / f"{isic_id}.jpg").read_bytes())
+                path = self.path / f"{isic_id}.jpg"
+                return checked(path.read_bytes()) if path.stat().st_size <= MOST_BYTES else b""
             return self._read_dataset(self._file, isic_id)
         except (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError, MemoryError, OverflowError):
             return b""
@@ -1671,12 +1677,14 @@ class ImageStore:
         dataset = h5py.h5d.open(file.id, isic_id.encode())
         place = dataset.get_offset()  # None unless the bytes lie in one piece in this file
         if place is not None and self._descriptor is not None:
-            size = dataset.get_storage_size()
+            size = min(dataset.get_storage_size(), MOST_BYTES)
             image = os.pread(self._descriptor, size, place)
             if len(image) == size and checked(image):  # a string of variable length, say, has its address there
                 return image.rstrip(b"\0")
         properties = dataset.get_create_plist()
         if properties.get_external_count() or properties.get_layout() == h5py.h5d.VIRTUAL:
+            return b""
+        if math.prod(dataset.shape) * dataset.dtype.itemsize > MOST_BYTES:  # compressed, it may be a small file
             return b""
         content = np.empty(dataset.shape, dataset.dtype)
         dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, content)
@@ -1800,10 +1808,15 @@ def image_batches(store: ImageReader, isic_ids: Sequence[str], image_size: int |
     import tensorflow as tf
 
     def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for start in range(0, len(isic_ids), CHUNK):
-            found = [(i, store.read(isic_ids[i])) for i in range(start, min(start + CHUNK, len(isic_ids)))]
-            found = [(i, image) for i, image in found if image]
-            yield np.array([i for i, _ in found], dtype="int64"), np.array([image for _, image in found], dtype=object)
+        positions, images, size = [], [], 0
+        for i, isic_id in enumerate(isic_ids, 1):
+            if image := store.read(isic_id):
+                positions.append(i - 1)
+                images.append(image)
+                size += len(image)
+            if len(images) == CHUNK or size > CHUNK_BYTES or i == len(isic_ids):
+                yield np.array(positions, dtype="int64"), np.array(images, dtype=object)
+                positions, images, size = [], [], 0
 
     def decoded(image):
         return decode_crop(image, image_size) if isinstance(image_size, int) else decode_crops(image, image_size)
@@ -2264,7 +2277,7 @@ class Ensemble:
     ) -> None:
         import tensorflow as tf
 
-        self._network, self._note, self.views = network, note, views
+        self._network, self.note, self.views = network, note, views
         self._at_once: int | None = None  # crops that fit into memory, once they did not
         self._names = [tensor.name for tensor in network.inputs]
         self._one = self._traced()
@@ -2322,19 +2335,20 @@ class Ensemble:
         """
         import tensorflow as tf
 
-        crops, tabular = tf.convert_to_tensor(crops), tf.convert_to_tensor(tabular)
         found, start = [], 0
-        while start < len(crops):
-            rows = slice(start, start + (self._at_once or len(crops)))
-            try:
-                found.append(self._shared(crops[rows], tabular[rows]))
-                start = rows.stop
-            except tf.errors.ResourceExhaustedError:
-                self._take_less(len(crops[rows]))
-            except tf.errors.OpError as error:
-                if list(self.functions) == [CPU]:
-                    raise
-                self._leave_accelerators(error)
+        with tf.device(CPU):  # else the batch is divided on an accelerator, which may have failed
+            crops, tabular = tf.convert_to_tensor(crops), tf.convert_to_tensor(tabular)
+            while start < len(crops):
+                rows = slice(start, min(start + (self._at_once or len(crops)), len(crops)))
+                try:
+                    found.append(self._shared(crops[rows], tabular[rows]))
+                    start = rows.stop
+                except tf.errors.ResourceExhaustedError:
+                    self._take_less(rows.stop - start)
+                except tf.errors.OpError as error:
+                    if list(self.functions) == [CPU]:
+                        raise
+                    self._leave_accelerators(error)
         return np.concatenate(found).astype("float64")
 
     def _shared(self, crops, tabular) -> np.ndarray:
@@ -2351,16 +2365,16 @@ class Ensemble:
         """Changes to the CPU: a driver, a library or the memory of an accelerator failed."""
         self.functions = {CPU: self._function_on(CPU)}
         reason = (str(error).strip().splitlines() or [""])[0]
-        self._note("accelerator_failed", 1, f"{type(error).__name__}: {reason}; the CPU computes from now on.")
+        self.note("accelerator_failed", 1, f"{type(error).__name__}: {reason}; the CPU computes from now on.")
 
     def _take_less(self, tried: int) -> None:
         """Halves the number of crops computed at once; after a single crop, changes to the CPU."""
         if tried > 1:
             self._at_once = tried // 2
-            self._note("accelerator_memory", 1, f"{tried} crops did not fit; {self._at_once} at a time from now on.")
+            self.note("accelerator_memory", 1, f"{tried} crops did not fit; {self._at_once} at a time from now on.")
         elif list(self.functions) != [CPU]:
             self.functions = {CPU: self._function_on(CPU)}
-            self._note("accelerator_memory", 1, "a single crop did not fit; the CPU computes from now on.")
+            self.note("accelerator_memory", 1, "a single crop did not fit; the CPU computes from now on.")
         else:
             raise MemoryError("a single crop does not fit into the memory of the CPU")
 
@@ -2614,9 +2628,17 @@ class Networks:
 
     def __init__(self, ensembles: Mapping[str, Ensemble], sizes: Mapping[str, int], note: Callable[[str, int, str], None]):
         self.names, self._at_work, self._note = tuple(ensembles), dict(ensembles), note
+        self._made_of = ensembles, sizes
         #: Sizes that a crop is decoded to, each once.
         self.sizes = tuple(dict.fromkeys(sizes[name] for name in self.names))
         self._place = {name: self.sizes.index(sizes[name]) for name in self.names}
+
+    def renewed(self, note: Callable[[str, int, str], None]) -> Networks:
+        """The same networks, all at work again, for other lesions whose fall-backs are counted by another ``note``."""
+        ensembles, sizes = self._made_of
+        for ensemble in ensembles.values():
+            ensemble.note = note
+        return Networks(ensembles, sizes, note)
 
     @property
     def at_work(self) -> int:
@@ -3033,7 +3055,7 @@ def submission_order(competition: Path, rows: pd.DataFrame, run: Run) -> list[st
     """The isic_ids to submit, in the order of sample_submission.csv, else of the metadata."""
     try:
         sample, repairs = read_sample(competition / SAMPLE)
-    except (OSError, InputError) as error:
+    except Exception as error:  # the metadata has the ids too
         run.fall_back("no_sample_submission", 1, f"{SAMPLE} is not usable ({error}); the order is that of {TEST_METADATA}.")
         return rows[ID].tolist()
     for reason, count in repairs.items():

@@ -93,7 +93,7 @@ def load_manifest(folder: Path) -> Manifest:
     except FileNotFoundError as error:
         refuse_dangling(path)
         raise InputError(f"{folder} has no {MANIFEST}; run train.tabular into it, or give the artifact folder.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); train or copy the artifacts again.") from error
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
@@ -112,12 +112,15 @@ def checked_file(folder: Path, manifest: Manifest, name: str) -> Path:
     """The path of an artifact after a check of its SHA-256.
 
     Raises:
-        InputError: the manifest does not name the file, or the file is missing or differs.
+        InputError: the manifest does not name the file, or the file is missing, cannot be read, or differs.
     """
     expected = manifest.get("files", {}).get(name)
     if expected is None or not name or Path(name).name != name:  # the folder is flat: a path would lead out of it
         raise InputError(f"{folder / MANIFEST} does not name {name!r}; only files named there are opened.")
-    hashes = {path: sha256_of(path) for path in (folder / COMMITTED / name, folder / name) if path.is_file()}
+    try:
+        hashes = {path: sha256_of(path) for path in (folder / COMMITTED / name, folder / name) if path.is_file()}
+    except OSError as error:
+        raise InputError(f"{folder / name} cannot be read ({error}); copy the artifacts again.") from error
     for path, actual in hashes.items():
         if actual == expected:
             return path

@@ -20,10 +20,11 @@ import numpy as np
 from inference.files import content_state, refuse_dangling
 from utils import InputError
 
-#: Images that the decoder gets at a time, and how many times as many are read before; about 3 MB of JPEG in all.
-CHUNK, AHEAD = 256, 4
-#: An image that claims more pixels is broken, or meant to exhaust memory; crops have some 20,000, photographs 20 million.
-MOST_PIXELS = 25_000_000
+#: Images that the decoder gets at a time, fewer where they have so many bytes; and how many times as many are read before.
+CHUNK, CHUNK_BYTES, AHEAD = 256, 4_000_000, 4
+#: An image that claims more pixels, or has more bytes, is broken, or meant to exhaust memory; crops have some 20,000 pixels,
+#: photographs 20 million.
+MOST_PIXELS, MOST_BYTES = 25_000_000, 100_000_000
 JPEG_START, PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 #: An isic_id that is a name and not a path.
 PLAIN_ID = re.compile(r"\w[\w.-]*")
@@ -56,22 +57,22 @@ class ImageStore:
         """Whether the file itself holds an image of this lesion, readable or not."""
         if not PLAIN_ID.fullmatch(isic_id):
             return False
-        if self._links is None:
-            return (self.path / f"{isic_id}.jpg").is_file()
-        # An external or soft link could point out of the file: only what the file itself holds counts.
         try:
+            if self._links is None:
+                return (self.path / f"{isic_id}.jpg").is_file()
+            # An external or soft link could point out of the file: only what the file itself holds counts.
             return self._links.get_info(isic_id.encode()).type == h5py.h5l.TYPE_HARD
-        except (KeyError, RuntimeError):
+        except (KeyError, RuntimeError, OSError):  # the last of a name that is too long
             return False
 
     def places(self, isic_ids: Iterable[str]) -> np.ndarray:
-        """Where each lesion's image lies in the file, int64 of shape (lesions,): reading in that order moves forwards.
+        """Where each lesion's image lies in the file, uint64 of shape (lesions,): reading in that order moves forwards.
 
         Zeros for a folder, and for a lesion without an image.
         """
         links = self._links
         if links is None:
-            return np.zeros(len(list(isic_ids)), dtype="int64")
+            return np.zeros(len(list(isic_ids)), dtype="uint64")
 
         def place(isic_id: str) -> int:
             try:
@@ -79,19 +80,20 @@ class ImageStore:
             except (KeyError, RuntimeError):
                 return 0
 
-        return np.fromiter(map(place, isic_ids), dtype="int64")
+        return np.fromiter(map(place, isic_ids), dtype="uint64")  # a damaged link can lead anywhere
 
     def names(self) -> Iterator[str]:
         """The ids of all images, readable or not."""
         yield from self._file if self._file is not None else (path.stem for path in self.path.glob("*.jpg"))
 
     def read(self, isic_id: str) -> bytes:
-        """The JPEG or PNG bytes of one lesion; empty when there are none, they are neither, or claim ``MOST_PIXELS``."""
+        """The JPEG or PNG bytes of one lesion; empty when there are none, they are neither, or too many."""
         try:
             if isic_id not in self:
                 return b""
             if self._file is None:
-                return checked((self.path / f"{isic_id}.jpg").read_bytes())
+                path = self.path / f"{isic_id}.jpg"
+                return checked(path.read_bytes()) if path.stat().st_size <= MOST_BYTES else b""
             return self._read_dataset(self._file, isic_id)
         except (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError, MemoryError, OverflowError):
             return b""
@@ -104,12 +106,14 @@ class ImageStore:
         dataset = h5py.h5d.open(file.id, isic_id.encode())
         place = dataset.get_offset()  # None unless the bytes lie in one piece in this file
         if place is not None and self._descriptor is not None:
-            size = dataset.get_storage_size()
+            size = min(dataset.get_storage_size(), MOST_BYTES)
             image = os.pread(self._descriptor, size, place)
             if len(image) == size and checked(image):  # a string of variable length, say, has its address there
                 return image.rstrip(b"\0")
         properties = dataset.get_create_plist()
         if properties.get_external_count() or properties.get_layout() == h5py.h5d.VIRTUAL:
+            return b""
+        if math.prod(dataset.shape) * dataset.dtype.itemsize > MOST_BYTES:  # compressed, it may be a small file
             return b""
         content = np.empty(dataset.shape, dataset.dtype)
         dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, content)
@@ -233,10 +237,15 @@ def image_batches(store: ImageReader, isic_ids: Sequence[str], image_size: int |
     import tensorflow as tf
 
     def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for start in range(0, len(isic_ids), CHUNK):
-            found = [(i, store.read(isic_ids[i])) for i in range(start, min(start + CHUNK, len(isic_ids)))]
-            found = [(i, image) for i, image in found if image]
-            yield np.array([i for i, _ in found], dtype="int64"), np.array([image for _, image in found], dtype=object)
+        positions, images, size = [], [], 0
+        for i, isic_id in enumerate(isic_ids, 1):
+            if image := store.read(isic_id):
+                positions.append(i - 1)
+                images.append(image)
+                size += len(image)
+            if len(images) == CHUNK or size > CHUNK_BYTES or i == len(isic_ids):
+                yield np.array(positions, dtype="int64"), np.array(images, dtype=object)
+                positions, images, size = [], [], 0
 
     def decoded(image):
         return decode_crop(image, image_size) if isinstance(image_size, int) else decode_crops(image, image_size)

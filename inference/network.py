@@ -221,7 +221,7 @@ class Ensemble:
     ) -> None:
         import tensorflow as tf
 
-        self._network, self._note, self.views = network, note, views
+        self._network, self.note, self.views = network, note, views
         self._at_once: int | None = None  # crops that fit into memory, once they did not
         self._names = [tensor.name for tensor in network.inputs]
         self._one = self._traced()
@@ -279,19 +279,20 @@ class Ensemble:
         """
         import tensorflow as tf
 
-        crops, tabular = tf.convert_to_tensor(crops), tf.convert_to_tensor(tabular)
         found, start = [], 0
-        while start < len(crops):
-            rows = slice(start, start + (self._at_once or len(crops)))
-            try:
-                found.append(self._shared(crops[rows], tabular[rows]))
-                start = rows.stop
-            except tf.errors.ResourceExhaustedError:
-                self._take_less(len(crops[rows]))
-            except tf.errors.OpError as error:
-                if list(self.functions) == [CPU]:
-                    raise
-                self._leave_accelerators(error)
+        with tf.device(CPU):  # else the batch is divided on an accelerator, which may have failed
+            crops, tabular = tf.convert_to_tensor(crops), tf.convert_to_tensor(tabular)
+            while start < len(crops):
+                rows = slice(start, min(start + (self._at_once or len(crops)), len(crops)))
+                try:
+                    found.append(self._shared(crops[rows], tabular[rows]))
+                    start = rows.stop
+                except tf.errors.ResourceExhaustedError:
+                    self._take_less(rows.stop - start)
+                except tf.errors.OpError as error:
+                    if list(self.functions) == [CPU]:
+                        raise
+                    self._leave_accelerators(error)
         return np.concatenate(found).astype("float64")
 
     def _shared(self, crops, tabular) -> np.ndarray:
@@ -308,16 +309,16 @@ class Ensemble:
         """Changes to the CPU: a driver, a library or the memory of an accelerator failed."""
         self.functions = {CPU: self._function_on(CPU)}
         reason = (str(error).strip().splitlines() or [""])[0]
-        self._note("accelerator_failed", 1, f"{type(error).__name__}: {reason}; the CPU computes from now on.")
+        self.note("accelerator_failed", 1, f"{type(error).__name__}: {reason}; the CPU computes from now on.")
 
     def _take_less(self, tried: int) -> None:
         """Halves the number of crops computed at once; after a single crop, changes to the CPU."""
         if tried > 1:
             self._at_once = tried // 2
-            self._note("accelerator_memory", 1, f"{tried} crops did not fit; {self._at_once} at a time from now on.")
+            self.note("accelerator_memory", 1, f"{tried} crops did not fit; {self._at_once} at a time from now on.")
         elif list(self.functions) != [CPU]:
             self.functions = {CPU: self._function_on(CPU)}
-            self._note("accelerator_memory", 1, "a single crop did not fit; the CPU computes from now on.")
+            self.note("accelerator_memory", 1, "a single crop did not fit; the CPU computes from now on.")
         else:
             raise MemoryError("a single crop does not fit into the memory of the CPU")
 

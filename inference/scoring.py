@@ -123,9 +123,17 @@ class Networks:
 
     def __init__(self, ensembles: Mapping[str, Ensemble], sizes: Mapping[str, int], note: Callable[[str, int, str], None]):
         self.names, self._at_work, self._note = tuple(ensembles), dict(ensembles), note
+        self._made_of = ensembles, sizes
         #: Sizes that a crop is decoded to, each once.
         self.sizes = tuple(dict.fromkeys(sizes[name] for name in self.names))
         self._place = {name: self.sizes.index(sizes[name]) for name in self.names}
+
+    def renewed(self, note: Callable[[str, int, str], None]) -> Networks:
+        """The same networks, all at work again, for other lesions whose fall-backs are counted by another ``note``."""
+        ensembles, sizes = self._made_of
+        for ensemble in ensembles.values():
+            ensemble.note = note
+        return Networks(ensembles, sizes, note)
 
     @property
     def at_work(self) -> int:

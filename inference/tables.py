@@ -9,6 +9,7 @@ repairs it is repaired: a cell that cannot be decoded is empty, a long row is cu
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import io
 from collections import Counter, deque
@@ -215,7 +216,7 @@ def _repaired_chunks(path: Path, header: list[str], reading: Reading, rows: int 
     records, first = _rows(path, encoding_of(path), reading), True
     while True:
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
+        writer = csv.writer(text)  # its default line end, "\r\n", makes it quote a cell with either
         if reading.header:
             writer.writerow(header)
         count = 0
@@ -311,7 +312,8 @@ def _records(file: io.TextIOBase, width: int | None) -> Iterator[Record]:
         given_back.extendleft(reversed(more))
         cells = [cell.strip('"') for cell in text.rstrip("\r\n").split(",")]
         if width is not None and len(cells) != width:
-            cells = next(csv.reader([text.rstrip("\r\n")]))
+            with contextlib.suppress(csv.Error):  # a cell of more than 131,072 characters
+                cells = next(csv.reader([text.rstrip("\r\n")]))
         yield Record(number, cells, open_quote=True, cut=cut)
 
 

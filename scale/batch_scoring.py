@@ -59,8 +59,11 @@ def claim(out: Path, settings: dict) -> None:
         InputError: it holds a run with other settings, or other files.
     """
     if (out / SETTINGS).is_file():
-        known = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
-        other = [f"--{name}" for name in settings if known.get(name) != settings[name]]
+        try:
+            known = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
+            other = [f"--{name}" for name in settings if known.get(name) != settings[name]]
+        except (ValueError, AttributeError) as error:
+            raise InputError(f"{out / SETTINGS} is not of this command; give another --out.") from error
         if other:
             raise InputError(f"{out} was begun with other {', '.join(other)}; give another --out, or remove it.")
     elif out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):

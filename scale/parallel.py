@@ -307,7 +307,8 @@ def _take_share(numbers: Path, processes: int, names: Sequence[str], verbosity: 
 
 def share_of_cores() -> int:
     """How many threads a task may use; -1 for all."""
-    return int(os.environ.get("OMP_NUM_THREADS", -1))
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # of nested levels, the outermost
+    return int(given) if given.isdecimal() and int(given) else -1
 
 
 # A cluster

@@ -21,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from inference.artifacts import load_manifest
+from inference.artifacts import MANIFEST, artifact_path, load_manifest
 from inference.files import refuse_dangling, replacing, sha256_of, write_json
 from inference.images import ImageStore
 from inference.run_log import Run, peak_memory
@@ -222,9 +222,10 @@ def score_part(files: Files, part: int, artifacts: Path, images: Path | None, ba
         tabular = score_tabular(rows, files[artifacts], manifest, run)
         scores = pd.DataFrame({TABULAR: tabular, NETWORK: tabular, FINAL: tabular, "image_scored": 0})
         if images and "network" in manifest:
+            loaded = networks(files[artifacts], sha256_of(artifact_path(files[artifacts], MANIFEST)))
 
             def load():
-                return networks(files[artifacts]), ImageStore(files[images])
+                return loaded.renewed(run.fall_back), ImageStore(files[images])
 
             logits = score_images(rows, tabular, load, manifest, ImageOptions(batch_size), run)
             scores = combine_stages(rows, tabular, logits, files[artifacts], manifest, run)
@@ -271,6 +272,14 @@ def scores_of(folder: Path, part: int) -> Path:
 
 
 @lru_cache(maxsize=1)
-def networks(artifacts: Path) -> Networks:
-    """All networks, loaded once per process."""
-    return load_networks(artifacts, load_manifest(artifacts), Run())
+def networks(artifacts: Path, manifest_sha256: str) -> Networks:
+    """All networks, loaded once per process and content of the artifact folder.
+
+    Raises:
+        InputError: one cannot be loaded: without it, scores would depend on the process.
+    """
+    run = Run()
+    loaded = load_networks(artifacts, load_manifest(artifacts), run)
+    if "fold_networks_left_out" in run.fallbacks:
+        raise InputError(run.notes[0])
+    return loaded

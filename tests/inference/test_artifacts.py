@@ -1,7 +1,9 @@
+import errno
 import json
 
 import pytest
 
+from inference import artifacts
 from inference.artifacts import FORMAT, MANIFEST, checked_file, fold_of_tabular_model, load_manifest, tabular_model_file
 from inference.files import sha256_of
 from utils import InputError
@@ -23,7 +25,7 @@ def test_a_file_that_is_named_and_unchanged_is_given(folder):
     assert checked_file(folder, load_manifest(folder), "model.cbm") == folder / "model.cbm"
 
 
-@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe{"])
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe{", b"[" * 100_000, b'{"format": ' + b"9" * 5_000 + b"}"])
 def test_a_manifest_that_is_no_json_is_refused(folder, content):
     (folder / MANIFEST).write_bytes(content)
     with pytest.raises(InputError, match="is not JSON") as caught:
@@ -57,6 +59,15 @@ def test_a_folder_without_manifest_is_refused(tmp_path):
 def test_a_changed_file_is_refused(folder):
     (folder / "model.cbm").write_bytes(b"TREES")
     with pytest.raises(InputError, match=r"model\.cbm has SHA-256 .* manifest\.json has .*; copy the artifacts again"):
+        checked_file(folder, load_manifest(folder), "model.cbm")
+
+
+def test_a_file_that_cannot_be_read_is_refused(folder, monkeypatch):
+    def fail(path):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(artifacts, "sha256_of", fail)
+    with pytest.raises(InputError, match=r"model\.cbm cannot be read \(.*Input/output error"):
         checked_file(folder, load_manifest(folder), "model.cbm")
 
 

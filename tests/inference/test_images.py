@@ -1,7 +1,10 @@
 import io
+import os
 import shutil
+import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -11,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from inference import images
 from inference.images import CHUNK, ImageStore, SteadyImages, decode_crop, find_images, image_batches, pixels_claimed
 from inference.schema import ID, read_metadata
 from utils import InputError
@@ -135,6 +139,7 @@ def test_a_folder_of_jpegs_equals_the_hdf5_file(tmp_path, store, ids):
         (tmp_path / f"{isic_id}.jpg").write_bytes(store.read(isic_id))
     folder = ImageStore(tmp_path)
     assert [isic_id in folder for isic_id in ids[7:11]] == [True, True, False, False]
+    assert "A" * 300 not in folder
     assert folder.read(ids[10]) == b""
     assert same_crops(crops_of(folder, ids), crops_of(store, ids[:9]))
     folder.close()
@@ -208,6 +213,46 @@ def test_a_file_that_is_damaged_in_one_place_still_gives_the_other_lesions(copy,
     assert damaged.read(ids[3]) == b""
     assert same_crops(crops_of(damaged, ids), whole, without=[ids[3]])
     damaged.close()
+
+
+def test_a_damaged_link_costs_its_own_lesion_only(copy, store, ids):
+    whole, places = crops_of(store, ids), store.places(ids).tolist()
+    with h5py.File(copy) as file:
+        address = struct.pack("<Q", h5py.h5o.get_info(file[ids[3]].id).addr)
+    copy.write_bytes(copy.read_bytes().replace(address, b"\xff" * 8))
+    damaged = ImageStore(copy)
+    found = damaged.places(ids).tolist()
+    assert found[:3] + found[4:] == places[:3] + places[4:]
+    assert same_crops(crops_of(damaged, ids), whole, without=[ids[3]])
+    damaged.close()
+
+
+def test_no_memory_is_taken_for_a_small_file_that_claims_a_large_image(tmp_path, monkeypatch):
+    with h5py.File(tmp_path / "image.hdf5", "w") as file:
+        file.create_dataset("a", (images.MOST_BYTES + 1,), "u1", chunks=(1 << 20,), compression="gzip")
+        file["b"] = np.frombuffer(b"\xff\xd8\xff" + bytes(50), "u1")
+    (tmp_path / "c.jpg").write_bytes(b"\xff\xd8\xff")
+    os.truncate(tmp_path / "c.jpg", images.MOST_BYTES + 1)  # a hole: it takes no space
+    taken = []
+    monkeypatch.setattr(images.np, "empty", taken.append)
+    monkeypatch.setattr(Path, "read_bytes", taken.append)
+    assert ImageStore(tmp_path / "image.hdf5").read("a") == b""
+    assert ImageStore(tmp_path).read("c") == b""
+    assert taken == []
+
+
+def test_large_images_are_read_few_at_a_time(store, ids, monkeypatch):
+    whole, names = crops_of(store, ids), []
+    monkeypatch.setattr(images, "CHUNK_BYTES", 1)
+    assert same_crops(crops_of(store, ids), whole)
+
+    class Watched:
+        def read(self, isic_id):
+            names.append(isic_id)
+            return store.read(isic_id)
+
+    next(iter(image_batches(Watched(), ids, 32, 1)))
+    assert len(names) < 20 < len(ids)
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.7])

@@ -172,6 +172,19 @@ def test_each_network_has_crops_of_its_size():
     assert networks.logits((np.array([10.0]), np.array([20.0])), np.zeros((1, 1))).tolist() == [[10, 21, 12]]
 
 
+def test_networks_that_failed_are_at_work_again_for_other_lesions():
+    broken, whole, first, second = Given(error=ValueError("once")), Given(), Run(), Run()
+    networks = Networks({"best": broken, "weak": whole}, {"best": 32, "weak": 32}, first.fall_back)
+    crops = (np.array([10.0]),)
+    assert np.isnan(networks.logits(crops, np.zeros((1, 1)))[0, 0])
+    broken.error = None
+    renewed = networks.renewed(second.fall_back)
+    assert renewed.logits(crops, np.zeros((1, 1))).tolist() == [[10, 10]]
+    assert (networks.at_work, renewed.at_work) == (1, 2)
+    broken.note("accelerator_failed", 1, "the CPU computes")
+    assert (first.fallbacks, second.fallbacks) == ({"networks_stopped": 1}, {"accelerator_failed": 1})
+
+
 def test_a_signal_before_the_first_image_starts_no_network(scored, capsys):
     run = Run()
     run.interrupted = "SIGTERM was received"

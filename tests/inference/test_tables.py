@@ -103,6 +103,24 @@ def test_what_is_wrong_is_a_sentence_in_training_and_a_count_in_the_kernel(table
     assert repairs == counts
 
 
+@pytest.mark.parametrize("end", ["\r", "\n", "\r\n"])
+@pytest.mark.parametrize("line_end", ["\r", "\n"])
+def test_a_line_end_in_quotes_belongs_to_its_cell(table, end, line_end):
+    rows = ["id,number,word", f'007,1.5,"a{end}b"', "8,2.5,b", ""]
+    path = table(line_end.join(rows).encode())
+    for frame in (read(path), read(path, Counter()), *csv_chunks(path, Reading(TEXT), 5)):
+        assert cells_of(frame) == [["007", 1.5, f"a{end}b"], PLAIN[1]]
+    assert len(lines_of(path)) == 2
+
+
+def test_a_cell_longer_than_the_csv_module_reads_is_no_defect(table):
+    path, repairs = table(HEADER + b'007,1.5,a\n8,"' + b"x" * 140_000 + b',b",0\n9\n'), Counter()
+    with pytest.raises(InputError, match="line 3"):
+        read(path)
+    assert read(path, repairs)["id"].tolist() == ["007", "8", "9"]
+    assert repairs["rows_with_open_quote"] == 1
+
+
 def test_a_column_that_is_there_twice_is_refused_or_counts_once(table):
     path, repairs = table(b"id,word,id\n1,a,2\n"), Counter()
     with pytest.raises(InputError, match="line 1 has column 'id' twice"):
@@ -168,7 +186,7 @@ def test_the_fast_parser_is_used_only_where_it_reads_the_same(tmp_path_factory, 
         return
     if tables._is_regular(path, "utf-8"):
         (slow,) = tables._repaired_chunks(
-            path, tables._header_of(path, "utf-8", Reading()), Reading(TEXT, repairs=Counter()), None
+            path, tables._header_of(path, "utf-8", Reading(repairs=Counter())), Reading(TEXT, repairs=Counter()), None
         )
         pd.testing.assert_frame_equal(frame, slow)
     assert len(frame) == len(lines_of(path))

@@ -174,6 +174,14 @@ def test_a_folder_of_other_settings_or_other_files_is_refused(score, scoring):
         score("--out", scoring.tables)
 
 
+@pytest.mark.parametrize("content", ["[]", "{", ""])
+def test_a_folder_with_settings_of_something_else_is_refused(score, content):
+    score.out.mkdir()
+    (score.out / "settings.json").write_text(content)
+    with pytest.raises(InputError, match=r"settings\.json is not of this command"):
+        score()
+
+
 def test_unusable_cells_and_rows_are_repaired_and_counted(scoring, tmp_path):
     table = pd.read_csv(scoring.tables / "0.csv", dtype="str", keep_default_na=False)
     table.loc[0, "age_approx"] = "old"
@@ -284,6 +292,22 @@ def test_images_that_change_between_two_parts_give_no_scores(score, scoring, tmp
     with pytest.raises(InputError, match="--images: changed while"):
         score("--images", images)
     assert not summarized and not list(score.out.glob("scores-*"))
+
+
+def test_a_network_that_cannot_be_loaded_is_an_error(score, scoring, tmp_path):
+    broken = shutil.copytree(scoring.artifacts, tmp_path / "broken")
+    (broken / "fusion_fold1.weights.h5").write_bytes(b"")
+    with pytest.raises(InputError, match=r"fusion_fold1\.weights\.h5"):
+        score("--artifacts", broken)
+    assert not list(score.out.glob("scores-*"))
+
+
+def test_networks_are_loaded_once_for_a_content_of_the_artifacts(tmp_path, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(parts, "load_manifest", lambda folder: {})
+    monkeypatch.setattr(parts, "load_networks", lambda *_: loaded.append(0) or len(loaded))
+    assert [parts.networks(tmp_path, sha256) for sha256 in ("a", "a", "b")] == [1, 1, 2]
+    parts.networks.cache_clear()
 
 
 def test_images_of_other_lesions_are_refused_with_ids_of_both_sides(score, scoring, tmp_path):

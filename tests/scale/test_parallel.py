@@ -133,6 +133,14 @@ def test_each_process_has_a_gpu_and_its_share_of_the_cores(monkeypatch):
     assert run_tasks(where, [(0,)], 1, progress=HIDDEN)[0][0] == os.getpid()
 
 
+@pytest.mark.parametrize(("given", "threads"), [("", -1), ("4", 4), ("2,1", 2), (" 3 ", 3), ("0", -1), ("many", -1)])
+def test_the_share_of_the_cores_is_that_of_openmp(given, threads, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert share_of_cores() == threads
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert share_of_cores() == -1
+
+
 def test_a_killed_process_is_an_input_error():
     with workers(2), pytest.raises(InputError, match=r"a process of --jobs 2 was killed"):
         run_tasks(die, [(0,), (1,)], 2, progress=HIDDEN)
