@@ -5,8 +5,8 @@
 401,059 training lesions and 511,474 test lesions with their crops are made; then the stages of the main path and the
 kernel run as a user runs them, with a small network and few steps, on all rows. Wall-clock and CPU seconds, peak memory and
 bytes written of each stage go to measurements.json. The same command continues an interrupted rehearsal; a share that is not
-small begins with a rehearsal of a hundredth, from which its time is forecast. Ends with status 1 where a stage needed more
-memory, or grew faster, than it may.
+small begins with a rehearsal of a hundredth, from which its time is forecast. It refuses, with exit status 2, a stage that
+needed more memory, or grew faster, than it may.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Step:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns its exit status."""
+    """Runs the stages and prints the tables; refuses stages that exceed their limits."""
     parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=output_folder, default=Path("rehearsal"), metavar="DIR", help="(%(default)s)")
     parser.add_argument(
@@ -93,10 +93,9 @@ def main(arguments: list[str] | None = None) -> int:
         for share in sorted({min(FIRST, options.share), options.share}):
             rehearse(steps_of(share, options.out), share, records)
     log(tables(records))
-    beyond = beyond_limits(records)
-    for sentence in beyond:
-        log(f"WARNING: {sentence}")
-    return 1 if beyond else 0
+    if beyond := beyond_limits(records):
+        raise InputError(f"{'; '.join(beyond)}; see {records.path}.")
+    return 0
 
 
 def steps_of(share: float, out: Path) -> list[Step]:

@@ -5,8 +5,9 @@
 # that looks at the crop, their combination, the competition's metric, and `kernel.py` offline. Nothing here is a
 # picture of a person, and no figure here says how well the method works on real lesions: that is in the README.
 #
-# It runs in a clone of the repository, on Kaggle (Internet on) and on Colab, without a GPU. The next cell reads what
-# `make demo` has made, or makes a smaller dataset and trains on it, which takes some minutes.
+# It runs in a clone of the repository, without a GPU; on Kaggle (Internet on) and on Colab after `REPOSITORY` in the next
+# cell has the address of the repository. That cell reads what `make demo` has made, or makes a smaller dataset and trains
+# on it, which takes some minutes.
 
 # %%
 import os

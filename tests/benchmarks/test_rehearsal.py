@@ -106,10 +106,11 @@ def test_a_larger_share_begins_with_a_small_one_and_tells_the_time(tmp_path, mon
     assert "| stage0.5 | 100 |" in capsys.readouterr().out
 
 
-def test_more_memory_than_a_stage_may_take_is_status_1(tmp_path, capsys, kept):
+def test_more_memory_than_a_stage_may_take_is_refused(tmp_path, capsys, kept):
     kept.add(Record(0.1, "kernel", 100, "python", 1, Cost(1.0, 1.0, 3.5), finished=True))
-    assert main(["--out", str(tmp_path), "--report"]) == 1
-    assert "WARNING: kernel" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"kernel of 100 rows took 3\.50 GB, more than 3; see .*measurements\.json"):
+        main(["--out", str(tmp_path), "--report"])
+    assert "| kernel | 100 |" in capsys.readouterr().out
 
 
 @pytest.mark.slow
