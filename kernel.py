@@ -260,7 +260,7 @@ def origin(error: BaseException) -> str:
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """The door of every command: runs it and exits, with at most one sentence and no traceback, whatever happened.
+    """The entry point of every command: runs it and exits, with at most one sentence and no traceback, whatever happened.
 
     The status is 0 or what ``main`` returns; 2 for what a user can correct; 1 for a defect, with the traceback in a file
     that the sentence names; 130 after Ctrl-C and 143 after SIGTERM, which is raised as Ctrl-C is: libraries clean up.

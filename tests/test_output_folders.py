@@ -222,7 +222,7 @@ def content(folder):
 
 
 def status_of(run, variant):
-    """The exit status, through the door."""
+    """The exit status, through the entry point."""
     with pytest.raises(SystemExit) as status:
         run_command(lambda: run(variant))
     return status.value.code

@@ -1,4 +1,4 @@
-"""The door of every command: error and exit status, --quiet and --verbose, output that cannot be written."""
+"""The entry point of every command: error and exit status, --quiet and --verbose, output that cannot be written."""
 
 import ast
 import errno

@@ -87,7 +87,7 @@ class ArtifactFolder(RuleBasedStateMachine):
                 run_stage(self.folder, name, value, self.data, replace=True)
             except Killed:
                 assert not full
-            except (OSError, InputError) as error:  # the door makes a sentence of both
+            except (OSError, InputError) as error:  # the entry point makes a sentence of both
                 assert full, error
         found = self.found()
         assert found in (self.expected, after)
