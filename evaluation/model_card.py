@@ -46,22 +46,20 @@ from evaluation.html import ENVIRONMENT
 from evaluation.measures import FINAL, STACKING
 from evaluation.report import Scored, measured_calibrations
 from inference.artifacts import (
-    FOLDS,
     MANIFEST,
     Manifest,
     artifact_path,
     best_network,
-    checked_file,
     last_stage,
     load_manifest,
 )
 from inference.build_kernel import ROOT
 from inference.files import replacing, sha256_of
 from inference.options import Parser, add_data_options, existing_folder, output_file, positive_number
-from inference.schema import HOSPITAL, ID, PATIENT, TARGET, read_scores, read_table
+from inference.schema import HOSPITAL, ID, PATIENT, TARGET, read_table
 from inference.scoring import combine
 from terminal import run_command
-from train.folds import HOLDOUT
+from train.folds import HOLDOUT, read_folds
 from utils import TOP_K, InputError, ScoreTable, bootstrap_scores, format_table, log_summary
 
 TEMPLATE = "model_card.md"
@@ -138,13 +136,13 @@ def model_card(options: Options) -> dict[str, Any]:
     """What the template names.
 
     Raises:
-        InputError: as ``read_dry_run``.
+        InputError: as ``read_dry_run`` and ``read_folds``.
     """
     manifest = load_manifest(options.artifacts)
     dry_run = read_dry_run(options, manifest)
     scored, table = dry_run.scored, dry_run.table
     rows = rows_to_score(options.data, options.artifacts, "all")
-    training = rows[folds_of(options.artifacts, manifest, rows) != HOLDOUT]
+    training = rows[read_folds(options.artifacts, rows) != HOLDOUT]
     divisions, absent = divide(scored.rows)
     divisions = {name: divisions[name] for name in SHOWN if name in divisions}
     absent = [sentence for sentence in absent if sentence.startswith(("hospital", "sex", "age", "skin tone"))]
@@ -223,11 +221,6 @@ def warning_of(every: bool, run: dict[str, Any]) -> str:
     """What makes these scores differ from a submission's; empty where nothing does."""
     fallbacks = ", ".join(f"{name} {count:,}" for name, count in run.get("fallbacks", {}).items())
     return "; ".join([TRAINED_ON] * every + [f"the kernel fell back: {fallbacks}"] * bool(fallbacks))
-
-
-def folds_of(artifacts: Path, manifest: Manifest, rows: pd.DataFrame) -> np.ndarray:
-    """The fold of each row, shape (rows,); ``HOLDOUT`` for a row that was held out."""
-    return read_scores(checked_file(artifacts, manifest, FOLDS), ["fold"])["fold"].reindex(rows[ID]).to_numpy()
 
 
 # Figures

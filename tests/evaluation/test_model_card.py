@@ -166,6 +166,15 @@ def test_a_report_of_something_else_is_refused(trained, report_folder, tmp_path,
     assert not (tmp_path / "card.md").exists()
 
 
+@pytest.mark.parametrize("name", [PATIENT, TARGET])
+def test_rows_with_another_patient_or_label_are_refused(trained, report_folder, tmp_path, name):
+    table = pd.read_csv(trained.data / "train-metadata.csv", dtype=str)
+    table.loc[7, name] = str(1 - int(table.loc[7, name])) if name == TARGET else "IP_0000001"
+    table.to_csv(tmp_path / "train-metadata.csv", index=False)
+    with pytest.raises(InputError, match=f"another {name} for 1 lesions"):
+        main(["--data", str(tmp_path), *arguments(trained, report_folder, tmp_path / "card.md")[2:]])
+
+
 def test_rows_without_licence_sex_or_skin_have_a_table():
     rows = pd.DataFrame({ID: ["a", "b"], PATIENT: ["p", "q"], TARGET: [0, 1]})
     assert sources_of(rows) == [
