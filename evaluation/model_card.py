@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ from inference.artifacts import (
     best_network,
     last_stage,
     load_manifest,
+    networks_of,
 )
 from inference.build_kernel import ROOT
 from inference.files import replacing, sha256_of
@@ -167,7 +169,7 @@ def model_card(options: Options) -> dict[str, Any]:
         "skin": {"division": SKIN_TONE, "columns": (SKIN_L, SKIN_B), "names": TONE_NAMES},
         "ages": AGE_NAMES,
         "calibrations": calibrations,
-        "cost": cost_of(options, dry_run.run),
+        "cost": cost_of(options, networks_of(manifest), dry_run.run),
     }
 
 
@@ -276,21 +278,24 @@ def grouped(groups: list[Group]) -> dict[str, list[Group]]:
     return {name: [each for each in groups if each.division == name] for name in dict.fromkeys(g.division for g in groups)}
 
 
-def cost_of(options: Options, run: dict[str, Any]) -> dict[str, Any]:
-    """Hours of the networks' training where its history is there, seconds of the kernel, and energy where watts are given.
+def cost_of(options: Options, networks: Iterable[str], run: dict[str, Any]) -> dict[str, Any]:
+    """Hours of the networks' training where all histories are there, seconds of the kernel, and energy of given watts.
 
     Returns:
-        ``hours`` and ``epochs`` of all folds together, ``kernel_seconds``, ``lesions``, ``watts``, ``training_kwh``,
+        ``hours`` and ``epochs`` of all networks and folds together, ``history`` (the files, or those that are missing),
+        ``kernel_seconds``, ``lesions``, ``watts``, ``training_kwh``,
         ``kernel_wh_per_1000``; None for what is not known.
     """
-    history = options.artifacts.with_name(f"{options.artifacts.name}-logs") / "fusion-history.csv"
+    logs = options.artifacts.with_name(f"{options.artifacts.name}-logs")
+    histories = [logs / f"{name}-history.csv" for name in networks]
+    missing = [path for path in histories if not path.is_file()]
     hours = epochs = None
-    if history.is_file():
-        table = read_table(history)
+    if histories and not missing:
+        table = pd.concat([read_table(path) for path in histories])
         hours, epochs = float(table["seconds"].sum()) / 3600, len(table)
     seconds, lesions, watts = float(sum(run.get("seconds", {}).values())), run.get("lesions", 0), options.watts
     return {
-        "history": history.name,
+        "history": ", ".join(path.name for path in missing or histories) or "network",
         "hours": hours,
         "epochs": epochs,
         "kernel_seconds": seconds,
