@@ -37,8 +37,9 @@ from inference.schema import PATIENT, TARGET, read_scores
 from inference.scoring import NETWORK
 from inference.tables import id_mismatch
 from train.folds import assign_folds
-from train.fusion import train_fusion
+from train.fusion import own_weights, train_fusion
 from train.manifest import record_stage
+from train.network.config import parse_fusion_options
 from utils import INTERVAL, Estimate, InputError, ScoreTable, bootstrap_scores, log
 
 #: Beside the artifacts of a finished variant: the request, and the seconds that the training took.
@@ -261,13 +262,31 @@ def own_artifacts(artifacts: Path, folder: Path) -> Path:
 
 
 def inputs_of(study: Study, variant: Variant) -> dict[str, str]:
-    """SHA-256 of what a training reads besides folds and tabular logits: the data, and files and archives of its options."""
-    named = [Path(word) for word in (*variant.options, *study.more) if not word.startswith("-")]
-    folders = [study.data, *(path for path in named if path.is_dir())]
-    files = [path for path in named if path.is_file()] + [folder / "train-metadata.csv" for folder in folders]
-    hashes = {str(path): sha256_of(path) for path in files if path.is_file()}
-    images = [path for folder in folders if (path := find_images(folder, "train"))]
-    return hashes | {str(path): sha256_of_images(path) for path in images}
+    """SHA-256 of what a training reads besides folds and tabular logits, by the option that names it.
+
+    Raises:
+        InputError: as ``parse_fusion_options``.
+    """
+    where = ["--data", str(study.data), "--artifacts", str(study.artifacts)]
+    run, config = parse_fusion_options([*where, *variant.options, *study.more])
+    hashes = {}
+    for path in own_weights(config):
+        hashes["--weights"] = sha256_of(path)
+    for option, folder in (("--data", run.data), ("--archives", run.archives)):
+        if folder and (folder / "train-metadata.csv").is_file():
+            hashes[f"{option}: train-metadata.csv"] = sha256_of(folder / "train-metadata.csv")
+        if folder and (images := find_images(folder, "train")):
+            hashes[f"{option}: images"] = sha256_of_images(images)
+    return hashes
+
+
+def other_inputs(known: Mapping[str, str], inputs: Mapping[str, str]) -> list[str]:
+    """Which of ``inputs``, of ``inputs_of``, have another content in the record of a finished training.
+
+    Earlier records have the paths as they were typed in place of the options: their content counts alone.
+    """
+    earlier = set() if any(name.startswith("--") for name in known) else set(known.values())
+    return [name for name, sha256 in inputs.items() if known.get(name) != sha256 and sha256 not in earlier]
 
 
 def train_variant(study: Study, variant: Variant) -> float:
@@ -287,7 +306,7 @@ def train_once(study: Study, variant: Variant, folder: Path, network: str = "") 
     finished, inputs = folder / f"{network}{FINISHED}", inputs_of(study, variant)
     if finished.is_file():
         known = json.loads(finished.read_text(encoding="utf-8"))
-        other = [name for name, sha256 in inputs.items() if known.get("inputs", {}).get(name) != sha256]
+        other = other_inputs(known.get("inputs", {}), inputs)
         if other:
             raise InputError(f"{folder} holds a training on another content of {', '.join(other)}; give another --out.")
         if known["request"] != variant.request:

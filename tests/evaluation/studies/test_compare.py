@@ -1,6 +1,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -97,17 +98,34 @@ def test_a_finished_training_is_kept_with_its_request_and_time(study, monkeypatc
 def test_a_finished_training_on_data_of_other_content_is_refused(study, monkeypatch, tmp_path):
     pretend(monkeypatch, [])
     data = shutil.copytree(study.data, tmp_path / "data")
-    params = tmp_path / "params.json"
-    params.write_text("1")
-    study = replace(study, data=data, more=("--params", str(params)))
+    weights = tmp_path / "own.weights.h5"
+    weights.write_text("1")
+    study = replace(study, data=data, more=(f"--weights={weights}",))
     train_variant(study, ONE)
-    for path in (params, data / "train-metadata.csv", data / "train-image.hdf5"):
+    named = {weights: "--weights", data / "train-metadata.csv": "--data: train", data / "train-image.hdf5": "--data: images"}
+    for path, name in named.items():
         content = path.read_bytes()
         path.write_bytes(content[:-1] + b"2")
-        with pytest.raises(InputError, match=f"another content of .*{path.name}"):
+        with pytest.raises(InputError, match=f"another content of {name}"):
             train_variant(study, ONE)
         path.write_bytes(content)
     train_variant(study, ONE)
+    monkeypatch.chdir(tmp_path)
+    train_variant(replace(study, data=Path("data"), more=("--weights", "own.weights.h5")), ONE)
+
+
+def test_a_record_by_paths_counts_where_the_content_is_the_same(study, monkeypatch):
+    pretend(monkeypatch, [])
+    train_variant(study, ONE)
+    record = study.out / "one" / "seconds.json"
+    known = json.loads(record.read_text())
+    hashes = {f"elsewhere/{number}": sha256 for number, sha256 in enumerate(known["inputs"].values())}
+    record.write_text(json.dumps(known | {"inputs": hashes}))
+    assert train_variant(study, ONE) == known["seconds"]
+    for less in (dict(list(hashes.items())[1:]), {"--weights": "0"} | hashes):
+        record.write_text(json.dumps(known | {"inputs": less}))
+        with pytest.raises(InputError, match="another content of --data"):
+            train_variant(study, ONE)
 
 
 def test_a_training_that_fails_is_not_taken_for_finished(study, monkeypatch):
