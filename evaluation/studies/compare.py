@@ -38,12 +38,14 @@ from inference.scoring import NETWORK
 from inference.tables import id_mismatch
 from train.folds import assign_folds
 from train.fusion import own_weights, train_fusion
-from train.manifest import record_stage
+from train.manifest import NETWORKS, read_manifest, record_stage, recorded
 from train.network.config import parse_fusion_options
 from utils import INTERVAL, Estimate, InputError, ScoreTable, bootstrap_scores, log
 
 #: Beside the artifacts of a finished variant: the request, and the seconds that the training took.
 FINISHED = "seconds.json"
+#: Of a hash, where it is shown.
+CODE_DIGITS = 8
 
 
 # Out-of-fold scores
@@ -176,10 +178,17 @@ class Variant:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The tabular score and the variants' networks, and how long each training took; the first variant is the base."""
+    """The tabular score and the variants' networks, and how long each training took; the first variant is the base.
+
+    Args:
+        table: the scores.
+        seconds: by variant.
+        note: of ``training_note``.
+    """
 
     table: ScoreTable
     seconds: Mapping[str, float]
+    note: str = ""
 
     @property
     def base(self) -> str:
@@ -206,7 +215,7 @@ class Comparison:
         measured = (
             f"{size_of(self.table, 'lesions with an image')}; out of fold, {self.table.samples:,} resamples of patients."
         )
-        return f"{measured}\n\n{markdown_table(head, rows)}\n"
+        return f"{measured}\n\n{markdown_table(head, rows)}\n{self.note}"
 
 
 def study_parser(description: str) -> Parser:
@@ -321,6 +330,33 @@ def train_once(study: Study, variant: Variant, folder: Path, network: str = "") 
     return seconds
 
 
+def training_note(folders: Mapping[str, Path]) -> str:
+    """A paragraph below a table of networks that not all were trained by the same code and library versions; else empty.
+
+    Args:
+        folders: the variants' artifact folders, by the name to show.
+    """
+    facts: dict[str, dict[str, str]] = {}
+    for name, folder in folders.items():
+        manifest = read_manifest(folder)
+        parts = [part for part in manifest.get("made_with", {}) if part.partition(":")[0] in NETWORKS]
+        code = {recorded(manifest, part).get("code", "unknown")[:CODE_DIGITS] for part in parts}
+        facts[name] = manifest.get("versions", {}) | {"code": ", ".join(sorted(code))}
+    names = dict.fromkeys(name for own in facts.values() for name in own)
+    differ = [name for name in names if len({own.get(name) for own in facts.values()}) > 1]
+    made: dict[str, list[str]] = {}
+    for variant, own in facts.items():
+        made.setdefault(", ".join(f"{name} {own.get(name) or 'unknown'}" for name in differ), []).append(variant)
+    if len(made) < 2:
+        return ""
+    most = max(made, key=lambda words: len(made[words]))
+    others = "; ".join(f"{', '.join(variants)}: {words}" for words, variants in made.items() if words != most)
+    return (
+        f"\nNot all were trained by the same code and library versions. {others}; the others: {most}. "
+        "A variant whose folder is deleted is trained again.\n"
+    )
+
+
 def compare_networks(study: Study, variants: Sequence[Variant]) -> Comparison:
     """Trains the variants that are missing; scores all out of fold, on the lesions whose crop every network scored."""
     seconds = {variant.name: train_variant(study, variant) for variant in variants}
@@ -335,4 +371,4 @@ def compare_networks(study: Study, variants: Sequence[Variant]) -> Comparison:
     patients = read_scores(artifact_path(study.artifacts, FOLDS), [PATIENT]).loc[base.index, PATIENT]
     networks = {name: table["network"][scored] for name, table in zip(seconds, tables, strict=True)}
     table = bootstrap_scores(base[TARGET][scored], patients[scored], {TABULAR: base["tabular"][scored]} | networks)
-    return Comparison(table, seconds)
+    return Comparison(table, seconds, training_note({variant.name: variant.folder(study) for variant in variants}))

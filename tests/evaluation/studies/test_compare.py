@@ -184,6 +184,19 @@ def test_the_markdown_shows_scores_differences_and_minutes(study, three, monkeyp
     assert [row[5] for row in cells] == ["", "1.5", "0.5", "0.1"]
 
 
+def test_trainings_by_other_code_or_versions_are_named_below_the_table(study, three):
+    assert compare_networks(study, three).note == ""
+    for variant, code, keras in zip(three, "aab", "334", strict=True):
+        path = variant.folder(study) / "manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest["made_with"]["network:fusion"] = {"code": code * 64}
+        path.write_text(json.dumps(manifest | {"versions": {"keras": keras}}))
+    found = compare_networks(study, three)
+    assert " third: keras 4, code bbbbbbbb; the others: keras 3, code aaaaaaaa." in found.note
+    assert found.as_markdown().endswith(found.note)
+    assert compare_networks(study, three[:2]).note == ""
+
+
 def test_a_difference_shows_its_signs():
     assert signed(Estimate(0.00124, -0.0003, 0.01)) == "+0.0012 [-0.0003, +0.0100]"
 
