@@ -38,7 +38,7 @@ from inference.tables import Reading, id_mismatch, read_csv_file
 from scale.artifact_folder import fingerprints
 from scale.output_folder import output_set
 from terminal import run_command
-from train.folds import HOLDOUT
+from train.folds import HOLDOUT, read_folds
 from train.image_files import write_image_file
 from train.manifest import made_with
 from utils import OUTPUT, Estimate, InputError, ScoreTable, bootstrap_scores, format_table, log, log_summary
@@ -187,17 +187,13 @@ def rows_to_score(data: Path, artifacts: Path, which: str) -> pd.DataFrame:
     """Labelled rows, as ``read_metadata`` gives them: the holdout of folds.csv, or all.
 
     Raises:
-        InputError: there is no holdout, or folds.csv is of other rows.
+        InputError: there is no holdout, or folds.csv is of other rows, patients or labels.
     """
     metadata = read_metadata(data / "train-metadata.csv", labelled=True)
     if which == "all":
         return metadata
     path = checked_file(artifacts, load_manifest(artifacts), FOLDS)
-    known = read_scores(path, ["fold"])["fold"]
-    fold = known.reindex(metadata[ID]).to_numpy()
-    if np.isnan(fold).any():
-        differ = id_mismatch("train-metadata.csv", metadata[ID], str(path), known.index)
-        raise InputError(f"{differ}; give the --data that the artifacts were trained on.")
+    fold = read_folds(artifacts, metadata)
     if not (fold == HOLDOUT).any():
         raise InputError(f"{path} has no holdout; run train.folds with --holdout, or give --rows all.")
     return metadata[fold == HOLDOUT].reset_index(drop=True)

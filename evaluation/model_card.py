@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,22 +47,21 @@ from evaluation.html import ENVIRONMENT
 from evaluation.measures import FINAL, STACKING
 from evaluation.report import Scored, measured_calibrations
 from inference.artifacts import (
-    FOLDS,
     MANIFEST,
     Manifest,
     artifact_path,
     best_network,
-    checked_file,
     last_stage,
     load_manifest,
+    networks_of,
 )
 from inference.build_kernel import ROOT
 from inference.files import replacing, sha256_of
 from inference.options import Parser, add_data_options, existing_folder, output_file, positive_number
-from inference.schema import HOSPITAL, ID, PATIENT, TARGET, read_scores, read_table
+from inference.schema import HOSPITAL, ID, PATIENT, TARGET, read_table
 from inference.scoring import combine
 from terminal import run_command
-from train.folds import HOLDOUT
+from train.folds import HOLDOUT, read_folds
 from utils import TOP_K, InputError, ScoreTable, bootstrap_scores, format_table, log_summary
 
 TEMPLATE = "model_card.md"
@@ -138,13 +138,13 @@ def model_card(options: Options) -> dict[str, Any]:
     """What the template names.
 
     Raises:
-        InputError: as ``read_dry_run``.
+        InputError: as ``read_dry_run`` and ``read_folds``.
     """
     manifest = load_manifest(options.artifacts)
     dry_run = read_dry_run(options, manifest)
     scored, table = dry_run.scored, dry_run.table
     rows = rows_to_score(options.data, options.artifacts, "all")
-    training = rows[folds_of(options.artifacts, manifest, rows) != HOLDOUT]
+    training = rows[read_folds(options.artifacts, rows) != HOLDOUT]
     divisions, absent = divide(scored.rows)
     divisions = {name: divisions[name] for name in SHOWN if name in divisions}
     absent = [sentence for sentence in absent if sentence.startswith(("hospital", "sex", "age", "skin tone"))]
@@ -169,7 +169,7 @@ def model_card(options: Options) -> dict[str, Any]:
         "skin": {"division": SKIN_TONE, "columns": (SKIN_L, SKIN_B), "names": TONE_NAMES},
         "ages": AGE_NAMES,
         "calibrations": calibrations,
-        "cost": cost_of(options, dry_run.run),
+        "cost": cost_of(options, networks_of(manifest), dry_run.run),
     }
 
 
@@ -225,11 +225,6 @@ def warning_of(every: bool, run: dict[str, Any]) -> str:
     return "; ".join([TRAINED_ON] * every + [f"the kernel fell back: {fallbacks}"] * bool(fallbacks))
 
 
-def folds_of(artifacts: Path, manifest: Manifest, rows: pd.DataFrame) -> np.ndarray:
-    """The fold of each row, shape (rows,); ``HOLDOUT`` for a row that was held out."""
-    return read_scores(checked_file(artifacts, manifest, FOLDS), ["fold"])["fold"].reindex(rows[ID]).to_numpy()
-
-
 # Figures
 
 
@@ -283,21 +278,24 @@ def grouped(groups: list[Group]) -> dict[str, list[Group]]:
     return {name: [each for each in groups if each.division == name] for name in dict.fromkeys(g.division for g in groups)}
 
 
-def cost_of(options: Options, run: dict[str, Any]) -> dict[str, Any]:
-    """Hours of the networks' training where its history is there, seconds of the kernel, and energy where watts are given.
+def cost_of(options: Options, networks: Iterable[str], run: dict[str, Any]) -> dict[str, Any]:
+    """Hours of the networks' training where all histories are there, seconds of the kernel, and energy of given watts.
 
     Returns:
-        ``hours`` and ``epochs`` of all folds together, ``kernel_seconds``, ``lesions``, ``watts``, ``training_kwh``,
+        ``hours`` and ``epochs`` of all networks and folds together, ``history`` (the files, or those that are missing),
+        ``kernel_seconds``, ``lesions``, ``watts``, ``training_kwh``,
         ``kernel_wh_per_1000``; None for what is not known.
     """
-    history = options.artifacts.with_name(f"{options.artifacts.name}-logs") / "fusion-history.csv"
+    logs = options.artifacts.with_name(f"{options.artifacts.name}-logs")
+    histories = [logs / f"{name}-history.csv" for name in networks]
+    missing = [path for path in histories if not path.is_file()]
     hours = epochs = None
-    if history.is_file():
-        table = read_table(history)
+    if histories and not missing:
+        table = pd.concat([read_table(path) for path in histories])
         hours, epochs = float(table["seconds"].sum()) / 3600, len(table)
     seconds, lesions, watts = float(sum(run.get("seconds", {}).values())), run.get("lesions", 0), options.watts
     return {
-        "history": history.name,
+        "history": ", ".join(path.name for path in missing or histories) or "network",
         "hours": hours,
         "epochs": epochs,
         "kernel_seconds": seconds,

@@ -153,7 +153,9 @@ def unfinished_folder(run: RunConfig, training: Training) -> Path:
     settings["archives"] = training.archive.sha256 if training.archive else "none"
     for path in own_weights(training.config):
         settings["initial_weights"] = sha256_of(path)
-    settings["code"] = code_version("train.fusion")
+    if training.config.auxiliary:
+        settings["diagnosis groups"] = training.groups_sha256
+    settings |= versions() | {"code": code_version("train.fusion")}
     if run.restart and folder.is_dir():
         shutil.rmtree(folder)
     if (folder / SETTINGS).is_file():

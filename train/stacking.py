@@ -32,12 +32,12 @@ from inference.options import Number, Parser, add_data_options
 from inference.run_log import versions
 from inference.schema import ID, PATIENT, TARGET, read_scores
 from inference.scoring import FINAL, IN_CONTEXT, NETWORK, STACKING, TABULAR
-from inference.tables import id_mismatch
 from scale.parallel import workers
 from terminal import run_command
 from train.combination import OF_ALL, choose_combination, difference_line, scores_section
 from train.config import STACKING_PARAMETERS, TabularConfig, add_tabular_options, read_config
 from train.cross_validation import categories_of, cross_validate
+from train.folds import read_folds
 from train.leaks import ColumnChoice
 from train.lesions import Rows, read_rows
 from train.manifest import Stage, is_current, read_manifest, stage
@@ -186,16 +186,16 @@ def read_logits(artifacts: Path, rows: Rows, networks: list[str]) -> tuple[pd.Da
     Returns:
         A table as ``train.combination`` takes it, with patient_id, and a column for each network, NaN where it has not
         scored the lesion; its index is the position in ``rows``. And whether the lesion has all scores, bool (rows,).
+
+    Raises:
+        InputError: as ``read_folds``: ``rows`` are not those that the artifacts were trained on.
     """
+    read_folds(artifacts, rows.metadata)
     manifest = load_manifest(artifacts)
     names = [TARGET, "fold", TABULAR, NETWORK, "image_scored", *map(network_column, networks)]
     known = read_scores(checked_file(artifacts, manifest, OOF_FUSION), names)
     table = rows.metadata[[ID, PATIENT]]
-    table = table[table[ID].isin(known.index)]
-    if len(table) != len(known):
-        differ = id_mismatch(OOF_FUSION, known.index, "train-metadata.csv", rows.metadata[ID])
-        raise InputError(f"{differ}; give the --data that the artifacts were trained on.")
-    table = table.join(known, on=ID).astype({"fold": int, TARGET: int, "image_scored": int})
+    table = table[table[ID].isin(known.index)].join(known, on=ID).astype({"fold": int, TARGET: int, "image_scored": int})
     scored = table["image_scored"].to_numpy() == 1
     table = table.rename(columns={network_column(name): name for name in networks})
     table.loc[~scored, networks] = np.nan

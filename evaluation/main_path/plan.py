@@ -35,6 +35,7 @@ from inference.schema import read_metadata
 from scale.artifact_folder import fingerprints
 from train.folds import FoldOptions, parse_fold_options
 from train.fusion import networks_are_current
+from train.leaks import ColumnChoice
 from train.manifest import read_manifest
 from train.network.config import parse_fusion_options
 from train.stacking import stack_is_current
@@ -130,6 +131,7 @@ def folds_are_current(folds: FoldOptions) -> bool:
     if not known or not artifact_path(folds.artifacts, FOLDS).is_file():
         return False
     same = (known["folds"], known["seed"], known["holdout_hospital"]) == (folds.folds, folds.seed, folds.holdout_hospital)
+    same &= ColumnChoice.recorded(manifest) == folds.choice
     return same and manifest["made_from"]["folds"] == {source.name: fingerprints([source])[str(source)]}
 
 

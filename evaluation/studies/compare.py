@@ -37,12 +37,15 @@ from inference.schema import PATIENT, TARGET, read_scores
 from inference.scoring import NETWORK
 from inference.tables import id_mismatch
 from train.folds import assign_folds
-from train.fusion import train_fusion
-from train.manifest import record_stage
+from train.fusion import own_weights, train_fusion
+from train.manifest import NETWORKS, read_manifest, record_stage, recorded
+from train.network.config import parse_fusion_options
 from utils import INTERVAL, Estimate, InputError, ScoreTable, bootstrap_scores, log
 
 #: Beside the artifacts of a finished variant: the request, and the seconds that the training took.
 FINISHED = "seconds.json"
+#: Of a hash, where it is shown.
+CODE_DIGITS = 8
 
 
 # Out-of-fold scores
@@ -175,10 +178,17 @@ class Variant:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The tabular score and the variants' networks, and how long each training took; the first variant is the base."""
+    """The tabular score and the variants' networks, and how long each training took; the first variant is the base.
+
+    Args:
+        table: the scores.
+        seconds: by variant.
+        note: of ``training_note``.
+    """
 
     table: ScoreTable
     seconds: Mapping[str, float]
+    note: str = ""
 
     @property
     def base(self) -> str:
@@ -205,7 +215,7 @@ class Comparison:
         measured = (
             f"{size_of(self.table, 'lesions with an image')}; out of fold, {self.table.samples:,} resamples of patients."
         )
-        return f"{measured}\n\n{markdown_table(head, rows)}\n"
+        return f"{measured}\n\n{markdown_table(head, rows)}\n{self.note}"
 
 
 def study_parser(description: str) -> Parser:
@@ -261,13 +271,31 @@ def own_artifacts(artifacts: Path, folder: Path) -> Path:
 
 
 def inputs_of(study: Study, variant: Variant) -> dict[str, str]:
-    """SHA-256 of what a training reads besides folds and tabular logits: the data, and files and archives of its options."""
-    named = [Path(word) for word in (*variant.options, *study.more) if not word.startswith("-")]
-    folders = [study.data, *(path for path in named if path.is_dir())]
-    files = [path for path in named if path.is_file()] + [folder / "train-metadata.csv" for folder in folders]
-    hashes = {str(path): sha256_of(path) for path in files if path.is_file()}
-    images = [path for folder in folders if (path := find_images(folder, "train"))]
-    return hashes | {str(path): sha256_of_images(path) for path in images}
+    """SHA-256 of what a training reads besides folds and tabular logits, by the option that names it.
+
+    Raises:
+        InputError: as ``parse_fusion_options``.
+    """
+    where = ["--data", str(study.data), "--artifacts", str(study.artifacts)]
+    run, config = parse_fusion_options([*where, *variant.options, *study.more])
+    hashes = {}
+    for path in own_weights(config):
+        hashes["--weights"] = sha256_of(path)
+    for option, folder in (("--data", run.data), ("--archives", run.archives)):
+        if folder and (folder / "train-metadata.csv").is_file():
+            hashes[f"{option}: train-metadata.csv"] = sha256_of(folder / "train-metadata.csv")
+        if folder and (images := find_images(folder, "train")):
+            hashes[f"{option}: images"] = sha256_of_images(images)
+    return hashes
+
+
+def other_inputs(known: Mapping[str, str], inputs: Mapping[str, str]) -> list[str]:
+    """Which of ``inputs``, of ``inputs_of``, have another content in the record of a finished training.
+
+    Earlier records have the paths as they were typed in place of the options: their content counts alone.
+    """
+    earlier = set() if any(name.startswith("--") for name in known) else set(known.values())
+    return [name for name, sha256 in inputs.items() if known.get(name) != sha256 and sha256 not in earlier]
 
 
 def train_variant(study: Study, variant: Variant) -> float:
@@ -287,7 +315,7 @@ def train_once(study: Study, variant: Variant, folder: Path, network: str = "") 
     finished, inputs = folder / f"{network}{FINISHED}", inputs_of(study, variant)
     if finished.is_file():
         known = json.loads(finished.read_text(encoding="utf-8"))
-        other = [name for name, sha256 in inputs.items() if known.get("inputs", {}).get(name) != sha256]
+        other = other_inputs(known.get("inputs", {}), inputs)
         if other:
             raise InputError(f"{folder} holds a training on another content of {', '.join(other)}; give another --out.")
         if known["request"] != variant.request:
@@ -300,6 +328,33 @@ def train_once(study: Study, variant: Variant, folder: Path, network: str = "") 
     seconds = time.monotonic() - started
     write_json(finished, {"request": variant.request, "inputs": inputs, "seconds": seconds})
     return seconds
+
+
+def training_note(folders: Mapping[str, Path]) -> str:
+    """A paragraph below a table of networks that not all were trained by the same code and library versions; else empty.
+
+    Args:
+        folders: the variants' artifact folders, by the name to show.
+    """
+    facts: dict[str, dict[str, str]] = {}
+    for name, folder in folders.items():
+        manifest = read_manifest(folder)
+        parts = [part for part in manifest.get("made_with", {}) if part.partition(":")[0] in NETWORKS]
+        code = {recorded(manifest, part).get("code", "unknown")[:CODE_DIGITS] for part in parts}
+        facts[name] = manifest.get("versions", {}) | {"code": ", ".join(sorted(code))}
+    names = dict.fromkeys(name for own in facts.values() for name in own)
+    differ = [name for name in names if len({own.get(name) for own in facts.values()}) > 1]
+    made: dict[str, list[str]] = {}
+    for variant, own in facts.items():
+        made.setdefault(", ".join(f"{name} {own.get(name) or 'unknown'}" for name in differ), []).append(variant)
+    if len(made) < 2:
+        return ""
+    most = max(made, key=lambda words: len(made[words]))
+    others = "; ".join(f"{', '.join(variants)}: {words}" for words, variants in made.items() if words != most)
+    return (
+        f"\nNot all were trained by the same code and library versions. {others}; the others: {most}. "
+        "A variant whose folder is deleted is trained again.\n"
+    )
 
 
 def compare_networks(study: Study, variants: Sequence[Variant]) -> Comparison:
@@ -316,4 +371,4 @@ def compare_networks(study: Study, variants: Sequence[Variant]) -> Comparison:
     patients = read_scores(artifact_path(study.artifacts, FOLDS), [PATIENT]).loc[base.index, PATIENT]
     networks = {name: table["network"][scored] for name, table in zip(seconds, tables, strict=True)}
     table = bootstrap_scores(base[TARGET][scored], patients[scored], {TABULAR: base["tabular"][scored]} | networks)
-    return Comparison(table, seconds)
+    return Comparison(table, seconds, training_note({variant.name: variant.folder(study) for variant in variants}))

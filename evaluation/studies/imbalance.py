@@ -27,13 +27,13 @@ from evaluation.studies.compare import (
     study_parser,
     write_text,
 )
-from inference.options import count, filled_text, positive_number
+from inference.options import Number, count, filled_text
 from inference.schema import TARGET, read_metadata
 from scale.output_folder import output_set
 from terminal import run_command
 from train.charts import BLUE, INK, VERMILION, clean_axes, new_figure, save_png
 from train.folds import HOLDOUT, read_folds
-from train.network.config import parse_fusion_options
+from train.network.config import LEAST_NEGATIVES, parse_fusion_options
 from train.network.sampling import IMBALANCE_MODES, Imbalance
 from utils import InputError, format_table, log, log_summary
 
@@ -99,19 +99,19 @@ def treatments_of(texts: list[str]) -> list[Treatment]:
     """The treatments that ``texts`` name as MODE:RATIO, in that order.
 
     Raises:
-        InputError: a text has another form, there is no such mode, the ratio is no number above zero, or two are equal.
+        InputError: a text has another form, there is no such mode, the ratio is no such number, or two are equal.
     """
     treatments = []
     for text in texts:
         mode, _, ratio = text.partition(":")
         try:
-            number = positive_number(1e9)(ratio)
+            number = Number(LEAST_NEGATIVES, 1e9)(ratio)
         except ArgumentTypeError:
             number = 0
         if mode not in IMBALANCE_MODES or not number:
             raise InputError(
                 f"--variants {text!r} is not of the form MODE:RATIO; give one of {', '.join(IMBALANCE_MODES)}, a colon and "
-                "a number above zero, as in undersample:3."
+                f"a number of {LEAST_NEGATIVES} or more, as in undersample:3."
             )
         if Treatment(mode, number) in treatments:
             raise InputError(f"--variants {text!r} is given more than once; name every variant once.")

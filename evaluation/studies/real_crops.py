@@ -34,6 +34,7 @@ from evaluation.studies.compare import (
     size_of,
     train_once,
     train_variant,
+    training_note,
     write_text,
 )
 from evaluation.studies.real_fusion import Columns, compare_columns_and_crops, final_table, rescored
@@ -264,7 +265,8 @@ def compare_factor(request: Request, name: str, chosen: Sequence[str] = ()) -> s
             )
         logits.setdefault(trained.name, []).append(scores.loc[truth.index].to_numpy())
         minutes.setdefault(trained.name, []).append(took / 60)
-    return as_markdown(name, truth, logits, minutes)
+    note = training_note({variant: each.folder(study) for variant, each in variants.items()})
+    return as_markdown(name, truth, logits, minutes) + note
 
 
 def as_markdown(

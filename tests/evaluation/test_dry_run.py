@@ -70,9 +70,18 @@ def test_images_that_cannot_be_read_are_counted(trained, tmp_path, capsys):
 
 
 def test_rows_of_another_data_set_are_refused_with_both_counts_and_ids(trained, synthetic_data):
-    counts = r"\d+ of the 60 ids of train-metadata.csv \(ISIC_.* and \d+ of the 160 ids of .*folds.csv \(ISIC_"
+    counts = r"\d+ of the 160 ids of .*folds.csv \(ISIC_.* and \d+ of the 60 ids of train-metadata.csv \(ISIC_"
     with pytest.raises(InputError, match=counts):
         rows_to_score(synthetic_data, trained.artifacts, "holdout")
+
+
+@pytest.mark.parametrize("name", [PATIENT, TARGET])
+def test_rows_with_another_patient_or_label_are_refused(trained, tmp_path, name):
+    table = pd.read_csv(trained.data / "train-metadata.csv", dtype=str)
+    table.loc[7, name] = str(1 - int(table.loc[7, name])) if name == TARGET else "IP_0000001"
+    table.to_csv(tmp_path / "train-metadata.csv", index=False)
+    with pytest.raises(InputError, match=f"another {name} for 1 lesions"):
+        rows_to_score(tmp_path, trained.artifacts, "holdout")
 
 
 @pytest.fixture

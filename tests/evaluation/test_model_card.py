@@ -166,6 +166,15 @@ def test_a_report_of_something_else_is_refused(trained, report_folder, tmp_path,
     assert not (tmp_path / "card.md").exists()
 
 
+@pytest.mark.parametrize("name", [PATIENT, TARGET])
+def test_rows_with_another_patient_or_label_are_refused(trained, report_folder, tmp_path, name):
+    table = pd.read_csv(trained.data / "train-metadata.csv", dtype=str)
+    table.loc[7, name] = str(1 - int(table.loc[7, name])) if name == TARGET else "IP_0000001"
+    table.to_csv(tmp_path / "train-metadata.csv", index=False)
+    with pytest.raises(InputError, match=f"another {name} for 1 lesions"):
+        main(["--data", str(tmp_path), *arguments(trained, report_folder, tmp_path / "card.md")[2:]])
+
+
 def test_rows_without_licence_sex_or_skin_have_a_table():
     rows = pd.DataFrame({ID: ["a", "b"], PATIENT: ["p", "q"], TARGET: [0, 1]})
     assert sources_of(rows) == [
@@ -184,5 +193,19 @@ def test_the_skin_angle_is_one_per_patient(trained):
 
 def test_what_was_not_measured_stays_open(trained):
     options = read_options(["--data", str(trained.data), "--artifacts", str(trained.data), "--report", str(trained.data)])
-    cost = cost_of(options, {})
+    cost = cost_of(options, ["fusion"], {})
     assert (cost["hours"], cost["watts"], cost["training_kwh"], cost["kernel_wh_per_1000"]) == (None, None, None, None)
+
+
+def test_the_cost_is_of_all_networks_or_not_recorded(tmp_path):
+    for name in ("data", "artifacts", "artifacts-logs"):
+        (tmp_path / name).mkdir()
+    for name, seconds in (("fusion", "3600\n1800"), ("second", "900")):
+        (tmp_path / "artifacts-logs" / f"{name}-history.csv").write_text(f"seconds\n{seconds}\n")
+    where = ["--data", str(tmp_path / "data"), "--artifacts", str(tmp_path / "artifacts"), "--report", str(tmp_path)]
+    options = read_options([*where, "--watts", "100"])
+    cost = cost_of(options, ["second", "fusion"], {})
+    assert (cost["hours"], cost["epochs"], cost["training_kwh"]) == (1.75, 3, 0.175)
+    assert cost["history"] == "second-history.csv, fusion-history.csv"
+    cost = cost_of(options, ["second", "third"], {})
+    assert (cost["hours"], cost["training_kwh"], cost["history"]) == (None, None, "third-history.csv")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -19,10 +20,12 @@ from inference.backbones import backbone_layer_name
 from inference.files import sha256_of
 from inference.images import ImageStore, image_batches
 from inference.network import Ensemble, NetworkConfig, build_network, load_network, network_logits
+from inference.run_log import versions
 from inference.schema import ID, TARGET, read_metadata
-from train.fusion import train_fusion
+from train.fusion import read_training, train_fusion, unfinished_folder
 from train.network import fold
 from train.network.checkpoint import Checkpoint
+from train.network.config import parse_fusion_options
 from utils import InputError, bootstrap_scores
 
 SMALL = ["--weights", "none", "--image-size", "32", "--epochs", "1", "--batch-size", "16"]
@@ -209,6 +212,22 @@ def test_other_options_or_other_inputs_are_refused_unless_it_is_restarted(traine
         with pytest.raises(pytest.fail.Exception):
             train_fusion(command(trained.data, artifacts, "--seed", "7", option))
         assert left.exists() == kept
+
+
+def test_an_unfinished_training_of_other_versions_or_diagnosis_groups_is_refused(trained, artifacts, monkeypatch):
+    run, config = parse_fusion_options(command(trained.data, artifacts, "--auxiliary", "0.3"))
+    training = read_training(run, config)
+    unfinished_folder(run, training)
+    unfinished_folder(run, training)
+    other = replace(training, lesions=replace(training.lesions, groups=training.lesions.groups[::-1]))
+    with pytest.raises(InputError, match="unfinished training with diagnosis groups"):
+        unfinished_folder(run, other)
+    without = replace(config, auxiliary=0.0)
+    unfinished_folder(replace(run, restart=True), replace(training, config=without))
+    unfinished_folder(run, replace(other, config=without))
+    monkeypatch.setattr("train.fusion.versions", lambda: versions() | {"keras": "3.0.0"})
+    with pytest.raises(InputError, match=f"unfinished training with keras {versions()['keras']}"):
+        unfinished_folder(run, replace(training, config=without))
 
 
 def test_a_finished_training_is_not_repeated(trained, artifacts, untrained):

@@ -118,6 +118,15 @@ def test_other_data_is_refused(trained, synthetic_data, artifacts):
         train_stacking(["--data", str(synthetic_data), "--artifacts", str(artifacts)])
 
 
+@pytest.mark.parametrize("name", [PATIENT, TARGET])
+def test_rows_with_another_patient_or_label_are_refused(trained, tmp_path, name):
+    table = pd.read_csv(trained.data / "train-metadata.csv", dtype=str)
+    table.loc[7, name] = str(1 - int(table.loc[7, name])) if name == TARGET else "IP_0000001"
+    table.to_csv(tmp_path / "train-metadata.csv", index=False)
+    with pytest.raises(InputError, match=f"another {name} for 1 lesions"):
+        read_logits(trained.artifacts, read_rows(tmp_path), ["fusion"])
+
+
 def test_no_label_of_a_fold_changes_a_feature_of_its_rows(trained, artifacts):
     """Neither labels nor other folds' logits enter a lesion's features: only the logits of its own patient."""
     rows = read_rows(trained.data)

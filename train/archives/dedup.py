@@ -107,7 +107,7 @@ def person_names(component: NDArray[np.intp], rows: pd.DataFrame, preferred: Seq
     Args:
         component: as ``components`` gives it.
         rows: image_id, patient_id and lesion_id of every image, "" for none.
-        preferred: for every image a patient's id that precedes all others, "" for none.
+        preferred: for every image a patient's id that precedes all others, such as the competition's, "" for none.
 
     Returns:
         One name per image, equal exactly where the component is equal. A name that is taken by another component gets the
@@ -287,10 +287,12 @@ def sort_out(
     other = len(rows) + pd.Index(others["image_id"]).get_indexer(matches["isic_id"])
     pairs = np.concatenate([*links.values(), np.stack([matches["own"].to_numpy(np.intp), other], axis=1)])
     component = components(len(everyone), [everyone["patient_id"], everyone["lesion_id"]], pairs)
-    preferred = [""] * len(rows) + others["patient_id"].tolist()
+    # A patient of the competition under several ids gets one of the competition's, by which train.fusion leaves them out.
+    theirs = set(competition.patients.values())
+    preferred = [name if name in theirs else "" for name in everyone["patient_id"]]
     person = person_names(component, everyone, preferred)[: len(rows)]
     named = [[(rows["image_id"][one], rows["image_id"][two]) for one, two in links[kind]] for kind in (EXACT, NEAR)]
-    in_competition = pd.Series(person).isin(competition.patients.values()).to_numpy()
+    in_competition = pd.Series(person).isin(theirs).to_numpy()
     return SortedOut(rows.assign(reason=reason, person=person, in_competition=in_competition), *named)
 
 

@@ -43,6 +43,8 @@ ARCHIVES_MODES = ("pretrain", "joint")
 #: The targets of pretraining: malignant or benign, or the five classes of diagnoses.
 ARCHIVES_LABELS = ("malignant", "classes")
 MOST_EPOCHS = 100_000
+#: Of --negatives-per-positive; with fewer, an oversampled epoch repeats each malignant lesion without end.
+LEAST_NEGATIVES = 0.1
 #: Options of the network that the main path and the training on Kaggle train if none is given: docs/real-crops.md.
 MAIN_PATH_NETWORK = ("--backbone", "efficientnet-lite0")
 
@@ -291,7 +293,7 @@ def fusion_parser() -> Parser:
     rare.add_argument("--imbalance", choices=IMBALANCE_MODES, help="(default: %(default)s)")
     rare.add_argument(
         "--negatives-per-positive",
-        type=positive_number(1e9),
+        type=Number(LEAST_NEGATIVES, 1e9),
         help=f"benign per malignant one ({default_of('negatives_per_positive')})",
     )
     rare.add_argument("--focal-gamma", type=positive_number(100), help="of --imbalance focal (default: %(default)s)")

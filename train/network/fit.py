@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -86,12 +87,12 @@ def fit(
 
     checkpoint = checkpoint or Checkpoint(None)
     done, total = checkpoint.epochs, plan.phases[-1].last
-    head = head_of_groups(network, data.groups) if data.groups else None
+    outer = outer_layers(network, data)
     with Bar(total=data.steps * total, initial=data.steps * done, desc=plan.name, unit="step") as bar:
         for phase in plan.phases:
             if done > phase.last:
                 continue
-            model = compiled_model(network, data, plan, phase, head)
+            model = compiled_model(network, data, plan, phase, outer)
             start = max(phase.first, done)
             if phase.first < done:
                 checkpoint.load(model)
@@ -111,23 +112,34 @@ def fit(
     return checkpoint.history
 
 
-def head_of_groups(network, groups: int):
-    """The layer from the features of ``network``'s backbone to the logits of diagnosis groups; its weights are zeros."""
+def outer_layers(network, data: TrainingData) -> dict[str, Any]:
+    """The layers outside of ``network`` that ``data`` needs, the same in all phases; their weights are zeros.
+
+    Returns:
+        "groups": ``head`` of ``with_groups``, for diagnosis groups; "archive": ``offset`` of ``with_source``.
+    """
     import keras
 
+    zeros: dict[str, Any] = {"kernel_initializer": "zeros", "dtype": "float32"}
+    outer = {}
     with network.distribute_strategy.scope():
-        return keras.layers.Dense(groups, kernel_initializer="zeros", name="diagnosis_groups", dtype="float32")
+        if data.groups:
+            outer["groups"] = keras.layers.Dense(data.groups, name="diagnosis_groups", **zeros)
+        if "archive" in data.inputs:
+            outer["archive"] = keras.layers.Dense(1 + data.groups, use_bias=False, name="archive_offset", **zeros)
+    return outer
 
 
-def compiled_model(network, data: TrainingData, plan: Plan, phase: Phase, head=None):
-    """The model that is fitted in a phase: ``network``, with ``head`` if there is one, behind its augmentation, compiled."""
+def compiled_model(network, data: TrainingData, plan: Plan, phase: Phase, outer: Mapping[str, Any] | None = None):
+    """The model that is fitted in a phase: ``network``, with its ``outer_layers``, behind its augmentation, compiled."""
     strategy = network.distribute_strategy
     with strategy.scope():
         config = plan.config
         unfreeze(network, phase.unfreeze, config.from_scratch, config.batch_norm, strategy.num_replicas_in_sync)
-        model = augmented(with_groups(network, head) if head else network, config.augmentation)
-        if "archive" in data.inputs:
-            model = with_source(model)
+        outer = outer or {}
+        model = augmented(with_groups(network, outer["groups"]) if "groups" in outer else network, config.augmentation)
+        if "archive" in outer:
+            model = with_source(model, outer["archive"])
         backbone = backbone_of(network)
         slow = backbone.trainable_variables if backbone and config.backbone_rate != 1 else []
         optimizer = adamw(data.steps * (phase.last - phase.first), phase.learning_rate, config, slow)

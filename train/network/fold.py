@@ -79,6 +79,11 @@ class Training:
         digests = [self.lesions.image_digests, *([self.archive.image_digests] if self.archive else [])]
         return hashlib.sha256(np.concatenate(digests).astype("uint64").tobytes()).hexdigest()
 
+    @property
+    def groups_sha256(self) -> str:
+        """Of the diagnosis groups of all lesions; those of an archive are in ``Archive.sha256``."""
+        return hashlib.sha256(self.lesions.groups.astype("int64").tobytes()).hexdigest()
+
     def where(self, files: Files) -> Training:
         """The same with the paths of the machine where ``files`` lie."""
         weights = Path(self.initial)

@@ -101,7 +101,7 @@ def with_groups(network, head):
     return keras.Model(network.input, join([network.output, head(features)]))
 
 
-def with_source(model):
+def with_source(model, offset):
     """``model`` with one more weight an output: a constant that is added for archive lesions (input "archive" is 1).
 
     The constant stays outside of the network. It learns how an archive's selection changes the odds; a test lesion has no
@@ -109,12 +109,11 @@ def with_source(model):
 
     Args:
         model: from named inputs to logits (batch, 1), or those of ``with_groups``.
+        offset: the layer from the source to what is added to each logit.
     """
     import keras
 
     source = keras.Input((1,), name="archive", dtype="float32")
-    width = model.output.shape[-1]
-    offset = keras.layers.Dense(width, use_bias=False, kernel_initializer="zeros", name="archive_offset", dtype="float32")
     logits = keras.layers.Add(dtype="float32")([model.output, offset(source)])
     return keras.Model({**model.input, "archive": source}, logits)
 

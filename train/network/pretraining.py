@@ -90,15 +90,18 @@ def pretrain_backbone(
         cache: folder of decoded crops, if they are kept.
 
     Raises:
-        InputError: the targets are classes and there is only one.
+        InputError: the targets are classes and there is only one, or their lesions are all malignant or all benign.
     """
     import keras
 
     by_class = config.archives_labels == "classes"
     rows = np.flatnonzero(archive.groups < len(CLASSES) - 1) if by_class else np.arange(len(archive.labels))
-    if by_class and len(set(archive.groups[rows])) < 2:
-        raise InputError("--archives-labels classes needs lesions of two classes or more; use --archives-labels malignant.")
     labels = archive.labels[rows]
+    if by_class and (len(set(archive.groups[rows])) < 2 or not 0 < labels.sum() < len(labels)):
+        raise InputError(
+            f"--archives-labels classes needs two classes or more, of malignant and benign lesions, and {int(labels.sum())} "
+            f"of the {len(labels)} lesions with a class are malignant; use --archives-labels malignant."
+        )
     base_logit = float(np.log(labels.mean() / (1 - labels.mean())))
     network = starting_network(replace(start[0], inputs=("crop",), base_logit=base_logit), start[1])
     if by_class:

@@ -10,6 +10,8 @@ of the other. The labels are not read. The same command continues an interrupted
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from inference.backbones import BACKBONES, RESNET50, backbone_of
+from inference.files import sha256_of
 from inference.network import NetworkConfig
 from inference.options import (
     Parser,
@@ -29,8 +32,10 @@ from inference.options import (
     output_folder,
     positive_number,
 )
+from inference.run_log import versions
 from inference.schema import ID, read_metadata
 from terminal import run_command
+from train.code_version import code_version
 from train.lesions import open_images
 from train.network.augmentation import AUGMENTATIONS, DRAWS, augment
 from train.network.checkpoint import Checkpoint, save_weights
@@ -115,12 +120,13 @@ def train_backbone_on_views(plan: Plan, images: KnownImages, isic_ids: np.ndarra
     """
     unfinished, steps = out.with_name(f".{out.name}.checkpoint.weights.h5"), len(isic_ids) // plan.batch_size
     checkpoint = Checkpoint(unfinished)
-    settings = asdict(plan) | {"crops": len(isic_ids)}
+    initial = initial_weights_file(plan.backbone, plan.weights)
+    settings = settings_of(plan, {isic_id: images.digests[isic_id] for isic_id in isic_ids}, initial)
     if checkpoint.history and checkpoint.history[-1]["settings"] != settings:
         checkpoint.history.clear()  # of another training
     set_seed(plan.seed)
     config = NetworkConfig(plan.image_size, ("crop",), backbone=plan.backbone, head_units=0)
-    network = starting_network(config, initial_weights_file(plan.backbone, plan.weights))
+    network = starting_network(config, initial)
     unfreeze(network, "all", from_scratch=plan.weights == "none")
     model = model_of_views(network, plan)
     optimizer = adamw(steps * plan.epochs, plan.learning_rate, TrainingConfig())
@@ -151,6 +157,20 @@ def train_backbone_on_views(plan: Plan, images: KnownImages, isic_ids: np.ndarra
     out.parent.mkdir(parents=True, exist_ok=True)
     save_weights(backbone_of(network), out)
     unfinished.unlink(missing_ok=True)
+
+
+def settings_of(plan: Plan, digests: dict[str, int], initial: str) -> dict[str, str | int | float]:
+    """All that decides a training, as its checkpoint records it.
+
+    Args:
+        plan: how.
+        digests: isic_id -> digest of the image, of the crops in their order.
+        initial: weights, as ``initial_weights_file`` gives them.
+    """
+    crops = hashlib.sha256(json.dumps(list(digests.items())).encode()).hexdigest()
+    weights = sha256_of(Path(initial)) if Path(initial).is_file() else initial
+    code = code_version("train.network.self_supervised")
+    return asdict(plan) | versions() | {"weights": weights, "crops": crops, "code": code}
 
 
 def batches_of_views(plan: Plan, crops, first_step: int):

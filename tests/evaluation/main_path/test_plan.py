@@ -12,6 +12,7 @@ from evaluation.main_path.plan import Plan, kaggle_lines, plan_lines
 from evaluation.main_path.probes import NetworkSpeed, TabularSpeed, decode_speed, measure_network, measure_tabular, sample_of
 from inference.schema import ID, PATIENT
 from terminal import run_command
+from train.folds import make_folds, parse_fold_options
 from train.leaks import ColumnChoice
 from train.lesions import open_images
 from train.network.config import TrainingConfig
@@ -98,6 +99,15 @@ def test_what_rests_on_a_stage_to_come_is_not_done(synthetic_data, tmp_path, mon
     monkeypatch.setattr(module, "other_is_current", lambda command: missing != "other")
     path, _ = read_options(["--data", str(synthetic_data), "--artifacts", str(tmp_path / "a"), "--fusion", "--weights none"])
     assert module.done_of(path, None, None, [(None, None)]) == done
+
+
+def test_folds_are_current_with_the_same_options_only(synthetic_data, tmp_path):
+    where = ["--data", str(synthetic_data), "--artifacts", str(tmp_path / "a"), "--folds", "2"]
+    chosen = [*where, "--patients", "own", "--columns", "sex", "age_approx", "--accept-leak"]
+    make_folds(chosen)
+    assert module.folds_are_current(parse_fold_options(chosen))
+    for less in (where, chosen[:-1], [*chosen[:-2], "--accept-leak"], [*where, *chosen[-4:]], [*chosen, "--seed", "1"]):
+        assert not module.folds_are_current(parse_fold_options(less))
 
 
 @pytest.mark.parametrize("option", [["--tabular", "--seeds none"], ["--folds", "--holdout 3"], ["--fusion", "--epochs x"]])

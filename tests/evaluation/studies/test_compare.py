@@ -1,6 +1,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -97,17 +98,34 @@ def test_a_finished_training_is_kept_with_its_request_and_time(study, monkeypatc
 def test_a_finished_training_on_data_of_other_content_is_refused(study, monkeypatch, tmp_path):
     pretend(monkeypatch, [])
     data = shutil.copytree(study.data, tmp_path / "data")
-    params = tmp_path / "params.json"
-    params.write_text("1")
-    study = replace(study, data=data, more=("--params", str(params)))
+    weights = tmp_path / "own.weights.h5"
+    weights.write_text("1")
+    study = replace(study, data=data, more=(f"--weights={weights}",))
     train_variant(study, ONE)
-    for path in (params, data / "train-metadata.csv", data / "train-image.hdf5"):
+    named = {weights: "--weights", data / "train-metadata.csv": "--data: train", data / "train-image.hdf5": "--data: images"}
+    for path, name in named.items():
         content = path.read_bytes()
         path.write_bytes(content[:-1] + b"2")
-        with pytest.raises(InputError, match=f"another content of .*{path.name}"):
+        with pytest.raises(InputError, match=f"another content of {name}"):
             train_variant(study, ONE)
         path.write_bytes(content)
     train_variant(study, ONE)
+    monkeypatch.chdir(tmp_path)
+    train_variant(replace(study, data=Path("data"), more=("--weights", "own.weights.h5")), ONE)
+
+
+def test_a_record_by_paths_counts_where_the_content_is_the_same(study, monkeypatch):
+    pretend(monkeypatch, [])
+    train_variant(study, ONE)
+    record = study.out / "one" / "seconds.json"
+    known = json.loads(record.read_text())
+    hashes = {f"elsewhere/{number}": sha256 for number, sha256 in enumerate(known["inputs"].values())}
+    record.write_text(json.dumps(known | {"inputs": hashes}))
+    assert train_variant(study, ONE) == known["seconds"]
+    for less in (dict(list(hashes.items())[1:]), {"--weights": "0"} | hashes):
+        record.write_text(json.dumps(known | {"inputs": less}))
+        with pytest.raises(InputError, match="another content of --data"):
+            train_variant(study, ONE)
 
 
 def test_a_training_that_fails_is_not_taken_for_finished(study, monkeypatch):
@@ -164,6 +182,19 @@ def test_the_markdown_shows_scores_differences_and_minutes(study, three, monkeyp
     differences = [signed(table.difference(name, "first")) for name in ("second", "third")]
     assert [row[4] for row in cells] == ["", "", *differences]
     assert [row[5] for row in cells] == ["", "1.5", "0.5", "0.1"]
+
+
+def test_trainings_by_other_code_or_versions_are_named_below_the_table(study, three):
+    assert compare_networks(study, three).note == ""
+    for variant, code, keras in zip(three, "aab", "334", strict=True):
+        path = variant.folder(study) / "manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest["made_with"]["network:fusion"] = {"code": code * 64}
+        path.write_text(json.dumps(manifest | {"versions": {"keras": keras}}))
+    found = compare_networks(study, three)
+    assert " third: keras 4, code bbbbbbbb; the others: keras 3, code aaaaaaaa." in found.note
+    assert found.as_markdown().endswith(found.note)
+    assert compare_networks(study, three[:2]).note == ""
 
 
 def test_a_difference_shows_its_signs():

@@ -92,7 +92,19 @@ def test_the_default_variants_are_of_all_modes():
 
 @pytest.mark.parametrize(
     "text",
-    ["foo", "foo:1", "focal", "focal:", ":3", "undersample:0", "undersample:-1", "undersample:x", "focal:nan", "focal:inf"],
+    [
+        "foo",
+        "foo:1",
+        "focal",
+        "focal:",
+        ":3",
+        "undersample:0",
+        "undersample:-1",
+        "undersample:x",
+        "focal:nan",
+        "focal:inf",
+        "oversample:1e-320",
+    ],
 )
 def test_a_malformed_variant_is_refused(text, refused):
     assert refused("--variants", "undersample:1", text).startswith(f"--variants {text!r} is not of the form MODE:RATIO; ")

@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -221,6 +222,19 @@ def test_a_factor_is_trained_with_every_seed_and_compared(command, commands, tmp
     assert rows[0][5] == ""
     gain = np.mean(paucs) - float(rows[0][2].split()[0])
     assert float(rows[1][5].split()[0]) == pytest.approx(gain, abs=2e-4)
+
+
+def test_a_variant_that_other_code_has_trained_is_named_below_the_table(command, commands, tmp_path):
+    command += ["--factors", "size", "--variants", "64", *SMALL]
+    main(command)
+    assert "code" not in (tmp_path / "out" / "size.md").read_text(encoding="utf-8")
+    path = tmp_path / "out" / "networks" / "image-size-64-seed0" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["made_with"]["image_only"] = {"code": "b" * 64}
+    path.write_text(json.dumps(manifest))
+    main(command)
+    text = (tmp_path / "out" / "size.md").read_text(encoding="utf-8")
+    assert "image-size-64-seed0: code bbbbbbbb; the others: code unknown." in text
 
 
 def test_what_is_trained_is_kept_for_all_factors(command, commands, tmp_path):

@@ -20,8 +20,9 @@ from train.archives.dedup import (
     merge_years,
     person_names,
     similar_pairs,
+    sort_out,
 )
-from train.archives.images import convert, thumbnail
+from train.archives.images import Competition, Hashed, convert, thumbnail
 from train.archives.tables import COLUMNS
 
 NO_PAIRS = np.zeros((0, 2), np.intp)
@@ -138,6 +139,13 @@ def test_a_person_is_named_by_patient_then_lesion_then_image():
     component = components(5, [rows["patient_id"], rows["lesion_id"]], NO_PAIRS)
     assert person_names(component, rows, [""] * 5) == ["IP_1", "IP_1", "L2", "d", "lesion_IP_1"]
     assert person_names(component, rows, ["", "IP_9", "", "", ""])[:2] == ["IP_9", "IP_9"]
+
+
+def test_a_person_with_a_patient_of_the_competition_among_its_ids_has_that_name():
+    rows = merged(*(row(image, "2020", 0, patient_id=f"IP_{image}", lesion_id="L") for image in "abc"))
+    found = sort_out(rows, [], Hashed.of({}), Competition({"ISIC_9": "IP_b"}), [], thumbnail).rows
+    assert found["person"].tolist() == ["IP_b"] * 3
+    assert found["in_competition"].all()
 
 
 # Copies

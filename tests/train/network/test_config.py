@@ -82,7 +82,7 @@ def test_sampling_has_the_ratio_and_the_focal_exponent():
         "--batch-size": "0 1000000",
         "--learning-rate": "0 inf nan -1 1e9",
         "--head-learning-rate": "0 inf nan",
-        "--negatives-per-positive": "0 nan",
+        "--negatives-per-positive": "0 nan 0.01 1e-320",
         "--focal-gamma": "0 inf",
         "--archives-epochs": "0",
         "--ema": "1 -0.1",

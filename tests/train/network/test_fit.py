@@ -23,7 +23,7 @@ from train.network.fit import (
     tensorboard,
     with_group_loss,
 )
-from train.network.model import augmented
+from train.network.model import augmented, with_source
 from utils import InputError
 
 pytestmark = pytest.mark.integration
@@ -274,6 +274,25 @@ def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(
     assert [{k: v for k, v in record.items() if k not in timing} for record in again] == [
         {k: v for k, v in record.items() if k not in timing} for record in history
     ]
+
+
+def test_the_offset_of_archive_lesions_goes_on_in_the_second_phase(monkeypatch):
+    import tensorflow as tf
+
+    (inputs, *rest), at_start = random_rows(), []
+    inputs["archive"] = np.tile(np.array([[0.0], [1.0], [1.0], [1.0]], "float32"), (2, 1, 1))
+    batches = tf.data.Dataset.from_tensor_slices((inputs, *rest)).repeat()
+    monkeypatch.setattr("train.network.fit.training_batches", lambda *_: batches)
+
+    def watched(*arguments):
+        model = with_source(*arguments)
+        at_start.append(float(model.get_layer("archive_offset").get_weights()[0][0, 0]))
+        return model
+
+    monkeypatch.setattr("train.network.fit.with_source", watched)
+    fit(a_network(), replace(DATA, inputs={"archive": inputs["archive"].ravel()}), a_plan([HEAD, STAGES]))
+    assert at_start[0] == 0
+    assert abs(at_start[1]) > 1e-3
 
 
 # The second head

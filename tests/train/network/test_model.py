@@ -90,7 +90,10 @@ def test_before_the_first_step_the_fitted_model_is_the_tabular_model(resnet):
 
 
 def test_the_source_moves_the_logits_outside_of_the_network_only(resnet):
-    model, batch = with_source(augmented(resnet)), some_batch()
+    import keras
+
+    offset = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros", name="archive_offset")
+    model, batch = with_source(augmented(resnet), offset), some_batch()
     np.testing.assert_array_equal(model(batch).numpy(), batch["tabular"])  # it starts at zero
     model.get_layer("archive_offset").set_weights([np.array([[1.5]], "float32")])
     np.testing.assert_allclose(model(batch).numpy()[:, 0], [-2.0, -0.5, -2.0, -0.5])
@@ -106,7 +109,8 @@ def test_the_second_head_is_on_the_features_of_the_crop(settings):
     with mock.patch("keras.applications.ResNet50", small_backbone):
         network = build_network(NetworkConfig(32, **settings))
     head, batch = keras.layers.Dense(3, name="groups"), some_batch()
-    model = with_source(augmented(with_groups(network, head), "none"))
+    offset = keras.layers.Dense(4, use_bias=False, kernel_initializer="zeros", name="archive_offset")
+    model = with_source(augmented(with_groups(network, head), "none"), offset)
     batch = {name: batch[name] for name in input_names(model)} | {"archive": np.zeros((4, 1), "float32")}
     found = model(batch).numpy()
     inputs = {name: batch[name] for name in input_names(network)}

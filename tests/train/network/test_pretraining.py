@@ -164,6 +164,15 @@ def test_the_backbone_is_trained_and_fits_into_the_fusion_network(archive, eager
     assert all(changed)
 
 
+@pytest.mark.parametrize("target", [0, 1])
+def test_classes_need_malignant_and_benign_lesions(archive, tmp_path, target):
+    groups = np.where(archive.labels == target, np.arange(len(archive.labels)) % 2, CLASSES.index(""))
+    with pytest.raises(InputError, match="--archives-labels malignant"):
+        pretrain_backbone(
+            replace(archive, groups=groups), tmp_path / "b.weights.h5", replace(CONFIG, archives_labels="classes"), START
+        )
+
+
 def test_classes_need_two_of_them(archive, tmp_path):
     one = replace(archive, groups=np.zeros_like(archive.groups))
     with pytest.raises(InputError, match="--archives-labels malignant"):

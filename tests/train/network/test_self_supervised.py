@@ -1,3 +1,5 @@
+import json
+
 import h5py
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from inference.backbones import backbone_of
 from inference.network import NetworkConfig, build_network
 from train.network import self_supervised
 from train.network.checkpoint import Checkpoint
-from train.network.self_supervised import PROJECTION, pretrain_without_labels, spread, unlikeness
+from train.network.self_supervised import PROJECTION, Plan, pretrain_without_labels, settings_of, spread, unlikeness
 from utils import InputError
 
 
@@ -56,6 +58,22 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(command, eager, tm
     printed = capsys.readouterr().out
     assert "epoch 1 of 2" not in printed
     assert "epoch 2 of 2" in printed
+
+
+def test_a_checkpoint_is_of_the_same_crops_weights_code_and_versions(tmp_path, monkeypatch):
+    plan, crops, weights = Plan(), {"a": 1, "b": 2}, tmp_path / "w.weights.h5"
+    weights.write_text("1")
+    base = settings_of(plan, crops, str(weights))
+    assert settings_of(plan, dict(crops), str(weights)) == base == json.loads(json.dumps(base))
+    for other in ({"a": 1, "b": 3}, {"a": 1, "c": 2}, {"b": 2, "a": 1}, {"a": 1}):
+        assert settings_of(plan, other, str(weights)) != base
+    weights.write_text("2")
+    assert settings_of(plan, crops, str(weights)) != base
+    for name in ("code_version", "versions"):
+        with monkeypatch.context() as patch:
+            before = settings_of(plan, crops, "none")
+            patch.setattr(self_supervised, name, lambda *_: {"keras": "3.0.0"})
+            assert settings_of(plan, crops, "none") != before
 
 
 def test_equal_projections_end_the_training(command, eager, monkeypatch):
