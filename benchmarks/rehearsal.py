@@ -27,7 +27,7 @@ from inference.options import Number, Parser, output_folder
 from inference.run_log import minutes
 from terminal import run_command
 from train.synthetic.dataset import LESIONS, PATIENTS, PREVALENCE
-from utils import InputError, log
+from utils import InputError, log, log_summary
 
 TEST_LESIONS = 511_474  # of the competition's hidden test
 #: Small datasets have so many patients and malignant lesions at least, or folds would have none.
@@ -95,6 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     log(tables(records))
     if beyond := beyond_limits(records):
         raise InputError(f"{'; '.join(beyond)}; see {records.path}.")
+    log_summary(f"{records.path}: every stage is within its limits")
     return 0
 
 

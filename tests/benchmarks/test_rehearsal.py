@@ -103,7 +103,9 @@ def test_a_larger_share_begins_with_a_small_one_and_tells_the_time(tmp_path, mon
     assert main(["--out", str(tmp_path), "--share", "0.005"]) == 0
     assert (tmp_path / "stage0.005").read_text() == "x"
     assert (tmp_path / "stage0.01").read_text() == "x"
-    assert "| stage0.5 | 100 |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| stage0.5 | 100 |" in printed
+    assert "measurements.json: " in printed.splitlines()[-1]
 
 
 def test_more_memory_than_a_stage_may_take_is_refused(tmp_path, capsys, kept):
