@@ -28,6 +28,7 @@ NETWORKS = {
     "fusion": (),
     "pixels-96": ("--image-size", "96", "--seed", "1"),
     "benign-8": ("--negatives-per-positive", "8", "--epochs", "40", "--seed", "2"),
+    "cutout": ("--augmentation", "strong-cutout", "--image-size", "96", "--seed", "3"),
 }
 #: Of the training without labels; an epoch has each crop once.
 UNLABELLED_EPOCHS = 30

@@ -296,7 +296,7 @@ def test_the_final_run_leaves_tables_and_artifacts_and_is_kept(command, syntheti
     texts = {name: (out / name).read_text(encoding="utf-8") for name in ("final.md", "rows.md")}
     manifest = read_manifest(artifacts)
     networks = manifest["network"]["networks"]
-    assert set(networks) == set(NETWORKS) == {"fusion", "pixels-96", "benign-8"}
+    assert set(networks) == set(NETWORKS) == {"fusion", "pixels-96", "benign-8", "cutout"}
     assert networks["fusion"]["weights"] == [f"fusion_fold{fold}.weights.h5" for fold in range(3)]
     assert (networks["pixels-96"]["settings"]["image_size"], networks["pixels-96"]["training"]["seed"]) == (96, 1)
     assert all(checked_file(artifacts, manifest, name) for name in manifest["files"])
